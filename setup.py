@@ -1,0 +1,45 @@
+"""Dependencies live here and nowhere else; pyproject.toml reads them from this file.
+
+The lower bounds are the versions that `scripts/test_lowest.sh` installs and runs, not guesses.
+"""
+
+from setuptools import find_packages, setup
+
+INSTALL = [
+    "torch>=2.6.0",
+    "torchvision>=0.21.0",
+    "transformers>=5.0.0",
+    "accelerate>=1.10.0",
+    "peft>=0.18.0",
+    "datasets>=4.0.0",
+    "deepspeed>=0.18.0",
+    "sam2>=1.1.0",
+    "evaluate>=0.4.6",
+    "numpy>=2.0.0",
+    "pillow>=11.0.0",
+    "pycocotools>=2.0.8",
+    "pyyaml>=6.0.2",
+    "safetensors>=0.6.0",
+    "av>=14.1.0",  # writes the overlay clips, and reads video where decord has no wheel (arm64)
+    "decord>=0.6.0; sys_platform == 'linux' and platform_machine == 'x86_64'",
+]
+
+EXTRAS = {
+    "test": [
+        "pytest>=8.3.0",
+        "tensorboard>=2.18.0",
+        "ruff==0.17.5",  # pinned: another release may format differently
+    ],
+}
+
+setup(
+    name="sa2va_hf",
+    version="0.1.0",
+    description="Sa2VA (InternVL + SAM 2) on the Hugging Face stack: prepare, train, merge, segment.",
+    license="Apache-2.0",
+    packages=find_packages(include=["sa2va_hf", "sa2va_hf.*"]),
+    package_data={"sa2va_hf": [f"pretrained/**/*.{kind}" for kind in ("safetensors", "json", "jinja", "txt")]},
+    python_requires=">=3.11",
+    install_requires=INSTALL,
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,1 @@
+"""The model room: travels with its weights, so it imports only itself."""

@@ -1,0 +1,189 @@
+"""Configuration of Sa2VA: a native multimodal LLM and SAM 2 as two sub-configs, and what joins them.
+
+Source of the default numbers: Sa2VA (arXiv 2501.04001) and its released training configuration; SAM 2's flags are
+those of `sam2/configs/sam2{,.1}/*.yaml`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+SEG_TOKEN = "[SEG]"
+# Added to the tokenizer in this order; released checkpoints rely on it.
+SPECIAL_TOKENS = (SEG_TOKEN, "<p>", "</p>", "<vp>", "</vp>")
+IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
+
+# Hiera trunks of the four published sizes; everything else is the same in all of them.
+SAM2_TRUNKS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "embed_dim": 96,
+        "num_heads": 1,
+        "stages": [1, 2, 7, 2],
+        "global_att_blocks": [5, 7, 9],
+        "window_pos_embed_bkg_spatial_size": [7, 7],
+        "window_spec": [8, 4, 14, 7],
+    },
+    "small": {
+        "embed_dim": 96,
+        "num_heads": 1,
+        "stages": [1, 2, 11, 2],
+        "global_att_blocks": [7, 10, 13],
+        "window_pos_embed_bkg_spatial_size": [7, 7],
+        "window_spec": [8, 4, 14, 7],
+    },
+    "base_plus": {
+        "embed_dim": 112,
+        "num_heads": 2,
+        "stages": [2, 3, 16, 3],
+        "global_att_blocks": [12, 16, 20],
+        "window_pos_embed_bkg_spatial_size": [14, 14],
+        "window_spec": [8, 4, 14, 7],
+    },
+    "large": {
+        "embed_dim": 144,
+        "num_heads": 2,
+        "stages": [2, 6, 36, 4],
+        "global_att_blocks": [23, 33, 43],
+        "window_pos_embed_bkg_spatial_size": [7, 7],
+        "window_spec": [8, 4, 16, 8],
+    },
+}
+SAM2_VERSIONS = ("2.0", "2.1")
+
+
+def bundled(path: Any) -> Any:
+    """The folder of a model that ships with the package, if `path` is its name (and no folder here is called so)."""
+    folder = Path(__file__).resolve().parents[1] / "pretrained" / str(path)
+    is_name = isinstance(path, str) and Path(path).name == path and not Path(path).exists()
+    return str(folder) if is_name and folder.is_dir() else path
+
+
+class Sa2VAGroundingConfig(PretrainedConfig):
+    """SAM 2 (arXiv 2408.00714) in numbers: `size` gives a published trunk, every dimension may be given instead.
+
+    Args:
+        version: "2.0" or "2.1"; 2.1 adds a spatial no-object embedding and projected temporal pointer encodings.
+        size: "tiny", "small", "base_plus" or "large"; fills the trunk fields that are not given.
+        image_size: side of the square input in pixels; a multiple of 32.
+        hidden_dim: width of the neck, memory attention and mask decoder; also of the [SEG] embedding. A
+            multiple of 32.
+        memory_dim, memory_layers, memory_feedforward: the memory encoder's width and the memory attention's size.
+    """
+
+    model_type = "sa2va_grounding"
+    base_config_key = "grounding_config"
+
+    def __init__(
+        self,
+        version: str = "2.0",
+        size: str = "large",
+        image_size: int = 1024,
+        hidden_dim: int = 256,
+        embed_dim: int | None = None,
+        num_heads: int | None = None,
+        stages: list[int] | None = None,
+        global_att_blocks: list[int] | None = None,
+        window_pos_embed_bkg_spatial_size: list[int] | None = None,
+        window_spec: list[int] | None = None,
+        memory_dim: int = 64,
+        memory_layers: int = 4,
+        memory_feedforward: int = 2048,
+        num_maskmem: int = 7,
+        **kwargs: Any,
+    ) -> None:
+        if version not in SAM2_VERSIONS:
+            raise ValueError(f"grounding_config.version: expected one of {SAM2_VERSIONS}, got {version!r}")
+        if size not in SAM2_TRUNKS:
+            raise ValueError(f"grounding_config.size: expected one of {sorted(SAM2_TRUNKS)}, got {size!r}")
+        if image_size % 32:
+            raise ValueError(f"grounding_config.image_size: expected a multiple of 32, got {image_size}")
+        if hidden_dim % 32:
+            raise ValueError(f"grounding_config.hidden_dim: expected a multiple of 32, got {hidden_dim}")
+        self.version, self.size = version, size
+        self.image_size, self.hidden_dim = image_size, hidden_dim
+        given = {
+            "embed_dim": embed_dim,
+            "num_heads": num_heads,
+            "stages": stages,
+            "global_att_blocks": global_att_blocks,
+            "window_pos_embed_bkg_spatial_size": window_pos_embed_bkg_spatial_size,
+            "window_spec": window_spec,
+        }
+        for name, published in SAM2_TRUNKS[size].items():
+            setattr(self, name, published if given[name] is None else given[name])
+        self.memory_dim, self.memory_layers, self.memory_feedforward = memory_dim, memory_layers, memory_feedforward
+        self.num_maskmem = num_maskmem
+        super().__init__(**kwargs)
+
+
+class Sa2VAConfig(PretrainedConfig):
+    """Sa2VA: `mllm_config` reads and writes text, `grounding_config` (SAM 2) draws what [SEG] means.
+
+    Args:
+        mllm_config: a config, or its dict, of a native multimodal LLM (InternVL).
+        grounding_config: a `Sa2VAGroundingConfig` or its dict.
+        template: name of the chat template (`processing_sa2va.TEMPLATES`).
+        seg_token_id: id of [SEG] in the tokenizer.
+        mask_loss_weight, dice_loss_weight: 2.0 and 0.5 in the released training.
+        iou_loss_weight: 0 in the released training, whose SAM 2 starts trained. Above 0 all three candidates learn the
+            mask and the IoU head learns to rank them (needed from scratch).
+        mask_targets: "nearest" cells of the mask, as released, or "area" shares, which keep sub-cell edges where
+            masks are coarse (a small `image_size`).
+        num_points: points per mask of the point-sampled losses (PointRend, arXiv 1912.08193); 0 = every cell.
+        objects_per_frame: every frame weighs as this many masks (fewer objects count more, more are subsampled); None
+            = every object counts once.
+    """
+
+    model_type = "sa2va"
+    sub_configs = {"mllm_config": AutoConfig, "grounding_config": Sa2VAGroundingConfig}
+
+    def __init__(
+        self,
+        mllm_config: PretrainedConfig | dict | None = None,
+        grounding_config: Sa2VAGroundingConfig | dict | None = None,
+        template: str = "qwen_chat",
+        seg_token_id: int | None = None,
+        mask_loss_weight: float = 2.0,
+        dice_loss_weight: float = 0.5,
+        iou_loss_weight: float = 0.0,
+        mask_targets: str = "nearest",
+        num_points: int = 12544,
+        oversample_ratio: float = 3.0,
+        importance_sample_ratio: float = 0.75,
+        objects_per_frame: int | None = 5,
+        **kwargs: Any,
+    ) -> None:
+        if mllm_config is None:
+            mllm_config = {"model_type": "internvl"}
+        if isinstance(mllm_config, dict):
+            fields = dict(mllm_config)
+            mllm_config = AutoConfig.for_model(fields.pop("model_type", "internvl"), **fields)
+        if grounding_config is None or isinstance(grounding_config, dict):
+            grounding_config = Sa2VAGroundingConfig(**(grounding_config or {}))
+        self.mllm_config, self.grounding_config = mllm_config, grounding_config
+        self.template, self.seg_token_id = template, seg_token_id
+        self.mask_loss_weight, self.dice_loss_weight = mask_loss_weight, dice_loss_weight
+        self.iou_loss_weight = iou_loss_weight
+        if mask_targets not in ("nearest", "area"):
+            raise ValueError(f"mask_targets: expected 'nearest' or 'area', got {mask_targets!r}")
+        self.mask_targets = mask_targets
+        self.num_points = num_points
+        self.oversample_ratio, self.importance_sample_ratio = oversample_ratio, importance_sample_ratio
+        self.objects_per_frame = objects_per_frame
+        # The released checkpoints train the embedding and the head as two matrices; so do we, at every level.
+        kwargs.setdefault("tie_word_embeddings", False)
+        super().__init__(**kwargs)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
+        return self.mllm_config.get_text_config(*args, **kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.get_text_config().hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self.get_text_config().vocab_size

@@ -1,0 +1,219 @@
+"""Everything that touches SAM 2: building it, image features, and masks from [SEG] embeddings.
+
+SAM 2 is the `sam2` package's `SAM2Base`, unchanged; its own forward for language prompts is written here because the
+stock one has no door for an embedding and blanks masks by object score, which Sa2VA does not
+(sa2va: `extension/sam2_base.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from sam2.modeling.backbones.hieradet import Hiera
+from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
+from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
+from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
+from sam2.modeling.position_encoding import PositionEmbeddingSine
+from sam2.modeling.sam.transformer import RoPEAttention
+from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor, nn
+
+from .configuration_sa2va import Sa2VAGroundingConfig
+
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+PIXEL_STD = (0.229, 0.224, 0.225)
+
+
+def build_sam2(config: Sa2VAGroundingConfig) -> SAM2Base:
+    """SAM 2 from numbers, with the flags of its published YAMLs (no Hydra)."""
+    channels = [config.embed_dim * 2**i for i in reversed(range(len(config.stages)))]
+    trunk = Hiera(
+        embed_dim=config.embed_dim,
+        num_heads=config.num_heads,
+        stages=tuple(config.stages),
+        global_att_blocks=tuple(config.global_att_blocks),
+        window_pos_embed_bkg_spatial_size=tuple(config.window_pos_embed_bkg_spatial_size),
+        window_spec=tuple(config.window_spec),
+    )
+    neck = FpnNeck(
+        position_encoding=PositionEmbeddingSine(num_pos_feats=config.hidden_dim),
+        d_model=config.hidden_dim,
+        backbone_channel_list=channels,
+        fpn_top_down_levels=[2, 3],
+        fpn_interp_model="nearest",
+    )
+    newer = config.version == "2.1"
+    return SAM2Base(
+        image_encoder=ImageEncoder(trunk=trunk, neck=neck, scalp=1),
+        memory_attention=_memory_attention(config),
+        memory_encoder=_memory_encoder(config),
+        num_maskmem=config.num_maskmem,
+        image_size=config.image_size,
+        sigmoid_scale_for_mem_enc=20.0,
+        sigmoid_bias_for_mem_enc=-10.0,
+        use_mask_input_as_output_without_sam=True,
+        directly_add_no_mem_embed=True,
+        use_high_res_features_in_sam=True,
+        multimask_output_in_sam=True,
+        multimask_output_for_tracking=True,
+        multimask_min_pt_num=0,
+        multimask_max_pt_num=1,
+        use_multimask_token_for_obj_ptr=True,
+        iou_prediction_use_sigmoid=True,
+        use_obj_ptrs_in_encoder=True,
+        add_tpos_enc_to_obj_ptrs=newer,
+        proj_tpos_enc_in_obj_ptrs=newer,
+        use_signed_tpos_enc_to_obj_ptrs=newer,
+        no_obj_embed_spatial=newer,
+        only_obj_ptrs_in_the_past_for_eval=True,
+        pred_obj_scores=True,
+        pred_obj_scores_mlp=True,
+        fixed_no_obj_ptr=True,
+        use_mlp_for_obj_ptr_proj=True,
+    )
+
+
+def _memory_attention(config: Sa2VAGroundingConfig) -> MemoryAttention:
+    side = config.image_size // 16
+    dim = config.hidden_dim
+
+    def rope(**kwargs: object) -> RoPEAttention:
+        return RoPEAttention(
+            rope_theta=10000.0,
+            feat_sizes=(side, side),
+            embedding_dim=dim,
+            num_heads=1,
+            downsample_rate=1,
+            dropout=0.1,
+            **kwargs,
+        )
+
+    layer = MemoryAttentionLayer(
+        activation="relu",
+        dim_feedforward=config.memory_feedforward,
+        dropout=0.1,
+        pos_enc_at_attn=False,
+        self_attention=rope(),
+        d_model=dim,
+        pos_enc_at_cross_attn_keys=True,
+        pos_enc_at_cross_attn_queries=False,
+        cross_attention=rope(rope_k_repeat=True, kv_in_dim=config.memory_dim),
+    )
+    return MemoryAttention(d_model=dim, pos_enc_at_input=True, layer=layer, num_layers=config.memory_layers)
+
+
+def _memory_encoder(config: Sa2VAGroundingConfig) -> MemoryEncoder:
+    dim = config.hidden_dim
+    block = CXBlock(dim=dim, kernel_size=7, padding=3, layer_scale_init_value=1e-6, use_dwconv=True)
+    return MemoryEncoder(
+        out_dim=config.memory_dim,
+        in_dim=dim,
+        position_encoding=PositionEmbeddingSine(num_pos_feats=config.memory_dim),
+        mask_downsampler=MaskDownSampler(embed_dim=dim, kernel_size=3, stride=2, padding=1),
+        fuser=Fuser(block, num_layers=2),
+    )
+
+
+@dataclass
+class ImageFeatures:
+    """SAM 2's features of F frames: `levels` = stride 4 and 8 (projected for the mask decoder) and stride 16, each
+    (F, C, H, W); the last is without `no_mem_embed`."""
+
+    levels: list[Tensor]
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.levels[-1])
+
+
+@dataclass
+class MaskPrediction:
+    """Masks of P (frame, embedding) pairs: `masks` (P, h, w) logits at stride 4 of the best candidate by predicted
+    IoU; all three as `candidates` (P, 3, h, w) with `ious` (P, 3)."""
+
+    masks: Tensor
+    candidates: Tensor
+    ious: Tensor
+
+
+def touch(module: nn.Module) -> Tensor:
+    """A zero that depends on every trainable parameter of `module`.
+
+    Added to the loss it gives zero gradients instead of none, so that ranks whose batch has no masks (or no pictures)
+    take part in the gradient exchange: DDP and ZeRO wait for every trainable parameter.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return sum((p.sum() * 0.0 for p in parameters), start=torch.zeros(()))
+
+
+class Sa2VAGroundingEncoder(nn.Module):
+    """SAM 2 prompted by [SEG] embeddings. Each frame is encoded once, however many objects it has."""
+
+    def __init__(self, config: Sa2VAGroundingConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.sam2_model = build_sam2(config)
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the low-resolution masks."""
+        return self.config.image_size // 4
+
+    def normalize(self, frames: Tensor) -> Tensor:
+        """uint8 (F, 3, S, S) -> float32, ImageNet mean and standard deviation (exact values, as in training)."""
+        mean, std = (torch.tensor(v, device=frames.device).view(1, 3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
+        return (frames.float() / 255 - mean) / std
+
+    def encode(self, frames: Tensor) -> ImageFeatures:
+        """Features of normalised frames (F, 3, S, S). The frozen encoder is kept out of autograd; the two projections
+        that belong to the mask decoder are not."""
+        sam = self.sam2_model
+        trained = any(p.requires_grad for p in sam.image_encoder.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            high, middle, low = sam.image_encoder(frames)["backbone_fpn"]
+        decoder = sam.sam_mask_decoder
+        return ImageFeatures([decoder.conv_s0(high), decoder.conv_s1(middle), low])
+
+    def decode(
+        self, features: ImageFeatures, frame_index: Tensor, embeddings: Tensor, conditioned: Tensor | None = None
+    ) -> MaskPrediction:
+        """Masks of P pairs: `frame_index` (P,) names the frame, `embeddings` (P, C) the object.
+
+        The prompt is two "not a point" tokens and then the embedding; `conditioned` (P, C, H, W) replaces the
+        memory-free features where there is a memory.
+        """
+        sam = self.sam2_model
+        high, middle, low = (level[frame_index] for level in features.levels)
+        image = low + sam.no_mem_embed.view(1, -1, 1, 1) if conditioned is None else conditioned
+        pairs, side = len(embeddings), sam.sam_image_embedding_size
+        prompts = sam.sam_prompt_encoder
+        padding = prompts.not_a_point_embed.weight.expand(pairs, 2, -1)
+        masks, ious, _, _ = sam.sam_mask_decoder(
+            image_embeddings=image,
+            image_pe=prompts.get_dense_pe(),
+            sparse_prompt_embeddings=torch.cat([padding, embeddings.unsqueeze(1).to(padding.dtype)], dim=1),
+            dense_prompt_embeddings=prompts.no_mask_embed.weight.view(1, -1, 1, 1).expand(pairs, -1, side, side),
+            multimask_output=True,
+            repeat_image=False,
+            high_res_features=[high, middle],
+        )
+        masks = masks.float()
+        best = ious.argmax(dim=1)
+        return MaskPrediction(masks[torch.arange(pairs, device=masks.device), best], masks, ious.float())
+
+    def forward(
+        self, frames: Tensor | None, frame_index: Tensor | None = None, embeddings: Tensor | None = None
+    ) -> tuple[MaskPrediction | None, Tensor]:
+        """Masks of uint8 `frames`, and a zero touching every trainable parameter. `frames` None: only the zero.
+
+        Every rank calls this every step: under ZeRO-3 the call itself gathers the (leaf) module's weights, so a rank
+        without masks must come through here too; it costs it no encoder pass.
+        """
+        # The input must be on the way as well: a ZeRO-3 leaf reduces its gradients when that of its input is known.
+        zero = touch(self) if embeddings is None else touch(self).to(embeddings.device) + embeddings.sum() * 0.0
+        if frames is None or not len(frame_index):
+            return None, zero
+        used, local = frame_index.unique(return_inverse=True)
+        features = self.encode(self.normalize(frames[used]))
+        return self.decode(features, local, embeddings), zero

@@ -1,0 +1,102 @@
+"""Mask losses of Sa2VA as pure functions of tensors: weights and reductions are arguments, nothing is stored.
+
+Numbers: Sa2VA's training (BCE 2.0, dice 0.5, 12544 uncertainty-sampled points); the sampling is PointRend's
+(arXiv 1912.08193, section 3.3). All arithmetic is float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# The reference divides by (count + 1e-4) and its reduction adds the float32 epsilon: part of the published numbers.
+AVERAGE_EPS = 1e-4 + torch.finfo(torch.float32).eps
+
+
+def sample_at(maps: Tensor, points: Tensor) -> Tensor:
+    """Bilinear values of `maps` (N, H, W) at `points` (N, P, 2), x then y in 0..1, zero outside. -> (N, P)"""
+    grid = 2.0 * points.unsqueeze(1) - 1.0
+    return F.grid_sample(maps.unsqueeze(1), grid, mode="bilinear", align_corners=False)[:, 0, 0]
+
+
+@torch.no_grad()
+def uncertain_points(logits: Tensor, num_points: int, oversample_ratio: float, importance_ratio: float) -> Tensor:
+    """Points (N, num_points, 2) of which a share lies where the mask is undecided, the rest anywhere.
+
+    Draws `num_points * oversample_ratio` candidates from torch's global generator and keeps those of smallest |logit|.
+    """
+    n = len(logits)
+    candidates = torch.rand(n, int(num_points * oversample_ratio), 2, device=logits.device)
+    num_important = int(importance_ratio * num_points)
+    closest = sample_at(logits, candidates).abs().neg().topk(num_important, dim=1).indices
+    important = candidates.gather(1, closest.unsqueeze(-1).expand(-1, -1, 2))
+    fresh = torch.rand(n, num_points - num_important, 2, device=logits.device)
+    return torch.cat([important, fresh], dim=1)
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Per-mask sum over cells of BCE with logits: (N, P), (N, P) -> (N,)"""
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
+
+
+def dice(logits: Tensor, targets: Tensor, eps: float = 1.0) -> Tensor:
+    """Per-mask dice loss, 1 - (2 |pt| + eps) / (|p| + |t| + eps), unsquared: (N, P), (N, P) -> (N,)"""
+    probabilities = logits.sigmoid()
+    overlap = (probabilities * targets).sum(1)
+    return 1.0 - (2.0 * overlap + eps) / (probabilities.sum(1) + targets.sum(1) + eps)
+
+
+def mask_losses(
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    points: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Weighted means of BCE and dice over masks, before the loss weights.
+
+    Args:
+        logits, targets: (N, h, w) mask logits and targets in 0..1.
+        weights: (N,) how many masks each one counts as; None = 1 each.
+        points: (N, P, 2) compare there only, targets sampled bilinearly as well; None = on all cells.
+        valid: (N, h, w) cells that count; None = all. Cells outside add nothing but stay in the BCE's denominator.
+    """
+    logits, targets = logits.float(), targets.float()
+    eps = 0.0
+    if points is not None:
+        logits, targets = sample_at(logits, points), sample_at(targets, points)
+        valid = None if valid is None else sample_at(valid.float(), points) > 0.5
+        eps = AVERAGE_EPS
+    logits, targets = logits.flatten(1), targets.flatten(1)
+    if valid is not None:  # a very negative logit against target 0 costs nothing
+        valid = valid.flatten(1)
+        logits, targets = logits.masked_fill(~valid, -1e4), targets.masked_fill(~valid, 0.0)
+    weights = torch.ones(len(logits), device=logits.device) if weights is None else weights.float()
+    total = weights.sum()
+    bce = (weights * binary_cross_entropy(logits, targets)).sum() / (total * logits.shape[1] + eps)
+    return bce, (weights * dice(logits, targets)).sum() / (total + eps)
+
+
+@torch.no_grad()
+def soft_iou(logits: Tensor, targets: Tensor) -> Tensor:
+    """IoU of the thresholded masks: (..., h, w) logits and targets -> (...); two empty masks agree (1)."""
+    predicted, wanted = logits > 0, targets > 0.5
+    intersection = (predicted & wanted).flatten(-2).sum(-1).float()
+    union = (predicted | wanted).flatten(-2).sum(-1).float()
+    return torch.where(union > 0, intersection / union.clamp(min=1), torch.ones_like(union))
+
+
+def repeat_weights(counts: Tensor, objects_per_frame: int | None) -> Tensor:
+    """How often cyclic repetition to `objects_per_frame` shows each object of a frame that has `counts` objects.
+
+    counts (F,) -> (sum of counts,): 2 objects at 5 per frame weigh 3 and 2. Frames with more objects must have been
+    subsampled before. None: every object weighs 1.
+    """
+    total = int(counts.sum())
+    if objects_per_frame is None:
+        return torch.ones(total, device=counts.device)
+    per_object = counts.repeat_interleave(counts)
+    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    rank = torch.arange(total, device=counts.device) - starts
+    return (objects_per_frame // per_object + (rank < objects_per_frame % per_object)).float()

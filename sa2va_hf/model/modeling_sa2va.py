@@ -1,0 +1,397 @@
+"""Sa2VA (arXiv 2501.04001): a multimodal LLM says [SEG], SAM 2 draws it; one model for training and inference."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.utils import ModelOutput
+
+from .configuration_sa2va import Sa2VAConfig, bundled
+from .grounding import MaskPrediction, Sa2VAGroundingEncoder, touch
+from .losses import mask_losses, repeat_weights, soft_iou, uncertain_points
+from .zero3 import load_buffers, outside_zero_init
+
+IGNORE_INDEX = -100
+# Heads of the mask decoder that no Sa2VA loss reaches: the mask is chosen by argmax and never gated by object score.
+UNREACHED_HEADS = ("iou_prediction_head", "pred_obj_score_head", "output_hypernetworks_mlps.0")
+
+
+@dataclass
+class Sa2VAOutput(ModelOutput):
+    """What `forward` returns. Loss parts carry their weights: `loss` is their sum.
+
+    Args:
+        logits: (B, L, V).
+        pred_masks: per sample (num_seg, num_frames, h, w) mask logits at a quarter of SAM 2's input side.
+        seg_hidden_states: (total [SEG], D) after the LLM's last norm, where [SEG] is the input token.
+        seg_embeddings: (total [SEG], C) after `text_hidden_fcs`.
+    """
+
+    loss: Tensor | None = None
+    lm_loss: Tensor | None = None
+    mask_loss: Tensor | None = None
+    dice_loss: Tensor | None = None
+    iou_loss: Tensor | None = None
+    logits: Tensor | None = None
+    pred_masks: list[Tensor] | None = None
+    seg_hidden_states: Tensor | None = None
+    seg_embeddings: Tensor | None = None
+
+
+class Sa2VAForConditionalGeneration(PreTrainedModel):
+    """`mllm` (a native InternVL), `grounding_encoder` (SAM 2) and `text_hidden_fcs` between them."""
+
+    config_class = Sa2VAConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    # A mean loss: Trainer must divide by the accumulation steps itself.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["Sa2VAGroundingEncoder", "InternVLVisionLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"]
+    # SAM 2's prompt encoder mixes float32 coordinates in; its masks need the precision as well.
+    _keep_in_fp32_modules_strict = ["grounding_encoder", "text_hidden_fcs"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: Sa2VAConfig) -> None:
+        super().__init__(config)
+        self.mllm = AutoModelForImageTextToText.from_config(config.mllm_config)
+        # `from_pretrained` builds on meta, where SAM 2's plain rotary tensors would stay for ever; `zero.Init` would
+        # partition weights whose shapes SAM 2 reads while it is built.
+        with torch.device("cpu"), outside_zero_init():
+            self.grounding_encoder = Sa2VAGroundingEncoder(config.grounding_config)
+        hidden, embedding = config.hidden_size, config.grounding_config.hidden_dim
+        self.text_hidden_fcs = nn.Sequential(
+            nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, embedding), nn.Dropout(0.0)
+        )
+        for module in [*self.grounding_encoder.modules(), *self.text_hidden_fcs.modules()]:
+            module._is_hf_initialized = True  # else `post_init` redraws them with a normal of 0.02
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """SAM 2 and `text_hidden_fcs` initialise themselves; the MLLM has its own `_init_weights`."""
+
+    @classmethod
+    def from_pretrained(cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, but a missing or unexpected key is an error that lists them (never a silent random
+        tensor)."""
+        model, info = super().from_pretrained(bundled(path), *args, output_loading_info=True, **kwargs)
+        info["missing_keys"] = load_buffers(model, bundled(path), set(info["missing_keys"]))
+        problems = {
+            name: sorted(str(key) for key in info[name])
+            for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
+            if info.get(name)
+        }
+        if problems:
+            listing = "\n".join(f"{name}: {', '.join(keys)}" for name, keys in problems.items())
+            raise ValueError(
+                f"{path}: the weights do not fit this model; convert or merge the checkpoint first\n{listing}"
+            )
+        return (model, info) if output_loading_info else model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.mllm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.mllm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.mllm.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.mllm.lm_head = value
+
+    # ---------------------------------------------------------------- what is trained
+    def freeze_for_training(self, grounding: str = "decoder") -> None:
+        """Freeze all but the projector, `text_hidden_fcs` and SAM 2's mask decoder (the LLM is LoRA's business).
+
+        grounding: "decoder" (as released), "none", or "all" of SAM 2. Heads that no loss reaches stay frozen, so that
+        weight decay does not eat them.
+        """
+        self.requires_grad_(False)
+        self.mllm.model.multi_modal_projector.requires_grad_(True)
+        self.text_hidden_fcs.requires_grad_(True)
+        sam = self.grounding_encoder.sam2_model
+        if grounding not in ("none", "decoder", "all"):
+            raise ValueError(f"grounding: expected 'none', 'decoder' or 'all', got {grounding!r}")
+        if grounding != "none":
+            sam.sam_mask_decoder.requires_grad_(True)
+        if grounding == "all":
+            for module in (sam.image_encoder, sam.sam_prompt_encoder):
+                module.requires_grad_(True)
+            sam.sam_prompt_encoder.point_embeddings.requires_grad_(False)
+            sam.sam_prompt_encoder.mask_downscaling.requires_grad_(False)
+            sam.no_mem_embed.requires_grad_(True)
+        reached = self.config.iou_loss_weight > 0
+        for name in UNREACHED_HEADS:
+            if not (reached and name == "iou_prediction_head"):
+                sam.sam_mask_decoder.get_submodule(name).requires_grad_(False)
+
+    def zero3_leaf_modules(self) -> list[type[nn.Module]]:
+        """Modules to be gathered whole under ZeRO-3 (`deepspeed.utils.set_z3_leaf_modules`)."""
+        return [Sa2VAGroundingEncoder]
+
+    # ---------------------------------------------------------------- text and pictures -> hidden states
+    def visual_features(
+        self, pixel_values: Tensor, region_masks: Tensor | None = None, region_tiles: Tensor | None = None
+    ) -> Tensor:
+        """(tiles, 3, s, s) -> (N, D): every tile's tokens, and after a tile the tokens its regions cover.
+
+        region_masks: bool (R, g, g) in the order of their sentence; region_tiles: (R,) the tile of each.
+        """
+        pixel_values = pixel_values.to(self.get_input_embeddings().weight.dtype)
+        tiles = self.mllm.get_image_features(pixel_values, return_dict=True)
+        tiles = tiles if isinstance(tiles, Tensor) else tiles.pooler_output  # (T, g * g, D); a tensor before 5.1
+        if region_masks is None:
+            return tiles.flatten(0, 1)
+        pieces, start = [], 0
+        for mask, tile in zip(region_masks.flatten(1), region_tiles.tolist(), strict=True):
+            pieces += [tiles[start : tile + 1].flatten(0, 1), tiles[tile][mask]]
+            start = tile + 1
+        return torch.cat([*pieces, tiles[start:].flatten(0, 1)])
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        region_masks: Tensor | None = None,
+        region_tiles: Tensor | None = None,
+    ) -> Tensor:
+        """Input embeddings (B, L, D) with visual features at the `<IMG_CONTEXT>` positions."""
+        embeddings = self.get_input_embeddings()(input_ids)
+        context = input_ids == self.config.mllm_config.image_token_id
+        if pixel_values is None:
+            if context.any():
+                raise ValueError(f"input_ids hold {int(context.sum())} image tokens, but there are no pixel_values")
+            touched = self.training or is_deepspeed_zero3_enabled()  # ZeRO-3: all ranks gather the same weights
+            return embeddings + self._touch_vision(embeddings) if touched else embeddings
+        features = self.visual_features(pixel_values, region_masks, region_tiles).to(embeddings.dtype)
+        if int(context.sum()) != len(features):
+            raise ValueError(
+                f"image tokens and image features do not match: {int(context.sum())} tokens in input_ids, "
+                f"{len(features)} features from {len(pixel_values)} tiles; was the text cut?"
+            )
+        return embeddings.masked_scatter(context.unsqueeze(-1), features)
+
+    def _touch_vision(self, embeddings: Tensor) -> Tensor:
+        """A zero touching the trainable vision part; ZeRO-3 gathers weights by forward calls, so there one blank tile
+        goes through it."""
+        if is_deepspeed_zero3_enabled():
+            size = self.config.mllm_config.vision_config.image_size
+            blank = embeddings.new_zeros(1, 3, size[0], size[1])
+            return self.visual_features(blank).sum().to(embeddings.dtype) * 0.0
+        vision = [self.mllm.model.vision_tower, self.mllm.model.multi_modal_projector]
+        return sum(touch(module) for module in vision).to(embeddings.device, embeddings.dtype)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        region_masks: Tensor | None = None,
+        region_tiles: Tensor | None = None,
+    ) -> Tensor:
+        """(B, L, D) after the LLM's last norm."""
+        embeddings = self.embed(input_ids, pixel_values, region_masks, region_tiles)
+        llm = self.mllm.model.language_model
+        return llm(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+    def project(self, seg_hidden: Tensor) -> Tensor:
+        """Hidden states at [SEG] (N, D) -> prompts of SAM 2 (N, C)."""
+        return self.text_hidden_fcs(seg_hidden.to(self.text_hidden_fcs[0].weight.dtype))
+
+    # ---------------------------------------------------------------- hidden states -> masks
+    def predict_masks(
+        self, embeddings: Tensor, seg_counts: Tensor, frames: Tensor | None, num_frames: Tensor
+    ) -> tuple[MaskPrediction | None, Tensor]:
+        """Masks of every [SEG] on every frame of its sample, sample-major, then object, then frame.
+
+        embeddings (total [SEG], C); seg_counts, num_frames (B,); frames uint8 (total frames, 3, S, S).
+        """
+        pairs = seg_counts * num_frames
+        sample = torch.arange(len(pairs), device=pairs.device).repeat_interleave(pairs)
+        rank = torch.arange(int(pairs.sum()), device=pairs.device) - (pairs.cumsum(0) - pairs)[sample]
+        seg_index = (seg_counts.cumsum(0) - seg_counts)[sample] + rank // num_frames[sample].clamp(min=1)
+        frame_index = (num_frames.cumsum(0) - num_frames)[sample] + rank % num_frames[sample].clamp(min=1)
+        with self.grounding_precision():
+            return self.grounding_encoder(frames, frame_index, embeddings[seg_index])
+
+    def grounding_precision(self) -> AbstractContextManager:
+        """SAM 2 keeps float32 weights; where the LLM's are half precision it computes in half as well."""
+        weight = self.get_input_embeddings().weight
+        half = weight.dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(weight.device.type, weight.dtype) if half else nullcontext()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        grounding_pixel_values: Tensor | None = None,
+        num_frames: Tensor | None = None,
+        region_masks: Tensor | None = None,
+        region_tiles: Tensor | None = None,
+        labels: Tensor | None = None,
+        mask_labels: list[Tensor] | None = None,
+        ignore_labels: list[Tensor | None] | None = None,
+    ) -> Sa2VAOutput:
+        """The whole walk; see `Sa2VAProcessor.apply_chat_template` for the inputs.
+
+        Args:
+            mask_labels: per sample bool (num_objects, num_frames, H, W) at any size; as many objects as [SEG] tokens.
+            ignore_labels: per sample None or bool (num_frames, H, W), pixels that do not count.
+        """
+        hidden = self.hidden_states(input_ids, attention_mask, pixel_values, region_masks, region_tiles)
+        logits = self.mllm.lm_head(hidden)
+        is_seg = input_ids == self.config.seg_token_id
+        seg_hidden = hidden[is_seg]
+        embeddings = self.project(seg_hidden)
+        num_frames = is_seg.new_zeros(len(input_ids), dtype=torch.long) if num_frames is None else num_frames
+        prediction, zero = self.predict_masks(embeddings, is_seg.sum(1), grounding_pixel_values, num_frames)
+        output = Sa2VAOutput(logits=logits, seg_hidden_states=seg_hidden, seg_embeddings=embeddings)
+        output.pred_masks = self._per_sample(prediction, is_seg.sum(1), num_frames, embeddings)
+        if labels is not None:
+            output.lm_loss = F.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX
+            )
+        if mask_labels is not None:
+            zero = zero.to(embeddings.device) + embeddings.sum() * 0.0
+            self._mask_losses(output, prediction, mask_labels, ignore_labels, is_seg.sum(1), num_frames, zero)
+        parts = [output.lm_loss, output.mask_loss, output.dice_loss, output.iou_loss]
+        if any(part is not None for part in parts):
+            output.loss = sum(part for part in parts if part is not None)
+        # Built anew: in transformers 5.0 a field that is set later is an attribute but no key, and Trainer reads keys.
+        return Sa2VAOutput(**vars(output))
+
+    def _per_sample(
+        self, prediction: MaskPrediction | None, seg_counts: Tensor, num_frames: Tensor, like: Tensor
+    ) -> list[Tensor]:
+        size = self.grounding_encoder.mask_size
+        masks = like.new_zeros(0, size, size) if prediction is None else prediction.masks
+        shapes = list(zip(seg_counts.tolist(), num_frames.tolist(), strict=True))
+        chunks = masks.split([objects * frames for objects, frames in shapes])
+        return [c.view(objects, frames, size, size) for c, (objects, frames) in zip(chunks, shapes, strict=True)]
+
+    def _mask_losses(
+        self,
+        output: Sa2VAOutput,
+        prediction: MaskPrediction | None,
+        mask_labels: list[Tensor],
+        ignore_labels: list[Tensor | None] | None,
+        seg_counts: Tensor,
+        num_frames: Tensor,
+        zero: Tensor,
+    ) -> None:
+        """Fill in the mask losses; a batch without masks gets a zero that touches all it could have trained."""
+        counts = seg_counts.tolist()
+        wrong = [
+            f"sample {i}: {n} [SEG] in the text, {len(masks)} objects in mask_labels"
+            for i, (n, masks) in enumerate(zip(counts, mask_labels, strict=True))
+            if n != len(masks)
+        ]
+        if wrong:
+            raise ValueError("[SEG] tokens and masks do not match (was the text cut?): " + "; ".join(wrong))
+        if prediction is None:
+            output.mask_loss = output.dice_loss = zero
+            return
+        size, device = self.grounding_encoder.mask_size, prediction.masks.device
+        how = self.config.mask_targets
+        targets = torch.cat([_shrink(masks.to(device), size, how) for masks in mask_labels if len(masks)])
+        valid = None
+        if ignore_labels is not None and any(ignore is not None for ignore in ignore_labels):
+            valid = torch.cat(
+                [
+                    torch.ones(len(masks) * frames, size, size, dtype=torch.bool, device=device)
+                    if ignore is None
+                    else ~_shrink(ignore.to(device).expand(len(masks), -1, -1, -1), size, "nearest").bool()
+                    for masks, ignore, frames in zip(mask_labels, ignore_labels, num_frames.tolist(), strict=True)
+                    if len(masks)
+                ]
+            )
+        weights = self._pair_weights(seg_counts, num_frames)
+        config, logits = self.config, prediction.masks
+        if config.iou_loss_weight > 0:
+            output.iou_loss = config.iou_loss_weight * _iou_error(prediction, targets)
+            # All three candidates learn the mask: the best alone would let them guess one object each, and never read
+            # the prompt.
+            logits, count = prediction.candidates.flatten(0, 1), prediction.candidates.shape[1]
+            targets, weights = targets.repeat_interleave(count, 0), weights.repeat_interleave(count, 0)
+            valid = None if valid is None else valid.repeat_interleave(count, 0)
+        points = None
+        if config.num_points:
+            points = uncertain_points(
+                logits.detach(), config.num_points, config.oversample_ratio, config.importance_sample_ratio
+            )
+        bce, dice = mask_losses(logits, targets, weights, points, valid)
+        output.mask_loss = config.mask_loss_weight * bce + zero
+        output.dice_loss = config.dice_loss_weight * dice
+
+    def _pair_weights(self, seg_counts: Tensor, num_frames: Tensor) -> Tensor:
+        """How much each (object, frame) pair counts, in the order of `predict_masks`.
+
+        A frame with n objects shows each of them to the loss `objects_per_frame / n` times (cyclic repetition, so
+        earlier objects once more); of more objects a random subset of that size is drawn on every frame.
+        """
+        limit = self.config.objects_per_frame
+        weights = []
+        for objects, frames in zip(seg_counts.tolist(), num_frames.tolist(), strict=True):
+            if limit is None or objects <= limit:
+                per_object = repeat_weights(torch.tensor([objects], device=seg_counts.device), limit)
+                weights.append(per_object.repeat_interleave(frames))
+            else:
+                chosen = torch.stack([torch.randperm(objects)[:limit] for _ in range(frames)])  # (frames, limit)
+                table = torch.zeros(frames, objects).scatter_(1, chosen, 1.0)
+                weights.append(table.T.flatten().to(seg_counts.device))
+        return torch.cat(weights)
+
+    # ---------------------------------------------------------------- generation
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        region_masks: Tensor | None = None,
+        region_tiles: Tensor | None = None,
+        grounding_pixel_values: Tensor | None = None,
+        num_frames: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Answers as token ids (B, new tokens), the prompt not included; `kwargs` go to the MLLM's `generate`.
+
+        Rows padded on the right are moved to the right edge first: a decoder continues from its last position.
+        The grounding inputs are accepted, so that a processor's output fits, and are not used here.
+        """
+        embeddings = self.embed(input_ids, pixel_values, region_masks, region_tiles)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        lengths = attention_mask.sum(1)
+        length = input_ids.shape[1]
+        order = (torch.arange(length, device=input_ids.device) + lengths.unsqueeze(1)) % length  # roll to the right
+        embeddings = embeddings.gather(1, order.unsqueeze(-1).expand_as(embeddings))
+        attention_mask = attention_mask.gather(1, order)
+        kwargs.setdefault("do_sample", False)
+        return self.mllm.generate(inputs_embeds=embeddings, attention_mask=attention_mask, **kwargs)
+
+
+def _shrink(masks: Tensor, size: int, mode: str) -> Tensor:
+    """(N, F, H, W) -> (N * F, size, size) float; nearest cells as in the reference, or the share of each cell."""
+    return F.interpolate(masks.float(), size=(size, size), mode=mode).flatten(0, 1)
+
+
+def _iou_error(prediction: MaskPrediction, targets: Tensor) -> Tensor:
+    """How far the predicted IoUs are off: L1, mean over all candidates."""
+    actual = soft_iou(prediction.candidates, targets.unsqueeze(1).expand_as(prediction.candidates))
+    return (prediction.ious - actual).abs().mean()
+
+
+__all__ = ["Sa2VAForConditionalGeneration", "Sa2VAOutput"]

@@ -1,0 +1,73 @@
+"""The config keeps what it is told, through files as well, and refuses what cannot be.
+
+Run: pytest tests/model/test_configuration.py
+"""
+
+import pytest
+from tiny import tiny_config
+from transformers import AutoConfig
+
+from sa2va_hf import Sa2VAConfig, Sa2VAGroundingConfig
+from sa2va_hf.model.configuration_sa2va import SAM2_TRUNKS, SPECIAL_TOKENS, bundled
+
+
+def test_a_saved_config_comes_back(tmp_path):
+    config = tiny_config(template="phi3_chat", num_points=7, objects_per_frame=None, mask_loss_weight=3.5)
+    config.save_pretrained(tmp_path)
+    for again in (Sa2VAConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert type(again) is Sa2VAConfig
+        old, new = config.to_dict(), again.to_dict()
+        assert {key for key in old | new if old.get(key) != new.get(key)} <= {"transformers_version", "_name_or_path"}
+        assert again.grounding_config.embed_dim == 16 and again.mllm_config.text_config.hidden_size == 64
+        assert (again.template, again.num_points, again.objects_per_frame) == ("phi3_chat", 7, None)
+
+
+def test_default_numbers_are_those_of_the_released_training():
+    config = Sa2VAConfig()
+    assert (config.mask_loss_weight, config.dice_loss_weight, config.iou_loss_weight) == (2.0, 0.5, 0.0)
+    assert (config.num_points, config.oversample_ratio, config.importance_sample_ratio) == (12544, 3.0, 0.75)
+    assert config.objects_per_frame == 5 and config.mask_targets == "nearest"
+    assert (config.grounding_config.version, config.grounding_config.size) == ("2.0", "large")
+    assert SPECIAL_TOKENS == ("[SEG]", "<p>", "</p>", "<vp>", "</vp>")  # released tokenizers added them in this order
+
+
+@pytest.mark.parametrize("size", sorted(SAM2_TRUNKS))
+def test_a_size_fills_the_trunk_and_what_is_given_wins(size):
+    assert Sa2VAGroundingConfig(size=size).embed_dim == SAM2_TRUNKS[size]["embed_dim"]
+    mixed = Sa2VAGroundingConfig(size=size, stages=[1, 1, 1, 1])
+    assert mixed.stages == [1, 1, 1, 1] and mixed.window_spec == SAM2_TRUNKS[size]["window_spec"]
+
+
+def test_embedding_and_head_are_two_matrices_at_every_level():
+    config = tiny_config()
+    assert config.tie_word_embeddings is False
+    assert config.mllm_config.tie_word_embeddings is False
+    assert config.get_text_config().tie_word_embeddings is False
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"version": "3"}, "grounding_config.version.*'3'"),
+        ({"size": "huge"}, "grounding_config.size.*'huge'"),
+        ({"image_size": 100}, "multiple of 32, got 100"),
+        ({"hidden_dim": 100}, "multiple of 32, got 100"),
+    ],
+)
+def test_a_sam_2_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Sa2VAGroundingConfig(**fields)
+
+
+def test_an_unknown_kind_of_mask_targets_is_refused():
+    with pytest.raises(ValueError, match="mask_targets.*'cubic'"):
+        tiny_config(mask_targets="cubic")
+
+
+def test_a_folder_goes_before_a_bundled_model_of_its_name(tmp_path, monkeypatch):
+    assert bundled("nobody/nothing") == "nobody/nothing"
+    assert bundled("no-such-model") == "no-such-model"
+    assert bundled(tmp_path) == tmp_path
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shapes-tiny").mkdir()
+    assert bundled("shapes-tiny") == "shapes-tiny"

@@ -1,0 +1,1 @@
+"""From raw datasets to batches: sources yield samples, prepare writes Arrow, dataset and collator read it."""

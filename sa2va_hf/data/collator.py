@@ -1,0 +1,61 @@
+"""Examples of `Sa2VADataset` -> one padded batch. Tokens and pixels are made here, in the worker, by one call."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+class Sa2VACollator:
+    """Makes what `Sa2VAForConditionalGeneration.forward` takes, and `sample_ids`, the list of the samples' names.
+
+    `mask_labels` is always there, a list with one bool tensor (num_seg, num_frames, H, W) per sample; `ignore_labels`
+    where some sample has it, with None for the others.
+
+    Raises:
+        ValueError: naming the sample that the processor refuses, or that has more than `max_length` tokens: nothing is
+            cut off, since that could cut a [SEG] or a picture.
+    """
+
+    def __init__(self, processor: Any, max_length: int | None = None):
+        self.processor = processor
+        self.max_length = max_length
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        names = [example["sample_id"] for example in examples]
+        batch = dict(self._encode(examples, names))
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        for name, length in zip(names, lengths, strict=True):
+            if self.max_length is not None and length > self.max_length:
+                raise ValueError(
+                    f"sample {name!r} has {length} tokens, max_length is {self.max_length}: give the dataset the same "
+                    "max_length and processor as the collator"
+                )
+        batch["mask_labels"] = [example["mask_labels"] for example in examples]
+        ignored: list[torch.Tensor | None] = [example.get("ignore_labels") for example in examples]
+        if any(labels is not None for labels in ignored):
+            batch["ignore_labels"] = ignored
+        batch["sample_ids"] = names
+        return batch
+
+    def _encode(self, examples: Sequence[dict[str, Any]], names: Sequence[str]) -> Any:
+        try:
+            return self._apply([example["messages"] for example in examples])
+        except (ValueError, TypeError, KeyError) as error:
+            for name, example in zip(names, examples, strict=True):  # which of them is it?
+                try:
+                    self._apply([example["messages"]])
+                except (ValueError, TypeError, KeyError) as single:
+                    raise ValueError(f"sample {name!r}: {single}") from single
+            raise ValueError(f"samples {list(names)}, only together: {error}") from error
+
+    def _apply(self, messages: list[list[dict[str, Any]]]) -> Any:
+        return self.processor.apply_chat_template(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=False,
+            padding=True,
+            return_labels=True,
+        )

@@ -1,0 +1,207 @@
+"""Image and video files -> upright RGB pictures. Whatever cannot be read is a ValueError that names the file."""
+
+import io
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from sa2va_hf.data.schema import Media, Sample
+
+logger = logging.getLogger(__name__)
+
+ORIENTATION = 0x0112  # EXIF tag
+# what Pillow raises for damaged files; never ImageFile.LOAD_TRUNCATED_IMAGES: it fills the missing part with grey
+_UNREADABLE = (OSError, SyntaxError, EOFError, ValueError, IndexError, struct.error, zlib.error)
+
+
+def load_image(source: Media | Path) -> Image.Image:
+    """The picture of a file (a path, or its encoded bytes) as upright RGB.
+
+    Upright: the EXIF orientation is applied. Every mode is accepted: grey, palette and 1-bit; 16-bit grey is scaled
+    from 0..65535 to 0..255 (Pillow's own conversion clips at 255); CMYK is converted. Transparency is dropped and the
+    colour below it shows, as in the reference (Pillow's convert("RGB")). Of an animation the first picture is taken.
+
+    Raises:
+        ValueError: the file is missing, truncated, no picture, or of a mode without a defined range (float).
+    """
+    name = describe(source)
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()
+            orientation = image.getexif().get(ORIENTATION, 1)
+            rgb = _to_rgb(image)
+            return ImageOps.exif_transpose(_tagged(rgb, orientation)) if orientation != 1 else rgb
+    except FileNotFoundError as error:
+        raise ValueError(f"{name}: no such file") from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"{name}: not a picture in a format that Pillow knows") from error
+    except (*_UNREADABLE, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name}: cannot be read as a picture: {error}") from error
+
+
+def load_frames(sample: Sample, numbers: Sequence[int]) -> list[Image.Image]:
+    """The frames of a sample with these numbers, in this order, as upright RGB; others are not decoded.
+
+    Raises:
+        ValueError: no such frame, an unreadable file, or frames that are not width x height.
+    """
+    try:
+        if sample.video is not None:
+            pictures = decode_video(sample.video, numbers)
+        else:
+            _counted(len(sample.frames), numbers)
+            pictures = [load_image(sample.frames[number]) for number in numbers]
+        for number, picture in zip(numbers, pictures, strict=True):
+            if picture.size != (sample.width, sample.height):
+                file = describe(sample.frames[number] if sample.video is None else sample.video)
+                raise ValueError(
+                    f"{file}: frame {number} is {picture.width} x {picture.height}, expected {sample.width} x "
+                    f"{sample.height}; was the file changed after the data were prepared?"
+                )
+    except ValueError as error:
+        raise ValueError(f"sample {sample.id!r}: {error}") from error
+    return pictures
+
+
+def decode_video(source: Media | Path, numbers: Sequence[int]) -> list[Image.Image]:
+    """Chosen frames of a video file as upright RGB pictures.
+
+    By decord, which seeks; by PyAV, which decodes up to the last one, where decord is not installed or cannot read
+    the file. Both give the same pixels.
+
+    Raises:
+        ValueError: unreadable, without frames, or shorter than the numbers ask for.
+        ImportError: neither decoder is installed.
+    """
+    return _with_decoder(source, lambda decoder, stream: decoder(stream, numbers))
+
+
+def video_shape(source: Media | Path) -> tuple[int, int, int]:
+    """(number of frames, width, height) of a video file. Errors as `decode_video`."""
+
+    def measure(decoder: Callable, stream: Any) -> tuple[int, int, int]:
+        count, (first,) = decoder(stream, None), decoder(_rewound(stream), [0])
+        return count, *first.size
+
+    return _with_decoder(source, measure)
+
+
+def describe(source: Media | Path) -> str:
+    """How errors name a file: its path, or that it is embedded."""
+    return f"embedded file of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+# ---------------------------------------------------------------- images
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # "I;16", "I;16B", and "I", as which older Pillow opens 16-bit PNG
+        return _from_16_bit(np.asarray(image))
+    if image.mode == "F":
+        raise ValueError("float pixels have no defined range; save the picture with 8 or 16 bits per channel")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)  # dropped on purpose
+        return image.convert("RGB")
+
+
+def _from_16_bit(values: np.ndarray) -> Image.Image:
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"integer pixels from {values.min()} to {values.max()}; expected 16 bits, 0 to 65535")
+    grey = (values.astype(np.uint32) * 255 + 32767) // 65535
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+def _tagged(rgb: Image.Image, orientation: int) -> Image.Image:
+    rgb.getexif()[ORIENTATION] = orientation  # convert() may have left it behind
+    return rgb
+
+
+# ---------------------------------------------------------------- videos
+
+
+def _with_decoder(source: Media | Path, use: Callable[[Callable, Any], Any]) -> Any:
+    """use(decoder, stream) with the first decoder that reads the file."""
+    name = describe(source)
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise ValueError(f"{name}: no such video file")
+    problems, installed = [], 0
+    for decoder in (_decord, _pyav):
+        try:
+            return use(decoder, io.BytesIO(source) if isinstance(source, bytes) else str(source))
+        except ModuleNotFoundError as error:
+            problems.append(str(error))
+        except ValueError as error:  # both agree about the file: nothing to try again
+            raise ValueError(f"{name}: {error}") from error
+        except _CannotDecode as error:
+            installed += 1
+            problems.append(str(error))
+            logger.debug("%s: %s", name, error)
+    if not installed:
+        raise ImportError(f"{name}: reading video files needs decord or PyAV: pip install av ({'; '.join(problems)})")
+    raise ValueError(f"{name}: cannot be read as a video: {'; '.join(problems)}")
+
+
+class _CannotDecode(Exception):
+    """This decoder does not read the file; another one may."""
+
+
+def _decord(stream: Any, numbers: Sequence[int] | None) -> list[Image.Image] | int:
+    import decord
+
+    try:
+        reader = decord.VideoReader(stream, num_threads=1)
+        if len(reader) == 0:
+            raise _CannotDecode("decord: it finds no frames")
+        count = _counted(len(reader), numbers)
+        if numbers is None:
+            return count
+        return [Image.fromarray(frame) for frame in reader.get_batch(list(numbers)).asnumpy()]
+    except (decord.DECORDError, RuntimeError) as error:
+        raise _CannotDecode(f"decord: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _pyav(stream: Any, numbers: Sequence[int] | None) -> list[Image.Image] | int:
+    import av
+
+    try:
+        with av.open(stream) as container:
+            if not container.streams.video:
+                raise _CannotDecode("PyAV: it has no video stream")
+            if numbers is None:
+                return _counted(sum(packet.size > 0 for packet in container.demux(video=0)), None)
+            wanted, pictures, count = set(numbers), {}, 0
+            for count, frame in enumerate(container.decode(video=0), start=1):
+                if count - 1 in wanted:
+                    pictures[count - 1] = frame.to_image().rotate(frame.rotation, expand=True)  # degrees, 0 for most
+                if len(pictures) == len(wanted):
+                    break
+            if len(pictures) < len(wanted):
+                _counted(count, numbers)
+            return [pictures[number] for number in numbers]
+    except av.error.FFmpegError as error:
+        raise _CannotDecode(f"PyAV: {error}") from error
+
+
+def _counted(count: int, numbers: Sequence[int] | None) -> int:
+    """The number of frames, if it is one and holds all the numbers asked for."""
+    if count == 0:
+        raise ValueError("it has no frames")
+    wrong = [number for number in numbers or () if not 0 <= number < count]
+    if wrong:
+        raise ValueError(f"it has {count} frames, but frames {wrong} are asked for")
+    return count
+
+
+def _rewound(stream: Any) -> Any:
+    if isinstance(stream, io.BytesIO):
+        stream.seek(0)
+    return stream

@@ -1,0 +1,254 @@
+"""What an item of the dataset will be: expressions drawn, questions asked, frames chosen; media stay closed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sa2va_hf import masks
+from sa2va_hf.data.prompts import NO_TARGET_ANSWERS, SEG_ANSWERS, SEG_QUESTIONS, referring_turn
+from sa2va_hf.data.rows import Facts, Item, Row
+from sa2va_hf.data.schema import IMAGE_TAG
+
+Turn = tuple[str, str]  # question, answer
+
+TEMPLATE_BYTES = max(map(len, SEG_QUESTIONS)) + max(map(len, (*SEG_ANSWERS, *NO_TARGET_ANSWERS)))
+SLACK = 16  # tokens per turn that merges across the seams of text and template may cost, generously
+DRAWS = 32  # of question and answer, when the shortest turn for an expression is looked for
+REMEMBERED = 200_000  # texts whose counts are kept, some 30 MB
+
+
+@dataclass
+class Ask:
+    """One turn, and for each [SEG] of its answer the objects (by index) whose union is meant."""
+
+    turn: Turn
+    targets: list[list[int]]
+
+
+@dataclass
+class Plan:
+    """What an index stands for: everything chosen, nothing opened.
+
+    size: (width, height), None for text only. frames: numbers of the chosen frames, rising. turns: (question, answer).
+    targets: for each [SEG] of the answers in order, the objects (by index) whose union is meant.
+    row: reads the rest when it is needed.
+    """
+
+    sample_id: str
+    size: tuple[int, int] | None
+    is_video: bool
+    frames: list[int]
+    turns: list[Turn]
+    targets: list[list[int]]
+    row: Row = field(repr=False)
+
+
+class TokenCounter:
+    """Counts as `processor.num_tokens` does; the counts of single turns and of the visuals are remembered.
+
+    The processor tokenises the question and the answer of every turn alone (as the released models were trained), so
+    the count of a conversation is the sum of its pieces. A test holds the two equal.
+    """
+
+    def __init__(self, processor: Any):
+        self.processor = processor
+        self._probe = ("?", "!")
+        self._one = processor.num_tokens(turns=[self._probe])
+        self._start = 2 * self._one - processor.num_tokens(turns=[self._probe, self._probe])  # bos comes once
+        self._texts: dict[Turn, int] = {}
+        self._visuals: dict[tuple, int] = {}
+
+    def count(
+        self,
+        turns: Sequence[Turn],
+        size: tuple[int, int] | None,
+        num_frames: int = 1,
+        video: bool = False,
+        regions: Sequence[np.ndarray] = (),
+    ) -> int:
+        """Tokens of turns about a picture or clip of this size (width, height); None: about none."""
+        question = turns[0][0]
+        if size is not None and (IMAGE_TAG in question or not question[:1].strip()):
+            # the visuals stand within the text, or the text may merge with the newline behind them
+            first = self._ask(turns[:1], size, num_frames, video, regions)
+            return first + sum(map(self.turn, turns[1:]))
+        return self._start + sum(map(self.turn, turns)) + self.visuals(size, num_frames, video, regions)
+
+    def turn(self, turn: Turn) -> int:
+        """Tokens that a turn adds to a conversation."""
+        question, answer = turn
+        return self._text((question, "!")) + self._text(("?", answer)) - self._one - self._start
+
+    def visuals(
+        self,
+        size: tuple[int, int] | None,
+        num_frames: int = 1,
+        video: bool = False,
+        regions: Sequence[np.ndarray] = (),
+    ) -> int:
+        """Tokens that the visuals add to a conversation."""
+        if size is None:
+            return 0
+        if len(regions):
+            return self._ask([self._probe], size, num_frames, video, regions) - self._one
+        key = (size, num_frames, video)
+        if key not in self._visuals:
+            self._visuals[key] = self._ask([self._probe], size, num_frames, video, ()) - self._one
+        return self._visuals[key]
+
+    def bound(self, text_bytes: np.ndarray, turns: np.ndarray) -> np.ndarray:
+        """No conversation of so many turns and utf-8 bytes of text is longer, visuals apart: a token has a byte."""
+        return text_bytes + turns * (self._one + SLACK)
+
+    def _text(self, turn: Turn) -> int:
+        if turn not in self._texts:
+            if len(self._texts) >= REMEMBERED:
+                self._texts.clear()
+            self._texts[turn] = self.processor.num_tokens(turns=[turn])
+        return self._texts[turn]
+
+    def _ask(self, turns: Sequence[Turn], size: tuple, num_frames: int, video: bool, regions: Sequence) -> int:
+        return self.processor.num_tokens(
+            turns=turns, image_size=size, num_frames=num_frames, video=video, region_masks=list(regions) or None
+        )
+
+
+@dataclass
+class Planner:
+    """Turns items into plans; see `Sa2VADataset` for the rules. All chance comes from the generator passed in."""
+
+    counter: TokenCounter
+    num_frames: int
+    max_expressions: int
+    max_length: int
+    train: bool
+
+    def plan(self, item: Item, rng: np.random.Generator) -> Plan:
+        asks = self.asks(item, rng)
+        if item.num_expressions:
+            asks = _with_common_frames(item, asks) if self.train else asks[item.span]
+        if item.tight:
+            asks = self._fitting(item, asks)
+        frames = self._frames(item, asks, rng) if item.size else []
+        targets = [meant for ask in asks for meant in ask.targets]
+        return Plan(item.row["id"], item.size, item.is_video, frames, [ask.turn for ask in asks], targets, item.row)
+
+    def asks(self, item: Item, rng: np.random.Generator) -> list[Ask]:
+        """A row's dialogue; or asks for its expressions: drawn ones in training, all of them in evaluation."""
+        if not item.num_expressions:
+            return [Ask((turn["question"], turn["answer"]), turn["targets"]) for turn in item.row["turns"]]
+        texts, has_target = item.row.phrases()
+        usable = list(range(len(texts)))
+        if self.train and not item.complete:
+            known = item.row.known()
+            usable = [n for n in usable if not has_target[n] or _share_a_frame(known, item.row.targets(n))] or usable
+        numbers, turns = self.draw([texts[n] for n in usable], [has_target[n] for n in usable], rng)
+        return [
+            Ask(turn, [item.row.targets(usable[n])] if has_target[usable[n]] else [])
+            for n, turn in zip(numbers, turns, strict=True)
+        ]
+
+    def draw(
+        self, texts: Sequence[str], has_target: Sequence[bool], rng: np.random.Generator
+    ) -> tuple[list[int], list[Turn]]:
+        """Which expressions are asked for, and how."""
+        numbers = list(range(len(texts)))
+        if self.train:
+            numbers = rng.permutation(len(texts))[: self.max_expressions].tolist()
+        return numbers, [referring_turn(texts[n], bool(has_target[n]), rng) for n in numbers]
+
+    def shortest(self, item: Item) -> Ask:
+        """The ask of a row with the fewest tokens; of a dialogue the first, on which the others build."""
+        if not item.num_expressions:
+            return self.asks(item, np.random.default_rng(0))[0]
+        rng = np.random.default_rng(0)
+        texts, has_target = item.row.phrases()
+        turns = [
+            (n, referring_turn(text, bool(has_target[n]), rng)) for n, text in enumerate(texts) for _ in range(DRAWS)
+        ]
+        number, turn = min(turns, key=lambda option: self.counter.turn(option[1]))
+        return Ask(turn, [item.row.targets(number)] if has_target[number] else [])
+
+    def count(self, item: Item, asks: Sequence[Ask]) -> int:
+        """Tokens of the conversation, exactly."""
+        if item.size is None:
+            return self.counter.count([ask.turn for ask in asks], None)
+        frames = min(self.num_frames, len(_choices(item, asks)))
+        regions = region_masks(item.row) if item.num_regions else ()
+        return self.counter.count([ask.turn for ask in asks], item.size, frames, item.is_video, regions)
+
+    def length(self, plan: Plan) -> int:
+        """Tokens of a plan, exactly."""
+        regions = region_masks(plan.row) if plan.size else ()
+        return self.counter.count(plan.turns, plan.size, len(plan.frames), plan.is_video, regions)
+
+    def usual_frames(self, facts: Facts) -> np.ndarray:
+        """Frames that an item gets where nothing is missing: (n,)."""
+        return np.minimum(np.where(facts.has_targets, facts.num_annotated, facts.num_frames), self.num_frames)
+
+    def may_be_too_long(self, facts: Facts) -> np.ndarray:
+        """Rows whose conversation might exceed max_length, by a bound that is cheap and never too low: (n,) bool."""
+        phrased = facts.num_expressions > 0
+        turns = np.where(phrased, np.minimum(facts.num_expressions, self.max_expressions), facts.num_turns)
+        drawn = turns * (TEMPLATE_BYTES + 2 * facts.expression_bytes)  # the answer may repeat the phrase
+        frames = np.minimum(facts.num_frames, self.num_frames)
+        keys = np.stack([facts.width, facts.height, frames, facts.is_video, facts.num_regions], axis=1)
+        unique, inverse = np.unique(keys, axis=0, return_inverse=True)
+        visuals = np.zeros(len(unique), np.int64)
+        for i, (width, height, count, is_video, regions) in enumerate(unique.tolist()):
+            if width and not (is_video and regions):
+                whole = [np.ones((height, width), bool)] * regions
+                visuals[i] = self.counter.visuals((width, height), count, bool(is_video), whole)
+        text = self.counter.bound(np.where(phrased, drawn, facts.turn_bytes), turns)
+        return text + visuals[inverse.reshape(-1)] > self.max_length
+
+    def _fitting(self, item: Item, asks: list[Ask]) -> list[Ask]:
+        """As many asks, from the first, as fit max_length."""
+        while self.count(item, asks) > self.max_length:
+            if len(asks) == 1:
+                return [self.shortest(item)]  # it fits: other rows are rejected at construction
+            asks = asks[:-1]
+        return asks
+
+    def _frames(self, item: Item, asks: Sequence[Ask], rng: np.random.Generator) -> list[int]:
+        choices = _choices(item, asks)
+        count = min(self.num_frames, len(choices))
+        if self.train:
+            return np.sort(choices[rng.permutation(len(choices))[:count]]).tolist()
+        return choices[np.linspace(0, len(choices) - 1, count).round().astype(int)].tolist()
+
+
+def region_masks(row: Row) -> list[np.ndarray]:
+    """The region prompts of a row: bool (H, W) each."""
+    return [masks.decode(row.mask(thing, 0)) for thing in row["regions"]]
+
+
+def _meant(asks: Sequence[Ask]) -> list[int]:
+    return sorted({thing for ask in asks for things in ask.targets for thing in things})
+
+
+def _share_a_frame(known: np.ndarray, things: list[int]) -> bool:
+    """Whether all objects have a mask on some frame. known: (objects, annotated)."""
+    return bool(known[things].all(axis=0).any())
+
+
+def _with_common_frames(item: Item, asks: list[Ask]) -> list[Ask]:
+    """The asks without the last ones, until some frame has masks of all objects that are meant."""
+    if not item.complete:
+        known = item.row.known()
+        while len(asks) > 1 and not _share_a_frame(known, _meant(asks)):
+            asks = asks[:-1]
+    return asks
+
+
+def _choices(item: Item, asks: Sequence[Ask]) -> np.ndarray:
+    """Numbers of the frames that may be taken: (n,), rising."""
+    if not item.has_targets:
+        return np.arange(item.num_frames)
+    annotated, meant = item.row.annotated(), _meant(asks)
+    if item.complete or not meant:
+        return annotated
+    known = item.row.known()[meant].all(axis=0)
+    return annotated[known] if known.any() else annotated

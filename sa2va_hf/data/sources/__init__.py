@@ -1,0 +1,28 @@
+"""The dataset families: each a function (root, split, **options) -> iterator of samples, and of rejects with reasons.
+
+To add one: write the function in a file of its own, enter it in SOURCES, write its test on a fixture of a few records.
+A source raises ValueError for a file it cannot use at all and yields a `Reject` for a record it cannot use. It opens
+no pictures but for their size; `prepare` does.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from sa2va_hf.data.schema import Reject, Sample
+from sa2va_hf.data.shapes import shapes
+from sa2va_hf.data.sources.coco_json import coco_json
+from sa2va_hf.data.sources.finetune_json import finetune_json
+from sa2va_hf.data.sources.png_masks import png_masks
+from sa2va_hf.data.sources.refcoco import refcoco
+
+SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
+    "shapes": shapes,
+    "refcoco": partial(refcoco, name="refcoco"),
+    "refcoco+": partial(refcoco, name="refcoco+"),
+    "refcocog": partial(refcoco, name="refcocog"),
+    "finetune_json": finetune_json,
+    "coco_json": coco_json,
+    "png_masks": png_masks,
+}
+
+__all__ = ["SOURCES"]

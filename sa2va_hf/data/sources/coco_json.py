@@ -1,0 +1,171 @@
+"""Own data as COCO instances json (https://cocodataset.org/#format-data), as most annotation tools export it.
+
+    ROOT/annotations/instances_val2017.json     {"images": [...], "annotations": [...], "categories": [...]}
+    ROOT/val2017/000000397133.jpg
+
+A phrase is the name of a category: "dog", and where a picture holds several, "every dog" for all of them together.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sa2va_hf import masks
+from sa2va_hf.data.schema import Expression, Object, Reject, Sample
+from sa2va_hf.data.sources.files import annotation_file, expect_keys, find_picture, keep_split, read_json
+
+logger = logging.getLogger(__name__)
+
+ANNOTATION_FILES = (
+    "annotations/instances_{split}.json",
+    "annotations/instances_{split}2017.json",
+    "annotations/{split}.json",
+    "instances_{split}.json",
+    "{split}.json",
+    "{split}/_annotations.coco.json",
+)
+UNSPLIT_FILES = ("annotations/instances.json", "annotations.json", "instances.json", "_annotations.coco.json")
+
+IMAGE_FOLDERS = (
+    "images/{split}",
+    "{split}",
+    "{split}2017",
+    "images/{split}2017",
+    "images",
+    "train2017",
+    "val2017",
+    "",
+)
+
+
+def coco_json(
+    root: Path | str,
+    split: str,
+    *,
+    annotations: Path | str | None = None,
+    images: Path | str | None = None,
+    val_fraction: float = 0.0,
+    one: str = "{}",
+    several: str = "every {}",
+) -> Iterator[Sample | Reject]:
+    """One sample per picture that has annotations, with one expression per category in it.
+
+    Crowd annotations (iscrowd 1) are pixels of many things of the category: they belong to the "every" of it. Pictures
+    without annotations teach nothing and are left out. annotations, images: the file (taken as the split asked for)
+    and the folder, where they are not in one of the usual places. val_fraction: split a file that knows no splits (see
+    `keep_split`). one, several: the phrase for one and for several objects. Raises ValueError when the file is missing
+    or not of this form.
+    """
+    root = Path(root)
+    for name, phrase in (("one", one), ("several", several)):
+        if "{}" not in phrase:
+            raise ValueError(f"option {name} must contain {{}} for the name of the category, got {phrase!r}")
+    own = [root / name.format(split=split) for name in ANNOTATION_FILES]
+    path = annotation_file(root, annotations, own + [root / name for name in UNSPLIT_FILES])
+    pictures, by_id, categories, rejects = index_instances(path)
+    yield from rejects
+    of_image: dict[int, list[dict]] = {}
+    for ann_id, annotation in by_id.items():
+        if annotation is None:
+            yield Reject(f"annotation {ann_id}", f"annotation id {ann_id} occurs twice", str(path))
+        elif annotation.get("image_id") not in pictures:
+            reason = f"its image_id {annotation.get('image_id')!r} is not among the images"
+            yield Reject(f"annotation {ann_id}", reason, str(path))
+        else:
+            of_image.setdefault(annotation["image_id"], []).append(annotation)
+    if bare := len(pictures) - len(of_image):
+        logger.info("%s: %d of %d pictures have no annotations and are left out", path, bare, len(pictures))
+    chosen = {str(image_id) for image_id in of_image}
+    if path not in own and (val_fraction or annotations is None):
+        chosen = keep_split(chosen, split, val_fraction, f"name it in ROOT/annotations/instances_{split}.json")
+    folders = [Path(images)] if images else [root / place.format(split=split) for place in IMAGE_FOLDERS]
+    folders = [folder for folder in folders if folder.is_dir()] or folders
+    for image_id, its_annotations in of_image.items():
+        if str(image_id) not in chosen:
+            continue
+        try:
+            picture = picture_of(pictures, image_id)
+            file = find_picture(picture["file_name"], folders)
+        except ValueError as error:
+            yield Reject(str(image_id), str(error), str(path))
+            continue
+        size = (picture["width"], picture["height"])
+        sample = Sample(str(image_id), "referring", *size, frames=[os.path.abspath(file)], source="coco_json")
+        yield from _fill(sample, its_annotations, categories, (one, several), str(path))
+        if sample.expressions:
+            yield sample
+
+
+def _fill(
+    sample: Sample, annotations: list[dict], categories: dict, phrases: tuple[str, str], file: str
+) -> Iterator[Reject]:
+    """Adds objects, and one expression per category, to the sample; yields what had to be left out."""
+    of_category: dict[str, list[int]] = {}
+    crowded: set[str] = set()
+    for annotation in annotations:
+        name = f"{sample.id}/annotation {annotation['id']}"
+        try:
+            category = categories.get(annotation.get("category_id"))
+            if not category:
+                raise ValueError(f"its category_id {annotation.get('category_id')!r} has no name among the categories")
+            rle = object_mask(annotation, sample.height, sample.width)
+        except ValueError as error:
+            yield Reject(name, str(error), file)
+            continue
+        of_category.setdefault(category, []).append(len(sample.objects))
+        crowded |= {category} if annotation.get("iscrowd") else set()
+        sample.objects.append(Object([rle], [masks.rle_to_box(rle)], category))
+    for category, targets in of_category.items():
+        template = phrases[len(targets) > 1 or category in crowded]
+        sample.expressions.append(Expression(template.replace("{}", category), targets, "category"))
+
+
+def object_mask(annotation: dict, height: int, width: int) -> masks.RLE:
+    """The mask of a COCO annotation. ValueError when it has none, an empty one, or garbage."""
+    segmentation = annotation.get("segmentation")
+    if not segmentation:
+        raise ValueError(f"annotation {annotation['id']} has no segmentation (a box alone is not enough)")
+    try:
+        rle = masks.from_segmentation(segmentation, height, width)
+    except ValueError as error:
+        raise ValueError(f"annotation {annotation['id']}: {error}") from error
+    if masks.area(rle) == 0:
+        raise ValueError(
+            f"annotation {annotation['id']} has a segmentation that covers no pixel: {segmentation!r:.80}"
+        )
+    return rle
+
+
+def index_instances(path: Path) -> tuple[dict[int, Any], dict[int, Any], dict[int, str | None], list[Reject]]:
+    """Pictures, annotations and names of categories of an instances json, each by id.
+
+    An id that occurs twice maps to None: it is not known which is meant. Entries without an id come as rejects.
+    ValueError when the file is not of this form.
+    """
+    instances = read_json(path, dict)
+    tables, rejects = [], []
+    for table in ("images", "annotations", "categories"):
+        if not isinstance(instances.get(table), list):
+            raise ValueError(f"{path} must have a list {table!r}; it has {', '.join(sorted(instances))}")
+        by_id: dict[int, Any] = {}
+        for number, record in enumerate(instances[table]):
+            try:
+                expect_keys(record, {"id": int}, f"{table}[{number}]")
+                by_id[record["id"]] = None if record["id"] in by_id else record
+            except ValueError as error:
+                rejects.append(Reject(f"{table}[{number}]", str(error), str(path)))
+        tables.append(by_id)
+    pictures, annotations, categories = tables
+    return pictures, annotations, {key: record and record.get("name") for key, record in categories.items()}, rejects
+
+
+def picture_of(pictures: dict[int, Any], image_id: int) -> dict:
+    """The image record: file_name, width, height. ValueError when it is missing, given twice or incomplete."""
+    if image_id not in pictures:
+        raise ValueError(f"image {image_id} is not among the images")
+    if pictures[image_id] is None:
+        raise ValueError(f"image id {image_id} occurs twice")
+    expect_keys(pictures[image_id], {"file_name": str, "width": int, "height": int}, f"image {image_id}")
+    return pictures[image_id]

@@ -1,0 +1,132 @@
+"""What the sources share: annotation files read and hashed once, pictures found and measured, splits made."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sa2va_hf import masks
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+_EXIF_ORIENTATION = 0x0112
+
+_hashes: ContextVar[dict[str, str] | None] = ContextVar("annotation_hashes", default=None)
+
+
+@contextmanager
+def recorded_hashes() -> Iterator[dict[str, str]]:
+    """Within it, every annotation file that a source reads is entered in the dict that is yielded: path -> sha256."""
+    found: dict[str, str] = {}
+    token = _hashes.set(found)
+    try:
+        yield found
+    finally:
+        _hashes.reset(token)
+
+
+def read_annotation(path: Path) -> bytes:
+    """The bytes of an annotation file. ValueError when it is missing or not readable."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"annotation file {path} cannot be read: {error.strerror}") from error
+    if (hashes := _hashes.get()) is not None:
+        hashes[str(path)] = hashlib.sha256(data).hexdigest()
+    return data
+
+
+def read_json(path: Path, expected: type) -> Any:
+    """A JSON file whose top level must be of the type expected (list or dict). ValueError with file and place."""
+    try:
+        content = json.loads(read_annotation(path))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, expected):
+        raise ValueError(f"{path} must hold a {expected.__name__} at its top level, got a {type(content).__name__}")
+    return content
+
+
+def first_existing(candidates: Sequence[Path], what: str, advice: str) -> Path:
+    """The first candidate that exists. ValueError that lists them all and says what to do."""
+    for path in candidates:
+        if path.exists():
+            return path
+    looked = ", ".join(map(str, candidates))
+    raise ValueError(f"{what} not found; looked for {looked}. {advice}")
+
+
+def annotation_file(root: Path, given: Path | str | None, usual: Sequence[Path]) -> Path:
+    """The annotation file: `given` (absolute, or relative to here or to root), else the first of the usual ones."""
+    candidates = usual if given is None else [Path(given), root / given]
+    return first_existing(candidates, "the annotation file", "Name it with --option annotations=FILE")
+
+
+def find_picture(name: str, folders: Iterable[Path]) -> Path:
+    """The file `name` in the first folder that has it. ValueError that lists the folders."""
+    folders = list(folders)
+    for folder in folders:
+        if (path := folder / name).is_file():
+            return path
+    raise ValueError(f"image {name} not found; looked in {', '.join(map(str, folders))}")
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture turned as its EXIF says; reads the header only. ValueError when it has none."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)  # these swap the sides
+            width, height = image.size
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+    return (height, width) if turned else (width, height)
+
+
+def sized_ids(path: Path, height: int, width: int) -> np.ndarray:
+    """`masks.read_ids` of a mask picture that belongs to an upright photo of this size. ValueError when it differs."""
+    ids = masks.read_ids(path)
+    if ids.shape == (height, width):
+        return ids
+    turned = ids.shape == (width, height)
+    hint = "; the photo is turned by its EXIF orientation: turn the mask too" if turned else ""
+    raise ValueError(
+        f"mask {path} is {ids.shape[1]} x {ids.shape[0]} (width x height) but its photo is {width} x {height}{hint}"
+    )
+
+
+def expect_keys(record: Any, keys: dict[str, type | tuple[type, ...]], name: str) -> None:
+    """ValueError when a record is not a dict or lacks one of the keys or has it with another type."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{name} must be a dict with {', '.join(keys)}, got {type(record).__name__}")
+    for key, kind in keys.items():
+        if key not in record:
+            raise ValueError(f"{name} has no {key!r}; it has {', '.join(sorted(map(str, record)))}")
+        if not isinstance(record[key], kind) or (isinstance(record[key], bool) and kind is int):
+            kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+            raise ValueError(f"{name}: {key!r} must be {kinds}, got {record[key]!r:.80}")
+
+
+def keep_split(keys: Iterable[str], split: str, val_fraction: float, advice: str) -> set[str]:
+    """The keys (one per picture) of a split of data that comes without splits.
+
+    val_fraction 0: everything is "train" (or "all"), any other split a ValueError. Otherwise "val" is that share of
+    the pictures, at least one, chosen by a hash of their keys: it does not depend on order or on chance.
+    """
+    keys = set(keys)
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction}")
+    if split == "all" or (split == "train" and val_fraction == 0):
+        return keys
+    if val_fraction == 0 or split not in ("train", "val"):
+        raise ValueError(f"there is no split {split!r}: {advice}, or take 'train' and 'val' with val_fraction=0.1")
+    if len(keys) < 2:
+        raise ValueError(f"val_fraction={val_fraction} needs at least 2 pictures to split, there are {len(keys)}")
+    count = min(max(round(val_fraction * len(keys)), 1), len(keys) - 1)
+    held_out = set(sorted(keys, key=lambda key: hashlib.sha256(key.encode()).hexdigest())[:count])
+    return held_out if split == "val" else keys - held_out

@@ -1,0 +1,238 @@
+"""Own data as a folder of photos and a folder of mask pictures."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sa2va_hf import masks
+from sa2va_hf.data.schema import Expression, Object, Reject, Sample
+from sa2va_hf.data.sources.files import IMAGE_SUFFIXES, keep_split, read_json, sized_ids, upright_size
+
+LAYOUTS = """Accepted layouts (photos of any picture format; masks as PNG, 0 is background):
+    images/X.jpg + masks/X.png             one mask per photo; several values are several objects
+    images/X.jpg + masks/X_PHRASE.png      one mask per object ("X_left_cat.png"; "X_cat_1.png", "X_cat_2.png")
+    images/X.jpg + masks/X/PHRASE.png      a folder of masks per photo
+    images/X.jpg + masks/PHRASE/X.png      a folder of masks per kind of thing
+    X.jpg + X.png or X_mask.png            all in one folder
+each also below a folder per split (train/images + train/masks, or images/train + masks/train).
+Where no file or folder name says what a mask shows, give --option phrase="the lesion", or write a labels.json:
+    {"default": "the lesion", "ids": {"1": "road", "2": "car"}, "images": {"X": "red car", "Y": {"1": "left dog"}}}"""
+
+ADVICE = 'give --option phrase="the lesion" or write labels.json: {"ids": {"1": "road", "2": "car"}}'
+
+IMAGE_FOLDERS = ("images", "photos", "JPEGImages", "image")
+MASK_FOLDERS = ("masks", "annotations", "Annotations", "labels", "mask")
+
+VOID = 255  # beside other values: "do not care", as in VOC and DAVIS
+BLURRED = 16  # more values than this beside 255: an anti-aliased edge, not objects
+
+NO_PHRASES = frozenset(("mask", "masks", "segmentation", "seg", "label", "labels", "gt", "annotation"))  # "X_mask.png"
+
+
+def png_masks(
+    root: Path | str, split: str, *, phrase: str | None = None, val_fraction: float = 0.0
+) -> Iterator[Sample | Reject]:
+    """One sample per photo. Masks of one photo with the same phrase are meant together by it.
+
+    A mask without pixels says that the phrase matches nothing in the photo. phrase: what masks show when nothing else
+    says it. val_fraction: share of the photos that is split "val" when there are no folders per split.
+
+    What a mask shows is looked up in labels.json ("images", then "ids"), the mask's own name, `phrase`, and "default"
+    of labels.json. A phrase there may be a list of phrases, or null for pixels that do not count. Raises ValueError
+    when the folder has another layout (it shows the accepted ones) or labels.json is not of this form.
+    """
+    root = Path(root)
+    photo_folder, mask_folder, whole = _layout(root, split)
+    shared = photo_folder == mask_folder
+    photos, problems = _photos(photo_folder, shared)
+    if not photos:
+        raise ValueError(f"there are no photos in {photo_folder}.\n{LAYOUTS}")
+    found, orphans = _assign(mask_folder, photos, shared)
+    if not found:
+        raise ValueError(f"no mask in {mask_folder} has the name of a photo in {photo_folder}.\n{LAYOUTS}")
+    labels = _read_labels([mask_folder, photo_folder, root], phrase, photos)
+    chosen = keep_split(photos, split, val_fraction, f"make a folder {root / split}") if whole else set(photos)
+    yield from problems + orphans
+    for stem in sorted(chosen):
+        try:
+            yield _sample(stem, photos[stem], found.get(stem, []), labels)
+        except ValueError as error:
+            yield Reject(stem, str(error), str(photos[stem]))
+
+
+# ---------------------------------------------------------------- which files belong together
+
+
+def _layout(root: Path, split: str) -> tuple[Path, Path, bool]:
+    """Folder of photos, folder of masks (may be the same), and whether they hold all splits together."""
+    pairs = [(image, mask) for image in IMAGE_FOLDERS for mask in MASK_FOLDERS]
+    candidates = [(root / split / image, root / split / mask, False) for image, mask in pairs]
+    candidates += [(root / image / split, root / mask / split, False) for image, mask in pairs]
+    candidates += [(root / split, root / split / mask, False) for mask in MASK_FOLDERS]
+    candidates += [(root / split, root / split, False)]
+    candidates += [(root / image, root / mask, True) for image, mask in pairs]
+    candidates += [(root, root / mask, True) for mask in MASK_FOLDERS]
+    candidates += [(root, root, True)]
+    for photos, mask_folder, whole in candidates:
+        if photos.is_dir() and mask_folder.is_dir() and any(_is_picture(path) for path in photos.iterdir()):
+            return photos, mask_folder, whole
+    raise ValueError(f"{root} holds no photos with masks (split {split!r}).\n{LAYOUTS}")
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith(".")
+
+
+def _photos(folder: Path, shared: bool) -> tuple[dict[str, Path], list[Reject]]:
+    """Photos by the stem of their name. In a shared folder PNGs are masks, unless there is nothing but PNGs."""
+    files = sorted(path for path in folder.iterdir() if _is_picture(path))
+    if shared:
+        others = [path for path in files if path.suffix.lower() != ".png"]
+        files = others or [path for path in files if "_mask" not in path.stem]
+    photos: dict[str, Path] = {}
+    rejects = []
+    for path in files:
+        if path.stem in photos:
+            rejects.append(
+                Reject(path.name, f"there is also {photos[path.stem].name}: which is the photo?", str(path))
+            )
+        photos.setdefault(path.stem, path)
+    return photos, rejects
+
+
+def _assign(folder: Path, photos: dict[str, Path], shared: bool) -> tuple[dict, list[Reject]]:
+    """For each photo its masks as (file, what its name adds), and the pictures that belong to no photo."""
+    found: dict[str, list[tuple[Path, str]]] = {}
+    orphans = []
+    files = [path for path in sorted(folder.iterdir()) if _is_picture(path) and path not in photos.values()]
+    if not shared:
+        files += [path for path in sorted(folder.glob("*/*")) if _is_picture(path)]
+    for path in files:
+        below = path.parent.name if path.parent != folder else ""
+        if below in photos:
+            found.setdefault(below, []).append((path, path.stem))
+        elif stem := _longest_prefix(path.stem, photos):
+            found.setdefault(stem, []).append((path, f"{below} {path.stem[len(stem) :].strip('_-')}".strip()))
+        else:
+            orphans.append(Reject(path.name, f"there is no photo of this name for the mask {path}", str(path)))
+    return found, orphans
+
+
+def _longest_prefix(stem: str, photos: dict[str, Path]) -> str | None:
+    """The photo a mask is named after: "a_b_1" is of "a_b", if there is such a photo, rather than of "a"."""
+    while stem not in photos:
+        cut = max(stem.rfind("_"), stem.rfind("-"))
+        if cut <= 0:
+            return None
+        stem = stem[:cut]
+    return stem
+
+
+# ---------------------------------------------------------------- what they show
+
+
+@dataclass
+class _Labels:
+    """labels.json, and the option `phrase` as its default."""
+
+    default: Any = None
+    ids: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
+
+    def phrases(self, stem: str, name: str, value: int) -> list[str] | None:
+        """Phrases for a value of a mask of a photo; None where the pixels do not count. ValueError if unknown."""
+        own, words = self.images.get(stem, {}), name.replace("_", " ").split()
+        while words and (words[-1].isdigit() or words[-1].lower() in NO_PHRASES):  # "cat_1", "cat_2": two of the same
+            words.pop()
+        while words and words[0].lower() in NO_PHRASES:
+            words.pop(0)
+        for table, keys in ((own, (name, str(value))), (self.ids, () if words else (str(value),))):
+            for key in keys:
+                if isinstance(table, dict) and key in table:
+                    return _texts(table[key])
+        if not isinstance(own, dict):
+            return _texts(own)
+        if not words and self.default is None:
+            what = f"its mask shows at value {value}" if value else "is missing in it, as its mask is empty"
+            raise ValueError(f"nothing says what {what}: {ADVICE}")
+        return [" ".join(words)] if words else _texts(self.default)
+
+    def named(self, stem: str, value: int) -> bool:
+        """Whether a value has an entry of its own."""
+        own = self.images.get(stem, {})
+        return str(value) in self.ids or (isinstance(own, dict) and str(value) in own)
+
+
+def _texts(entry: Any) -> list[str] | None:
+    if entry is None:
+        return None
+    texts = entry if isinstance(entry, list) else [entry]
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"labels.json: a phrase must be a text, a list of texts or null, got {entry!r}")
+    return texts
+
+
+def _read_labels(folders: list[Path], phrase: str | None, photos: dict[str, Path]) -> _Labels:
+    path = next((folder / "labels.json" for folder in folders if (folder / "labels.json").is_file()), None)
+    if path is None:
+        return _Labels(default=phrase)
+    content = read_json(path, dict)
+    if unknown := sorted(set(content) - {"default", "ids", "images"}):
+        raise ValueError(f"{path} has the keys {', '.join(unknown)}; expected default, ids and images.\n{LAYOUTS}")
+    for key in ("ids", "images"):
+        if not isinstance(content.get(key, {}), dict):
+            raise ValueError(f"{path}: {key!r} must be a dict, got {content[key]!r:.80}")
+    images = {_stem(name): entry for name, entry in content.get("images", {}).items()}
+    if missing := sorted(set(images) - set(photos)):
+        raise ValueError(f"{path} names {len(missing)} images that are not there: {', '.join(missing[:10])}")
+    return _Labels(phrase if phrase is not None else content.get("default"), content.get("ids", {}), images)
+
+
+def _stem(name: str) -> str:
+    return Path(name).stem if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def _sample(stem: str, photo: Path, of_photo: list[tuple[Path, str]], labels: _Labels) -> Sample:
+    if not of_photo:
+        raise ValueError("there is no mask for this photo (a mask of zeros says that nothing is in it)")
+    width, height = upright_size(photo)
+    sample = Sample(stem, "referring", width, height, frames=[os.path.abspath(photo)], source="png_masks")
+    targets: dict[str, list[int]] = {}
+    ignored = np.zeros((height, width), dtype=bool)
+    for path, name in of_photo:
+        ids = sized_ids(path, height, width)
+        values = [int(value) for value in np.unique(ids) if value != 0]
+        for value in _object_values(values, labels, stem, path) or [0]:
+            phrases = labels.phrases(stem, name, value)
+            for text in phrases or []:
+                targets.setdefault(text, []).extend([len(sample.objects)] if value else [])
+            if phrases is None:
+                ignored |= (ids == value) & (ids != 0)
+            elif value:
+                rle = masks.encode(ids == value)
+                sample.objects.append(Object([rle], [masks.rle_to_box(rle)], phrases[0]))
+        if len(values) > 1 and VOID in values and not labels.named(stem, VOID):
+            ignored |= ids == VOID
+    sample.expressions = [Expression(text, indices) for text, indices in targets.items()]
+    if not sample.expressions:
+        raise ValueError("labels.json leaves nothing of its masks")
+    sample.ignore = [masks.encode(ignored)] if ignored.any() else []
+    return sample
+
+
+def _object_values(values: list[int], labels: _Labels, stem: str, path: Path) -> list[int]:
+    """Those values of a mask that are objects. ValueError when that cannot be told."""
+    if VOID not in values or len(values) == 1 or labels.named(stem, VOID):
+        return values
+    others = [value for value in values if value != VOID]
+    if len(others) > BLURRED:
+        raise ValueError(
+            f"mask {path} has {len(values)} values up to 255: its edges look blurred. Save it with 0 and 255 only"
+        )
+    if max(others) >= 127:  # 128 and 255 may be "unsure" and "object" just as well as an object and void
+        raise ValueError(f"mask {path} has the values {', '.join(map(str, values))}: which is which? {ADVICE}")
+    return others

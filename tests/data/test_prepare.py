@@ -1,0 +1,391 @@
+"""prepare: what it writes is what the source said, the same bytes each time; a bad record stops it or is listed.
+
+Run: pytest tests/data/test_prepare.py      (SA2VA_TEST_DATA adds genuine files)
+"""
+
+import hashlib
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import load_from_disk
+from PIL import Image
+
+from sa2va_hf import masks
+from sa2va_hf.data import prepare as module
+from sa2va_hf.data.media import load_image
+from sa2va_hf.data.prepare import PrepareError, prepare
+from sa2va_hf.data.schema import Expression, Object, Reject, Sample, Turn, from_row
+from sa2va_hf.data.sources import SOURCES
+from sa2va_hf.data.sources.files import read_json
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prepare_data.py"
+SHAPES = {"count": 70, "size": 48, "clip_fraction": 0.2, "tasks": ["referring", "region_caption"]}
+
+
+def picture(path, size=(40, 30), mode="RGB", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(len(path.name))
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    image.convert(mode).save(path, **options)
+    return str(path)
+
+
+def sample(name, frame, size=(40, 30), **changes):
+    mask = np.zeros(size[::-1], dtype=bool)
+    mask[2:9, 3:11] = True
+    thing = Object([masks.encode(mask)], [masks.mask_to_box(mask)])
+    made = Sample(name, "referring", *size, frames=[frame], objects=[thing], expressions=[Expression("it", [0], "k")])
+    for field, value in changes.items():
+        setattr(made, field, value)
+    return made
+
+
+@pytest.fixture
+def source(monkeypatch):
+    """Makes a list of records the source "given"."""
+
+    def give(*records):
+        monkeypatch.setitem(SOURCES, "given", lambda root, split: iter(records))
+
+    return give
+
+
+def given(tmp_path, **options):
+    return prepare("given", tmp_path, "train", tmp_path / "out", **options)
+
+
+def read(folder):
+    return [from_row(row) for row in load_from_disk(str(folder))]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+# ---------------------------------------------------------------- the way through
+
+
+def test_source_to_arrow_to_sample_is_the_identity(tmp_path):
+    prepare("shapes", None, "train", tmp_path / "out", options=SHAPES)
+    assert read(tmp_path / "out") == list(SOURCES["shapes"](None, "train", **SHAPES))
+
+
+def test_the_bytes_are_the_same_for_any_number_of_processes(tmp_path):
+    for num_proc in (1, 3):
+        prepare("shapes", None, "train", tmp_path / str(num_proc), options=SHAPES, num_proc=num_proc)
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+
+
+def test_processes_also_check_records_of_a_listing_source(tmp_path, source):
+    records = [sample(f"s{number}", picture(tmp_path / f"{number}.jpg")) for number in range(80)]
+    records[50] = sample("s50", str(tmp_path / "gone.jpg"))
+    source(*records)
+    manifest = given(tmp_path, num_proc=2, skip_bad=True)
+    assert [one.id for one in read(tmp_path / "out")] == [f"s{number}" for number in range(80) if number != 50]
+    assert [reject.id for reject in manifest.rejects] == ["s50"]
+
+
+def test_manifest_counts_and_hashes(tmp_path, monkeypatch):
+    frame = picture(tmp_path / "a.png")
+    (tmp_path / "annotations.json").write_text("[]")
+
+    def read_something(root, split):
+        read_json(root / "annotations.json", list)
+        yield sample("a", frame)
+        yield sample("b", frame, expressions=[Expression("x", [0], "k"), Expression("y", [])])
+        yield sample("c", frame, task="question", expressions=[], turns=[Turn("q", "a"), Turn("q", "[SEG]", [[0]])])
+
+    monkeypatch.setitem(SOURCES, "given", read_something)
+    given(tmp_path)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    expected = {"source": "given", "split": "train", "samples": 3, "frames": 3, "objects": 3, "masks": 3, "turns": 2}
+    expected |= {"expressions": 3, "tasks": {"referring": 2, "question": 1}, "kinds": {"k": 2, "": 1}, "rejects": []}
+    assert {key: manifest[key] for key in expected} == expected
+    assert manifest["annotation_files"] == {
+        str(tmp_path / "annotations.json"): hashlib.sha256(b"[]").hexdigest(),
+    }
+    for name, digest in manifest["shards"].items():
+        assert hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() == digest
+
+
+def test_many_shards_read_as_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SHARD_BYTES", 1)
+    manifest = prepare("shapes", None, "train", tmp_path / "out", options=SHAPES)
+    assert len(manifest.shards) == 3  # of 32, 32 and 6 records
+    assert read(tmp_path / "out") == list(SOURCES["shapes"](None, "train", **SHAPES))
+
+
+def test_limit_reads_no_more(tmp_path, source):
+    frame = picture(tmp_path / "a.png")
+    source(*(sample(str(number), frame) for number in range(50)))
+    assert given(tmp_path, limit=33).samples == 33
+    assert prepare("shapes", None, "train", tmp_path / "shapes", options=SHAPES, limit=5).samples == 5
+    assert read(tmp_path / "shapes") == list(SOURCES["shapes"](None, "train", **SHAPES | {"count": 5}))
+
+
+def test_progress_counts_every_record(tmp_path, source):
+    frame = picture(tmp_path / "a.png")
+    source(*(sample(str(number), frame) for number in range(40)), Reject("x", "y"), Reject("z", "y"))
+    steps = []
+    given(tmp_path, skip_bad=True, progress=steps.append)
+    assert sum(steps) == 42 and len(steps) == 2
+
+
+# ---------------------------------------------------------------- media
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "RGBA", "1", "I;16"])
+def test_every_mode_of_picture_is_accepted_and_embedding_changes_no_pixel(tmp_path, source, mode):
+    path = tmp_path / "a.png"
+    if mode == "I;16":
+        Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50).save(path)
+    else:
+        picture(path, mode=mode)
+    source(sample("a", str(path)))
+    prepare("given", tmp_path, "train", tmp_path / "paths")
+    prepare("given", tmp_path, "train", tmp_path / "embedded", embed_media=True)
+    (by_path,), (embedded,) = read(tmp_path / "paths"), read(tmp_path / "embedded")
+    assert by_path.frames == [str(path)] and embedded.frames == [path.read_bytes()]
+    pixels = np.asarray(load_image(path))
+    path.unlink()  # the embedded one does not need it
+    assert np.array_equal(load_image(embedded.frames[0]), pixels) and pixels.shape == (30, 40, 3)
+
+
+def test_cmyk_and_turned_photos_are_accepted_upright(tmp_path, source):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    cmyk = picture(tmp_path / "cmyk.jpg", mode="CMYK")
+    turned = picture(tmp_path / "turned.jpg", exif=exif)
+    source(sample("a", cmyk), sample("b", turned, size=(30, 40)))
+    assert given(tmp_path).samples == 2
+
+
+def test_embedded_and_path_media_give_equal_pixels(tmp_path, source):
+    paths = [picture(tmp_path / name) for name in ("a.jpg", "bb.png")]
+    source(*(sample(path, path) for path in paths))
+    prepare("given", tmp_path, "train", tmp_path / "paths")
+    prepare("given", tmp_path, "train", tmp_path / "embedded", embed_media=True)
+    for one, other in zip(read(tmp_path / "paths"), read(tmp_path / "embedded"), strict=True):
+        assert isinstance(one.frames[0], str) and isinstance(other.frames[0], bytes)
+        assert np.array_equal(load_image(one.frames[0]), load_image(other.frames[0]))
+        other.frames = one.frames
+        assert one == other
+
+
+def truncated(tmp_path):
+    path = Path(picture(tmp_path / "cut.jpg", size=(400, 300)))
+    path.write_bytes(path.read_bytes()[:-2000])
+    return sample("bad", str(path), size=(400, 300))
+
+
+def garbage_mask(tmp_path):
+    thing = Object([{"size": [30, 40], "counts": "PPP"}], [None])
+    return sample("bad", picture(tmp_path / "b.png"), objects=[thing])
+
+
+def of_size(width, height):
+    return lambda folder: sample("bad", picture(folder / "b.png", (width, height)))
+
+
+def unequal_counts(folder):
+    return sample("bad", "x", expressions=[], turns=[Turn("q", "[SEG]")])
+
+
+BAD = {
+    "missing image": (lambda p: sample("bad", str(p / "gone.jpg")), "gone.jpg: no such file", "gone.jpg"),
+    "truncated": (truncated, "cut.jpg: cannot be read as a picture: .*truncated", "cut.jpg"),
+    "no picture": (lambda p: sample("bad", b"zzz"), "embedded file of 3 bytes: ", ""),
+    "size": (of_size(41, 30), "frame 0 is 41 x 30 but its annotation is for 40 x 30$", "b.png"),
+    "turned": (of_size(30, 40), "is one of them turned", "b.png"),
+    "garbage": (garbage_mask, r"objects\[0\].masks\[0\]: RLE garbage: counts of 3 characters ends within", ""),
+    "seg count": (unequal_counts, r"answer has 1 \[SEG\] but targets has 0", ""),
+    "twice": (lambda p: sample("good", picture(p / "b.png")), "id 'good' occurs twice", ""),
+    "a video": (lambda p: sample("bad", "", frames=[], video=str(p / "v.mp4")), "v.mp4: no such video file", "v.mp4"),
+    "the source's own": (lambda p: Reject("bad", "it says so", "f.json"), "it says so", "f.json"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_record_stops_everything_or_is_left_out_and_listed(tmp_path, source, name):
+    make, reason, file = BAD[name]
+    good = sample("good", picture(tmp_path / "a.png"))
+    source(good, make(tmp_path))
+    with pytest.raises(PrepareError, match="1 records cannot be used:\n(.*)\nNothing was written") as error:
+        given(tmp_path)
+    (reject,) = error.value.rejects
+    assert reject.id in ("bad", "good") and reject.file.endswith(file)
+    assert re.search(reason, reject.reason)
+    assert (
+        sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == []
+    )  # nothing written, nothing left over
+
+    manifest = given(tmp_path, skip_bad=True)
+    assert read(tmp_path / "out") == [good] and manifest.samples == 1
+    listed = json.loads((tmp_path / "out" / "manifest.json").read_text())["rejects"]
+    assert listed == [{"id": reject.id, "reason": reject.reason, "file": reject.file}]
+
+
+def test_all_bad_records_are_listed_at_once(tmp_path, source):
+    source(*(Reject(f"r{number}", "broken") for number in range(100)), sample("good", picture(tmp_path / "a.png")))
+    with pytest.raises(PrepareError, match="100 records cannot be used:\n  r0: broken") as error:
+        given(tmp_path)
+    assert [reject.id for reject in error.value.rejects] == [f"r{number}" for number in range(100)]
+    assert "... and 80 more" in str(error.value) and "--skip_bad" in str(error.value)
+
+
+def test_an_empty_dataset_is_an_error(tmp_path, source):
+    source()
+    with pytest.raises(ValueError, match="source 'given' at .* has no samples in split 'train'"):
+        given(tmp_path)
+    source(Reject("r", "broken"))
+    with pytest.raises(PrepareError, match="none of the records can be used:\n  r: broken"):
+        given(tmp_path, skip_bad=True)
+    assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def test_what_is_finished_is_not_replaced_unasked(tmp_path, source):
+    frame = picture(tmp_path / "a.png")
+    source(sample("a", frame))
+    given(tmp_path)
+    source(sample("b", frame))
+    with pytest.raises(ValueError, match="out is prepared already; add --overwrite"):
+        given(tmp_path)
+    assert [one.id for one in read(tmp_path / "out")] == ["a"]
+    source(Reject("b", "broken"))
+    with pytest.raises(PrepareError):  # a failure leaves the old one as it is
+        given(tmp_path, overwrite=True)
+    assert [one.id for one in read(tmp_path / "out")] == ["a"]
+    source(sample("b", frame))
+    given(tmp_path, overwrite=True)
+    assert [one.id for one in read(tmp_path / "out")] == ["b"]
+
+
+def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path, source):
+    source(sample("a", picture(tmp_path / "a.png")))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="not a prepared folder .*: it is not touched"):
+        given(tmp_path, overwrite=True)
+    assert (tmp_path / "out" / "thesis.tex").exists()
+
+
+def test_leftovers_of_a_killed_run_do_no_harm(tmp_path, source):
+    source(sample("a", picture(tmp_path / "a.png")))
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "data-00000.arrow").write_text("half")
+    given(tmp_path)
+    assert len(read(tmp_path / "out")) == 1 and not (tmp_path / ".out.partial").exists()
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path, source):
+    def interrupt(count):
+        raise KeyboardInterrupt
+
+    source(sample("a", picture(tmp_path / "a.png")))
+    with pytest.raises(KeyboardInterrupt):
+        given(tmp_path, progress=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": "refcoc"}, "unknown source 'refcoc'; there are shapes, refcoco, "),
+        ({"options": {"splitby": "umd"}}, "'refcoco' has no option splitby; it has name, split_by, images"),
+        ({"root": "nowhere"}, "root nowhere is not a folder"),
+        ({"root": None}, "a root folder is needed"),
+        ({"num_proc": 0}, "must be positive, got 0"),
+        ({"limit": 0}, "must be positive"),
+    ],
+)
+def test_wrong_arguments_are_named(tmp_path, arguments, message):
+    arguments = {"source": "refcoco", "root": tmp_path, "split": "train", "output": tmp_path / "out"} | arguments
+    with pytest.raises(ValueError, match=message):
+        prepare(**arguments)
+
+
+def test_a_source_that_fails_midway_fails_prepare_and_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="annotation file not found"):
+        prepare("finetune_json", tmp_path, "train", tmp_path / "out", num_proc=2)
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the script, in this process: (exit status, stdout, stderr)."""
+
+    def script(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return stopped.value.code, *capsys.readouterr()
+
+    return script
+
+
+def test_the_command_writes_or_lists_every_problem_and_exits_1(tmp_path, run):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg")
+    polygon = [[0, 0, 10, 0, 10, 10]]
+    records = [{"image": name, "mask": [polygon], "text": ["x"]} for name in ("a.jpg", "b.jpg", "c.jpg")]
+    (tmp_path / "mine.json").write_text(json.dumps(records))
+    command = ["--source", "finetune_json", "--root", tmp_path, "--split", "train", "--output", tmp_path / "out"]
+    command += ["--option", "annotations=mine.json", "--option", "val_fraction=0.0"]
+    status, _, problems = run(*command)
+    assert status == 1 and not (tmp_path / "out").exists()
+    assert "image b.jpg not found" in problems and "image c.jpg not found" in problems
+    assert "2 records cannot be used: nothing was written" in problems
+    status, summary, problems = run(*command, "--skip_bad", "--embed_media", "--num_proc", "2")
+    assert status == 0 and problems.count("left out: record") == 2
+    assert "1 samples, 1 objects, 1 masks, 1 expressions, 2 rejects" in summary
+    assert [one.id for one in read(tmp_path / "out")] == ["a.jpg"]
+
+
+def test_options_of_the_command_are_yaml_and_checked(tmp_path, run):
+    command = ["--source", "shapes", "--split", "val", "--output", tmp_path / "out", "--limit", "2"]
+    assert run(*command, "--option", "tasks=[region_caption]", "--option", "size=64")[0] == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["options"] == {"tasks": ["region_caption"], "size": 64}
+    assert manifest["tasks"] == {"region_caption": 2}
+    for option, message in (
+        ("size", "expects KEY=VALUE"),
+        ("size=[", "--option size=["),
+        ("size=3", "size: expected"),
+    ):
+        status, _, problems = run(*command, "--overwrite", "--option", option)
+        assert status == 1 and message in problems
+    assert "--option size is given twice" in run(*command, "--option", "size=64", "--option", "size=65")[2]
+    assert "is prepared already" in run(*command)[2]
+    assert run("--source", "nothing")[0] == 2
+
+
+# ---------------------------------------------------------------- genuine data
+
+
+@pytest.mark.parametrize("name, root, split, options", [
+    ("refcoco", "shaped/grefcoco", "train", {}),
+    ("refcoco+", "shaped/grefcoco", "val", {}),
+    ("refcocog", "shaped/grefcoco", "testB", {}),
+    ("finetune_json", "shaped/sa2va_finetune", "train", {"images": "coco2017_tiny/val2017"}),
+    ("coco_json", "coco2017_tiny", "val", {}),
+])  # fmt: skip
+def test_genuine_data_arrive_complete(shared_data, tmp_path, name, root, split, options):
+    options = {key: str(shared_data / value) for key, value in options.items()}
+    expected = list(SOURCES[name](shared_data / root, split, **options))
+    for embed in (False, True):
+        manifest = prepare(name, shared_data / root, split, tmp_path / str(embed), options=options, embed_media=embed)
+        assert manifest.samples == len(expected) and not manifest.rejects and manifest.annotation_files
+    assert read(tmp_path / "False") == expected
+    for one, other in zip(read(tmp_path / "True"), expected, strict=True):
+        assert np.array_equal(load_image(one.frames[0]), load_image(other.frames[0]))
+        assert (one.objects, one.expressions) == (other.objects, other.expressions)

@@ -1,0 +1,89 @@
+"""What an evaluation measures: sums per sample on the device, scores from the sums of all samples.
+
+Teacher-forced: the masks of the [SEG] tokens in the given answer, and what the model would have said at each position
+of it. Because only sums per sample travel between processes, the scores do not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import EvalPrediction
+
+IGNORE_INDEX = -100
+COLUMNS = (
+    "intersection",  # pixels, over all masks of the sample (one mask = one object on one frame)
+    "union",
+    "iou",  # sum over masks; a mask that is empty in truth and prediction counts 1
+    "masks",
+    "seg_said",  # [SEG] tokens of the answers that come first where they belong
+    "seg_total",
+    "seg_wrong",  # other answer tokens in whose place [SEG] comes first
+    "tokens_right",
+    "tokens",
+)
+
+
+def sample_sums(
+    logits: Tensor,
+    input_ids: Tensor,
+    labels: Tensor,
+    seg_token_id: int,
+    pred_masks: list[Tensor],
+    mask_labels: list[Tensor],
+    ignore_labels: list[Tensor | None] | None = None,
+) -> Tensor:
+    """One row per sample, `COLUMNS` wide: (B, 9) float64.
+
+    Args:
+        logits (B, L, V), input_ids and labels (B, L).
+        pred_masks: per sample (num_seg, num_frames, h, w) mask logits; mask_labels: per sample bool
+            (num_seg, num_frames, H, W), the size at which the two are compared; ignore_labels: per sample None or bool
+            (num_frames, H, W), pixels that do not count.
+    """
+    predicted, wanted = logits[:, :-1].argmax(-1), input_ids[:, 1:]
+    answer = labels[:, 1:] != IGNORE_INDEX
+    seg = answer & (wanted == seg_token_id)
+    said = predicted == seg_token_id
+    right = answer & (predicted == wanted)
+    text = torch.stack([seg & said, seg, answer & ~seg & said, right, answer]).sum(-1).T.double()  # (B, 5)
+    ignores = ignore_labels or [None] * len(mask_labels)
+    masks = [_mask_sums(*triple) for triple in zip(pred_masks, mask_labels, ignores, strict=True)]
+    return torch.cat([torch.stack(masks).to(text.device), text], dim=1)
+
+
+def _mask_sums(logits: Tensor, target: Tensor, ignore: Tensor | None) -> Tensor:
+    """(4,) intersection, union, sum of IoUs, number of masks. An object at a time: full-size logits are large."""
+    sums = torch.zeros(4, dtype=torch.float64, device=logits.device)
+    for one, truth in zip(logits, target, strict=True):  # (frames, h, w), (frames, H, W)
+        truth = truth.to(logits.device).bool()
+        full = F.interpolate(one.unsqueeze(1).float(), size=truth.shape[-2:], mode="bilinear", align_corners=False)
+        valid = torch.ones_like(truth) if ignore is None else ~ignore.to(logits.device)
+        mask = (full[:, 0] > 0) & valid
+        truth = truth & valid
+        intersection = (mask & truth).flatten(1).sum(1).double()
+        union = (mask | truth).flatten(1).sum(1).double()
+        counted = valid.flatten(1).any(1)  # a frame that is ignored as a whole is no frame
+        iou = torch.where(union > 0, intersection / union.clamp(min=1), 1.0)[counted].sum()
+        sums += torch.stack([intersection.sum(), union.sum(), iou, counted.sum().double()])
+    return sums
+
+
+def scores(prediction: EvalPrediction) -> dict[str, float]:
+    """Scores from the rows of all samples; one without anything to score is left out rather than made up.
+
+    cIoU: sum of intersections over sum of unions. gIoU: mean IoU over masks. seg_emission: share of [SEG] tokens that
+    come first where the answer has them. seg_precision: share of first-coming [SEG] that the answer has there.
+    token_accuracy: share of answer tokens that come first.
+    """
+    total = dict(zip(COLUMNS, prediction.predictions.reshape(-1, len(COLUMNS)).sum(0).tolist(), strict=True))
+    ratios = {
+        "cIoU": (total["intersection"], total["union"]),
+        "gIoU": (total["iou"], total["masks"]),
+        "seg_emission": (total["seg_said"], total["seg_total"]),
+        "seg_precision": (total["seg_said"], total["seg_said"] + total["seg_wrong"]),
+        "token_accuracy": (total["tokens_right"], total["tokens"]),
+    }
+    found = {name: part / whole for name, (part, whole) in ratios.items() if whole}
+    return found | {"masks": total["masks"]}

@@ -1,0 +1,141 @@
+"""Which weights a run trains, and LoRA around the language model.
+
+The released training (sa2va: `models/sa2va.py`, `models/mllm/internvl.py`): LoRA on every linear layer of the language
+model, full copies of the token embedding and the output head, the projector, `text_hidden_fcs` and SAM 2's mask
+decoder. The vision encoder and the rest of SAM 2 stay frozen.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from ..arguments import ModelArguments, Sa2VATrainingArguments
+from ..model.modeling_sa2va import Sa2VAForConditionalGeneration
+from ..model.processing_sa2va import Sa2VAProcessor
+
+logger = logging.getLogger(__name__)
+
+
+def load(
+    arguments: ModelArguments, training: Sa2VATrainingArguments
+) -> tuple[Sa2VAForConditionalGeneration | PeftModel, Sa2VAProcessor]:
+    """The model as it will be trained, and its processor.
+
+    Under ZeRO-3 this must come after `training` was built: the weights are then partitioned while they are loaded.
+    """
+    dtype = arguments.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if training.bf16 else "float32"
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if arguments.attn_implementation:
+        options["attn_implementation"] = arguments.attn_implementation
+    model = Sa2VAForConditionalGeneration.from_pretrained(arguments.model_name_or_path, **options)
+    processor_options = {"template": arguments.template} if arguments.template else {}
+    processor = Sa2VAProcessor.from_pretrained(arguments.model_name_or_path, **processor_options)
+    for name, value in arguments.config_overrides().items():
+        setattr(model.config, name, value)
+    set_seed(training.seed)  # LoRA starts from the same numbers however the weights were loaded (ZeRO-3 draws others)
+    model = make_trainable(model, arguments)
+    if training.deepspeed_plugin is None:  # AdamW steps of 4e-5 vanish in bfloat16; DeepSpeed has its own copies
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    return model, processor
+
+
+def make_trainable(
+    model: Sa2VAForConditionalGeneration, arguments: ModelArguments
+) -> Sa2VAForConditionalGeneration | PeftModel:
+    """Freeze what is not trained; with `train_llm: lora` the model comes back wrapped by peft.
+
+    Errors: ValueError when nothing is left to train or no layer has the name of a LoRA target.
+    """
+    model.freeze_for_training(grounding=arguments.train_grounding_encoder)
+    core = model.mllm.model
+    core.multi_modal_projector.requires_grad_(arguments.train_projector)
+    core.vision_tower.requires_grad_(arguments.train_vision)
+    model.text_hidden_fcs.requires_grad_(arguments.train_text_hidden_fcs)
+    embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if arguments.train_llm == "full":
+        core.language_model.requires_grad_(True)
+        embeddings[1].requires_grad_(True)
+    if arguments.train_llm == "lora":
+        for module in embeddings:
+            module.requires_grad_(arguments.train_embeddings)
+        return add_lora(model, arguments)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("nothing is trained: set one of the `train_...` arguments")
+    return model
+
+
+def add_lora(model: Sa2VAForConditionalGeneration, arguments: ModelArguments) -> PeftModel:
+    """LoRA on the language model's linear layers; every other trainable weight as a copy that is saved with it."""
+    prefix = next(name for name, _ in model.named_modules() if name.endswith("language_model"))
+    names = "|".join(re.escape(target) for target in arguments.lora_targets)
+    # Anchored at the language model: the vision tower and SAM 2 have layers of the same names.
+    pattern = rf"{re.escape(prefix)}\..*\.(?:{names})"
+    found = {name.rsplit(".")[-1] for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
+    missing = sorted(set(arguments.lora_targets) - found)
+    if missing:
+        linear = {
+            name.rsplit(".")[-1]
+            for name, module in model.get_submodule(prefix).named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        raise ValueError(
+            f"`lora_targets`: no layer named {', '.join(missing)}; the model has {', '.join(sorted(linear))}"
+        )
+    config = LoraConfig(
+        r=arguments.lora_rank,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=pattern,
+        modules_to_save=trained_modules(model) or None,
+        bias="none",
+    )
+    wrapped = get_peft_model(model, config)
+    # Written into the adapter, where merge_lora.py finds the base; a relative folder would be lost with the cwd.
+    base = str(model.name_or_path)
+    config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
+    return wrapped
+
+
+def trained_modules(model: nn.Module) -> list[str]:
+    """The largest modules whose weights are all trainable, by name; together they hold every trainable weight.
+
+    peft copies whole modules. Frozen heads must not be copied along: it would train them. Containers are taken apart
+    because they are indexed and unpacked, which a wrapped module cannot be. A bare parameter of a partly frozen
+    module (SAM 2's `no_mem_embed`, with `train_grounding_encoder: all`) has no module of its own and stays frozen.
+    """
+    names: list[str] = []
+
+    def visit(name: str, module: nn.Module) -> None:
+        flags = [parameter.requires_grad for parameter in module.parameters()]
+        container = isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        if flags and all(flags) and not container:
+            names.append(name)
+        elif any(flags):
+            for child_name, child in module.named_children():
+                visit(f"{name}.{child_name}" if name else child_name, child)
+
+    visit("", model)
+    return names
+
+
+def mark_zero3_leaves(model: nn.Module) -> None:
+    """Under ZeRO-3, have the modules that not every rank runs alike gathered whole, so that no rank waits for ever."""
+    if not is_deepspeed_zero3_enabled():
+        return
+    from deepspeed.utils import set_z3_leaf_modules
+
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    set_z3_leaf_modules(model, base.zero3_leaf_modules())

@@ -1,0 +1,274 @@
+"""`Sa2VATrainer`: transformers' Trainer with our order of data, our loss parts in the log and mask scores.
+
+Only hooks are overridden, never the loop. What they keep: a run that was killed and resumed sees the same samples,
+draws the same random points and logs the same losses as one that was not.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import get_model_param_count
+
+from ..arguments import Sa2VATrainingArguments
+from ..data.sampler import Sa2VASampler
+from .scores import sample_sums, scores
+from .trainable import mark_zero3_leaves
+
+logger = logging.getLogger(__name__)
+
+
+class Sa2VATrainer(Trainer):
+    """Trains a Sa2VA model, plain or wrapped by peft, on a `Sa2VADataset`.
+
+    Logged with the loss, over all ranks and the steps since the last log:
+        lm_loss: mean over micro-batches. mask_loss, dice_loss, ...: mean over the micro-batches that have masks, whose
+        share is mask_batches; so loss = lm_loss + mask_batches * (mask_loss + dice_loss + ...).
+        masks: masks (an object on a frame) per step. padding_efficiency: real tokens / tokens after padding.
+        tokens_per_second (real ones), samples_per_second: wall time, without evaluation and saving.
+    Evaluated: see `scores.py`; `metric_for_best_model` may name any of them.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("compute_metrics", scores)
+        super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {self.args.n_gpu} GPUs: start one process per GPU with accelerate launch "
+                "--multi_gpu, or show it a single one with CUDA_VISIBLE_DEVICES=0"
+            )
+        mark_zero3_leaves(self.model)
+        self.train_sampler: Sa2VASampler | None = None
+        self.meter = Meter()
+        self.add_callback(_Clock(self))
+        trainable, total = (get_model_param_count(self.model, trainable_only=only) for only in (True, False))
+        logger.info("%s of %s parameters are trained", f"{trainable:,}", f"{total:,}")
+
+    # ---- data ----
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        self.train_sampler = Sa2VASampler(
+            dataset.lengths,
+            dataset.modalities,
+            batch_size=self.args.per_device_train_batch_size,
+            world_size=self.args.world_size,
+            accumulation=self.args.gradient_accumulation_steps,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            parts_fn=dataset.part_numbers,
+        )
+        return self.train_sampler
+
+    # ---- optimiser ----
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """All of them: the released training decays norms and biases as well."""
+        return [name for name, _ in model.named_parameters()]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        scales = self.args.learning_rate_scales
+        if self.optimizer is None and scales:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = kind(scaled_groups(self.model, self.args.learning_rate, scales), **options)
+            for group in self.optimizer.param_groups:
+                group["weight_decay"] = self.args.weight_decay
+        return super().create_optimizer(*args, **kwargs)
+
+    # ---- loss ----
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The model's own loss. Errors: FloatingPointError naming the samples when it is not finite."""
+        inputs = dict(inputs)
+        sample_ids = inputs.pop("sample_ids", None)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        parts = {item.name: getattr(outputs, item.name) for item in fields(outputs) if item.name.endswith("_loss")}
+        zero = loss.new_zeros(())
+        tokens = inputs["attention_mask"].sum()
+        numbers = [loss, tokens, *(zero if part is None else part for part in parts.values())]
+        # One transfer for all: reading them one by one would wait for the device each time.
+        value, tokens, *values = torch.stack([number.detach().double() for number in numbers]).tolist()
+        parts = dict(zip(parts, values, strict=True))
+        if not math.isfinite(value):
+            raise FloatingPointError(f"step {self.state.global_step}: loss {value} ({parts}) of samples {sample_ids}")
+        if model.training:
+            masks = sum(len(masks) * masks.shape[1] for masks in inputs.get("mask_labels") or [] if len(masks))
+            self.meter.add(parts, masks=masks, tokens=tokens, shape=inputs["input_ids"].shape)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:  # a training log, written by all ranks at the same step
+            steps = self.state.global_step - self.meter.step
+            logs = logs | self.meter.read(self.accelerator, steps)
+            self.meter = Meter(self.state.global_step)
+        super().log(logs, start_time)
+
+    # ---- evaluation ----
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in Trainer; its random numbers are its own, so that evaluating more often does not change the run."""
+        cuda = [torch.cuda.current_device()] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            return super().evaluate(*args, **kwargs)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Loss and one row of sums per sample (`scores.COLUMNS`); full-size masks never leave the device."""
+        inputs = self._prepare_inputs(inputs)
+        torch.manual_seed(self.args.seed)  # the loss is taken at random points; the same ones every time
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        sums = sample_sums(
+            outputs.logits,
+            inputs["input_ids"],
+            inputs["labels"],
+            self.model.config.seg_token_id,
+            outputs.pred_masks,
+            inputs["mask_labels"],
+            inputs.get("ignore_labels"),
+        )
+        return loss.detach(), sums, sums.new_zeros(len(sums))
+
+    # ---- loading ----
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        model = self.model if model is None else model
+        if isinstance(model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            _load_weights(model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if isinstance(self.model, PeftModel) or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            logger.info("loading the best checkpoint, %s", self.state.best_model_checkpoint)
+            _load_weights(self.model, self.state.best_model_checkpoint)
+
+
+def _load_weights(model: nn.Module, folder: str) -> None:
+    """Weights of a saved model into a live one, all of them.
+
+    Trainer's own way reads the file's names as the module's and ignores what does not fit; but `save_pretrained`
+    writes InternVL's published names, so the whole language model would silently keep its old weights.
+    """
+    saved = type(model).from_pretrained(folder, dtype=torch.float32)
+    model.load_state_dict(saved.state_dict())
+
+
+def scaled_groups(model: nn.Module, learning_rate: float, scales: dict[str, float]) -> list[dict[str, Any]]:
+    """Parameter groups with learning_rate * factor of the first regex that matches the name, 1 where none does.
+
+    Errors: ValueError for a regex that matches no trained parameter.
+    """
+    groups: dict[str | None, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            first = next((pattern for pattern in scales if re.search(pattern, name)), None)
+            groups.setdefault(first, []).append(parameter)
+    unused = sorted(set(scales) - set(groups))
+    if unused:
+        raise ValueError(f"`learning_rate_scales`: no trained parameter has a name that matches {unused}")
+    return [{"params": found, "lr": learning_rate * scales.get(key, 1.0)} for key, found in groups.items()]
+
+
+class Meter:
+    """Sums of one rank since step `step`; read over all ranks."""
+
+    def __init__(self, step: int = 0) -> None:
+        self.step = step
+        self.parts: dict[str, float] = {}
+        self.batches = self.mask_batches = self.masks = self.tokens = self.padded = self.samples = self.seconds = 0.0
+
+    def add(self, parts: dict[str, float], *, masks: int, tokens: float, shape: torch.Size) -> None:
+        """One micro-batch: loss parts, masks in it, real tokens, and (samples, tokens after padding)."""
+        for name, value in parts.items():
+            self.parts[name] = self.parts.get(name, 0.0) + value
+        self.batches += 1
+        self.mask_batches += masks > 0
+        self.masks += masks
+        self.tokens += tokens
+        self.padded += shape.numel()
+        self.samples += shape[0]
+
+    def read(self, accelerator: Any, steps: int) -> dict[str, float]:
+        """The logged numbers. A collective call: every rank must make it, with the same names of parts."""
+        mine = [self.batches, self.mask_batches, self.masks, self.tokens, self.padded, self.samples, self.seconds]
+        dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
+        sums = torch.tensor([*mine, *self.parts.values()], dtype=dtype, device=accelerator.device)
+        batches, mask_batches, masks, tokens, padded, samples, seconds, *parts = accelerator.reduce(sums).tolist()
+        if not batches:
+            return {}
+        seconds = max(seconds / accelerator.num_processes, 1e-9)
+        counts = {name: batches if name == "lm_loss" else mask_batches for name in self.parts}
+        means = {name: part / counts[name] for name, part in zip(self.parts, parts, strict=True) if part}
+        return means | {
+            "mask_batches": mask_batches / batches,
+            "masks": masks / max(steps, 1),
+            "padding_efficiency": tokens / padded,
+            "tokens_per_second": tokens / seconds,
+            "samples_per_second": samples / seconds,
+        }
+
+
+class _Clock(TrainerCallback):
+    """Tells the sampler which epoch begins, and the meter how long the steps took."""
+
+    def __init__(self, trainer: Sa2VATrainer) -> None:
+        self.trainer, self.since = trainer, time.perf_counter()
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.meter = Meter(self.trainer.state.global_step)
+        self.since = time.perf_counter()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # accelerate passes the epoch on to the sampler itself, but not when several processes resume inside an epoch.
+        self.trainer.train_sampler.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        now = time.perf_counter()
+        self.trainer.meter.seconds += now - self.since
+        self.since = now
+
+    def on_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self.since = time.perf_counter()
+
+    on_save = on_evaluate
+
+
+def find_checkpoint(choice: str | None, training: Sa2VATrainingArguments) -> str | None:
+    """The checkpoint to go on from: None, a path, or with "auto" the newest complete one in `output_dir`.
+
+    A checkpoint whose writing was interrupted is passed over: its state file is written last.
+    """
+    if choice is None or choice != "auto":
+        if choice is not None and not Path(choice, "trainer_state.json").is_file():
+            raise ValueError(f"`resume_from_checkpoint`: {choice} is no complete checkpoint (no trainer_state.json)")
+        return choice
+    world = training.world_size
+    random_states = ["rng_state.pth"] if world == 1 else [f"rng_state_{rank}.pth" for rank in range(world)]
+    folders = [path for path in Path(training.output_dir).glob("checkpoint-*") if path.name[11:].isdigit()]
+    for folder in sorted(folders, key=lambda path: int(path.name[11:]), reverse=True):
+        missing = [name for name in ("trainer_state.json", *random_states) if not (folder / name).is_file()]
+        if not missing:
+            return str(folder)
+        logger.warning("%s is incomplete (no %s): passed over", folder, ", ".join(missing))
+    return None

@@ -1,0 +1,239 @@
+"""Laws of training: what should change does and nothing else; the number of processes and interruptions do not matter.
+
+The slow ones start processes: pytest -m slow tests/training/test_trainer.py
+"""
+
+import math
+
+import pytest
+import torch
+from toy_run import ToyDataset, build, evaluation, finished, launch, losses, records, run, tiny_folder
+
+from sa2va_hf.arguments import Sa2VATrainingArguments
+from sa2va_hf.training.trainer import Meter, find_checkpoint
+
+RANDOM = {"lora_dropout": 0.1, "num_points": 64}  # draws random numbers in every step
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """The session's folder for runs that several tests look at, as text."""
+    return str(tmp_path_factory.getbasetemp() / "toy_runs")
+
+
+@pytest.fixture(scope="session")
+def model(base):
+    return str(tiny_folder(base))
+
+
+def snapshot(module):
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+@pytest.mark.parametrize("train_llm", ["lora", "full"])
+def test_trained_weights_change_and_frozen_ones_stay_bit_identical(model, tmp_path, train_llm):
+    # `iou_token` and the like are reached only through the argmax' winner, hence samples with masks and some steps
+    chosen = {"train_llm": train_llm, "num_points": 0}
+    trainer = build(output_dir=tmp_path, model=model, model_arguments=chosen, max_steps=3, warmup_steps=0)
+    trainer.train_dataset.kinds = (2, 2, 4)
+    before = snapshot(trainer.model)
+    trainer.train()
+    changed = {name for name, weight in trainer.model.named_parameters() if not torch.equal(weight, before[name])}
+    trained = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    assert trained - changed == set(), "trained, but did not change"
+    assert changed - trained == set(), "frozen, but changed"
+    for part in (
+        "multi_modal_projector",
+        "text_hidden_fcs",
+        "sam_mask_decoder.transformer",
+        "lm_head",
+        "embed_tokens",
+    ):
+        assert any(part in name for name in changed)
+    for part in ("vision_tower", "image_encoder", "iou_prediction_head", "memory_attention"):
+        assert not any(part in name for name in changed)
+
+
+def test_loss_parts_add_up_to_the_loss_and_tokens_are_counted(model, tmp_path):
+    trainer = run(output_dir=tmp_path, model=model, max_steps=5, gradient_accumulation_steps=2)
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 5 and any("mask_loss" in entry for entry in logs)
+    for entry in logs:
+        masks = entry.get("mask_loss", 0) + entry.get("dice_loss", 0)
+        assert entry["lm_loss"] + entry["mask_batches"] * masks == pytest.approx(entry["loss"], rel=1e-5)
+        assert 0 < entry["padding_efficiency"] <= 1 and entry["tokens_per_second"] > 0
+        assert (entry["masks"] > 0) == (entry["mask_batches"] > 0)
+
+
+def test_the_meter_averages_mask_losses_over_batches_with_masks():
+    class Alone:
+        device, num_processes = torch.device("cpu"), 1
+
+        @staticmethod
+        def reduce(sums):
+            return sums
+
+    meter = Meter()
+    meter.add({"lm_loss": 1.0, "mask_loss": 4.0}, masks=3, tokens=30, shape=torch.Size((2, 20)))
+    meter.add({"lm_loss": 2.0, "mask_loss": 0.0}, masks=0, tokens=10, shape=torch.Size((2, 5)))
+    read = meter.read(Alone, steps=1)
+    assert read["lm_loss"] == 1.5 and read["mask_loss"] == 4.0 and read["mask_batches"] == 0.5
+    assert read["masks"] == 3 and read["padding_efficiency"] == 40 / 50
+
+
+def test_gradient_checkpointing_changes_the_memory_and_not_the_losses(model, tmp_path):
+    settings = {"model": model, "model_arguments": {"lora_dropout": 0.0, "num_points": 0}, "max_steps": 3}
+    plain = run(output_dir=tmp_path / "plain", **settings)
+    checkpointed = run(output_dir=tmp_path / "checkpointed", gradient_checkpointing=True, **settings)
+    assert losses(checkpointed.args.output_dir) == pytest.approx(losses(plain.args.output_dir), rel=1e-5)
+
+
+def test_in_half_precision_what_is_trained_stays_float32(model, tmp_path):
+    trainer = build(output_dir=tmp_path, model=model, max_steps=2, bf16=True)
+    before = snapshot(trainer.model)
+    trainer.train()
+    for name, weight in trainer.model.named_parameters():
+        if weight.requires_grad:
+            assert weight.dtype == torch.float32
+        elif "mllm" in name:
+            assert weight.dtype == torch.bfloat16 and torch.equal(weight, before[name])
+    assert all(math.isfinite(loss["loss"]) for loss in trainer.state.log_history if "loss" in loss)
+
+
+def test_weight_decay_reaches_norms_and_biases(model, tmp_path):
+    trainer = build(output_dir=tmp_path, model=model, max_steps=1)
+    groups = trainer.create_optimizer().param_groups
+    decayed = sum(weight.numel() for group in groups for weight in group["params"] if group["weight_decay"] == 0.05)
+    assert decayed == sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+
+
+def test_learning_rate_scales_reach_the_parameters_they_name(model, tmp_path):
+    scales = {"lora_A": 0.5, "lora_": 0.1}  # the first match wins
+    trainer = build(output_dir=tmp_path, model=model, max_steps=1, learning_rate_scales=scales)
+    names = {id(weight): name for name, weight in trainer.model.named_parameters()}
+    groups = trainer.create_optimizer().param_groups
+    rates = {names[id(weight)]: group["lr"] for group in groups for weight in group["params"]}
+    assert rates.keys() == {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    for name, rate in rates.items():
+        assert rate == pytest.approx(1e-3 * (0.5 if "lora_A" in name else 0.1 if "lora_B" in name else 1)), name
+    assert {group["weight_decay"] for group in groups} == {0.05}
+    trainer.optimizer, trainer.args.learning_rate_scales = None, {"lora_C": 0.5}
+    with pytest.raises(ValueError, match="no trained parameter has a name that matches .*lora_C"):
+        trainer.create_optimizer()
+
+
+def test_a_loss_that_is_not_finite_names_the_samples(model, tmp_path):
+    trainer = build(output_dir=tmp_path, model=model, max_steps=1)
+    with torch.no_grad():
+        trainer.model.get_output_embeddings().weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match=r"step 0: loss nan .*toy-\d+"):
+        trainer.train()
+
+
+def test_evaluating_does_not_change_the_training(model, tmp_path):
+    settings = {"model": model, "model_arguments": RANDOM, "max_steps": 4}
+    plain = run(output_dir=tmp_path / "plain", **settings)
+    often = run(output_dir=tmp_path / "often", evaluate=True, eval_strategy="steps", eval_steps=1, **settings)
+    assert losses(often.args.output_dir) == losses(plain.args.output_dir)
+
+
+def test_the_best_checkpoint_is_chosen_by_ciou_and_loaded(model, tmp_path):
+    trainer = build(
+        output_dir=tmp_path, model=model, evaluate=True, max_steps=2, eval_strategy="steps", eval_steps=1,
+        save_strategy="steps", save_steps=1, load_best_model_at_end=True, model_arguments={"train_llm": "full"},
+    )  # fmt: skip
+    assert trainer.args.metric_for_best_model == "cIoU" and trainer.args.greater_is_better
+    fixed = iter([0.7, 0.2, 0.2])
+    trainer.compute_metrics = lambda prediction: {"cIoU": next(fixed)}
+    kept = {}
+    original = trainer._save_checkpoint
+    trainer._save_checkpoint = lambda *a: (kept.setdefault("first", snapshot(trainer.model)), original(*a))
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    for name, weight in trainer.model.named_parameters():
+        assert torch.equal(weight, kept["first"][name]), name
+
+
+@pytest.mark.parametrize("train_llm", ["lora", "full"])
+def test_a_resumed_run_goes_on_as_if_nothing_had_happened(model, tmp_path, train_llm):
+    settings = {"model": model, "model_arguments": RANDOM | {"train_llm": train_llm}, "size": 15}
+    settings |= {"max_steps": 12, "save_strategy": "steps", "save_steps": 5}  # an epoch is 9 steps
+    whole = run(output_dir=tmp_path / "whole", **settings)
+    part = tmp_path / "part"
+    part.mkdir()
+    (tmp_path / "whole" / "checkpoint-5").rename(part / "checkpoint-5")
+    resumed = run(output_dir=part, resume_from_checkpoint="auto", **settings)
+    assert records(part)["0"] == records(tmp_path / "whole")["0"][5:]
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_interrupted_checkpoint_is_passed_over(tmp_path):
+    arguments = Sa2VATrainingArguments(output_dir=str(tmp_path))
+    assert find_checkpoint(None, arguments) is None and find_checkpoint("auto", arguments) is None
+    for step, names in ((9, ["trainer_state.json", "rng_state.pth"]), (10, ["trainer_state.json", "rng_state.pth"])):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("{}")
+    assert find_checkpoint("auto", arguments) == str(tmp_path / "checkpoint-10")
+    (tmp_path / "checkpoint-10" / "trainer_state.json").unlink()
+    assert find_checkpoint("auto", arguments) == str(tmp_path / "checkpoint-9")
+    with pytest.raises(ValueError, match="checkpoint-10 is no complete checkpoint"):
+        find_checkpoint(str(tmp_path / "checkpoint-10"), arguments)
+
+
+def test_every_sample_is_seen_once_an_epoch(model, tmp_path):
+    run(output_dir=tmp_path, model=model, size=20, num_train_epochs=2, model_arguments={"train_llm": "none"})
+    seen = [name for line in records(tmp_path)["0"] for name in line["ids"]]
+    assert sorted(seen) == sorted(f"toy-{virtual}" for virtual in range(40))
+    assert seen[:20] != [f"toy-{int(name[4:]) - 20}" for name in seen[20:]], "each epoch has its own order"
+
+
+# ---- several processes ----
+
+
+def samples_by_step(folder):
+    lines = [line for rank in records(folder).values() for line in rank]
+    return {step: sorted(name for line in lines if line["step"] == step for name in line["ids"]) for step in range(4)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "zero2", "zero3"])
+def test_two_processes_learn_as_one_with_the_same_global_batch(base, name):
+    one, two = finished(base, "one"), finished(base, name)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert samples_by_step(two) == samples_by_step(one)
+    for score in ("eval_cIoU", "eval_gIoU", "eval_seg_emission", "eval_token_accuracy"):
+        assert evaluation(two)[score] == pytest.approx(evaluation(one)[score], abs=2e-3), score
+    assert evaluation(two)["eval_masks"] == evaluation(one)["eval_masks"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", [None, "zero3.json"])
+def test_ranks_with_different_kinds_of_batches_do_not_wait_for_each_other(model, tmp_path, preset):
+    # In the toy data's own order one rank has masks while the other has text only, or a clip while it has a picture.
+    from toy_run import PRESETS
+
+    extra = {"deepspeed": str(PRESETS / preset)} if preset else {}
+    launch(tmp_path / "run", 2, model=model, max_steps=5, mixed=True, per_device_train_batch_size=1, **extra)
+    kinds = {
+        rank: [ToyDataset.kind(ToyDataset(None), int(line["ids"][0][4:])) for line in lines]
+        for rank, lines in records(tmp_path / "run").items()
+    }
+    assert kinds["0"] != kinds["1"] and 0 in kinds["0"] and len(kinds["0"]) == len(kinds["1"]) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_resumes_exactly(model, tmp_path, processes):
+    settings = {"model": model, "model_arguments": RANDOM, "size": 30, "max_steps": 6}
+    settings |= {"save_strategy": "steps", "save_steps": 2}
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    launch(whole, processes, **settings)
+    launch(part, processes, expect="killed", die_at=5, **settings)  # kill -9, a step after checkpoint-4
+    before = {rank: len(lines) for rank, lines in records(part).items()}
+    launch(part, processes, resume_from_checkpoint="auto", **settings)
+    assert len(before) == processes
+    for rank, lines in records(whole).items():
+        assert records(part)[rank][before[rank] :] == [line for line in lines if line["step"] >= 4]

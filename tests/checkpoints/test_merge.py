@@ -1,0 +1,182 @@
+"""Laws of merging: the merged model says what the unmerged one says, and a wrong folder is told apart."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from toy_run import logits, tiny_folder
+
+from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor
+from sa2va_hf.arguments import ModelArguments, Sa2VATrainingArguments
+from sa2va_hf.checkpoints.merge import merge
+from sa2va_hf.training.trainable import load
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory):
+    return tiny_folder(str(tmp_path_factory.getbasetemp() / "toy_runs"))
+
+
+@pytest.fixture(scope="session")
+def adapter(base_model, tmp_path_factory):
+    """An adapter folder as a run leaves it, and the live model: every trained weight moved by chance."""
+    folder = tmp_path_factory.mktemp("adapter")
+    arguments = ModelArguments(model_name_or_path=str(base_model), lora_rank=4)
+    model, processor = load(arguments, Sa2VATrainingArguments(output_dir=str(folder)))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight += 0.02 * torch.randn(weight.shape, generator=generator)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "trainer_state.json").write_text(
+        json.dumps({"global_step": 12, "epoch": 1.0, "log_history": [{"step": 12, "eval_cIoU": 0.75}]})
+    )
+    return folder, model
+
+
+def test_the_merged_model_says_what_the_unmerged_one_says(base_model, adapter, tmp_path):
+    folder, live = adapter
+    merge(folder, tmp_path)
+    merged = Sa2VAForConditionalGeneration.from_pretrained(tmp_path)
+    processor = Sa2VAProcessor.from_pretrained(tmp_path)
+    assert not isinstance(merged, PeftModel)
+    said, before = logits(merged, processor), logits(live, processor)
+    assert (said - before).abs().max() < 1e-5
+    assert (said - logits(Sa2VAForConditionalGeneration.from_pretrained(base_model), processor)).abs().max() > 1e-2
+    masks = live.get_base_model().grounding_encoder.state_dict()
+    trained = {name.replace("modules_to_save.default.", ""): weight for name, weight in masks.items()}
+    for name, weight in merged.grounding_encoder.state_dict().items():
+        assert torch.equal(weight, trained[name]), name
+
+
+def test_the_card_tells_where_the_model_comes_from(adapter, tmp_path):
+    merge(adapter[0], tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "base_model: tiny" in card and "rank 4" in card and "| cIoU | 0.7500 |" in card
+    assert str(adapter[0]) not in card and "/tiny" not in card, "no local folders in a public file"
+
+
+def test_half_precision_is_the_language_models_alone(adapter, tmp_path):
+    merged = merge(adapter[0], tmp_path, dtype="bfloat16")
+    assert {weight.dtype for weight in merged.mllm.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in merged.grounding_encoder.parameters()} == {torch.float32}
+    again = Sa2VAForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
+    for one, other in zip(again.state_dict().values(), merged.state_dict().values(), strict=True):
+        assert torch.equal(one, other.to(one.dtype))
+
+
+def test_a_base_that_moved_is_given_by_hand(base_model, adapter, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter[0], folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    assert Path(settings["base_model_name_or_path"]) == base_model, "absolute, so that it is found from anywhere"
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": None}))
+    with pytest.raises(ValueError, match="names no base model: give it with --base"):
+        merge(folder, tmp_path / "merged")
+    merge(folder, tmp_path / "merged", base=str(base_model))
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_folders_that_are_no_adapter_are_told_apart(base_model, adapter, tmp_path):
+    with pytest.raises(ValueError, match="is a whole model, not an adapter"):
+        merge(base_model, tmp_path / "out")
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    (shards / "latest").write_text("global_step4")
+    with pytest.raises(ValueError, match=r"first run python scripts/zero_to_fp32\.py .*shards FOLDER"):
+        merge(shards, tmp_path / "out")
+    shutil.copytree(adapter[0], tmp_path / "run" / "checkpoint-7")
+    with pytest.raises(ValueError, match=r"no adapter_config\.json .* did you mean one of checkpoint-7"):
+        merge(tmp_path / "run", tmp_path / "out")
+
+
+def test_an_adapter_that_fits_in_part_is_refused(adapter, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter[0], folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    lost = next(name for name in weights if name.endswith("lora_A.weight"))
+    weights.pop(lost)
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"does not fit the base model; missing: .*{lost}"):
+        merge(folder, tmp_path / "merged")
+
+
+class StubHub(BaseHTTPRequestHandler):
+    """As much of the Hub as an upload needs; files arrive inside the commit."""
+
+    files: dict[str, bytes] = {}
+    paths: list[str] = []
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.paths.append(self.path)
+        answer = {}
+        if self.path == "/api/repos/create":
+            answer = {"url": f"http://{self.headers['Host']}/user/merged", "id": "user/merged"}
+        elif self.path.endswith("/preupload/main"):
+            names = [file["path"] for file in json.loads(body)["files"]]
+            answer = {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]}
+        elif self.path.endswith("/commit/main"):
+            for line in body.splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            answer = {
+                "commitUrl": f"http://{self.headers['Host']}/user/merged/commit/1",
+                "commitOid": "1",
+                "success": True,
+            }
+        self.reply(answer)
+
+    def do_GET(self):
+        self.reply({"id": "user/merged", "siblings": [], "sha": "0"})
+
+    def reply(self, answer):
+        content = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_push_to_hub_uploads_the_whole_folder(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "README.md", "model.safetensors"):
+        (model / name).write_text(name)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StubHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = f"from sa2va_hf.checkpoints.merge import push; push({str(model)!r}, 'user/merged')"
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "hf_stub",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "home"),
+        "no_proxy": "127.0.0.1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    server.shutdown()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "/api/repos/create" in StubHub.paths
+    assert {name: content.decode() for name, content in StubHub.files.items()} == {
+        name: name for name in ("config.json", "README.md", "model.safetensors")
+    }

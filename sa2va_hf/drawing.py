@@ -1,0 +1,211 @@
+"""The one place that draws for people: overlays, contact sheets, curves. Pillow only; same input, same pixels."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# told apart by most people with a colour vision deficiency too (Okabe & Ito 2008, the yellow and black left out)
+COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (0, 114, 178))
+INK, PAPER, GRID = (30, 30, 30), (255, 255, 255), (224, 224, 224)
+TINT = 0.45  # how much of a mask's colour lies over the picture
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def overlay(
+    image: Image.Image | np.ndarray,
+    masks: Sequence[np.ndarray],
+    boxes: Sequence[Sequence[float] | None] | None = None,
+    labels: Sequence[str | None] | None = None,
+) -> Image.Image:
+    """The picture with every mask tinted and outlined in its own colour, and boxes and labels where there are any.
+
+    image: PIL, or uint8 (H, W, 3). masks: bool (H, W) each; may be empty. boxes: (x0, y0, x1, y1) in pixels, x1 and y1
+    exclusive; None or NaN = absent. labels: one text per mask (or per box where there are no masks), None = no text.
+    ValueError when a mask is of another size than the picture, or when there are not as many boxes or labels.
+    """
+    picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
+    count = len(masks) or len(boxes or ()) or len(labels or ())
+    for name, given in (("masks", masks), ("boxes", boxes), ("labels", labels)):
+        if given is not None and len(given) not in (count, 0):
+            raise ValueError(f"{name}: expected {count} entries, one per object, got {len(given)}")
+    pixels = np.array(picture)
+    for number, mask in enumerate(masks):
+        _tint(pixels, mask, COLOURS[number % len(COLOURS)], number)
+    picture = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(picture)
+    corners = [_corners(box) for box in boxes] if boxes else [None] * count
+    for number, box in enumerate(corners):
+        if box is not None:
+            draw.rectangle(box, outline=COLOURS[number % len(COLOURS)], width=max(1, round(picture.width / 300)))
+    for number, text in enumerate(labels or ()):
+        mask = masks[number] if len(masks) else None
+        _label(draw, text, corners[number], mask, COLOURS[number % len(COLOURS)], picture.size)
+    return picture
+
+
+def _tint(pixels: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], number: int) -> None:
+    """Lays the colour over the mask and draws its rim in full, in place."""
+    mask = np.asarray(mask, bool)
+    if mask.shape != pixels.shape[:2]:
+        raise ValueError(f"masks[{number}]: expected the picture's (H, W) {pixels.shape[:2]}, got {mask.shape}")
+    pixels[mask] = np.rint(pixels[mask] * (1 - TINT) + np.array(colour) * TINT)
+    padded = np.pad(mask, 1)  # the frame's edge is a rim too
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    pixels[mask & ~inside] = colour
+
+
+def _corners(box: Sequence[float] | None) -> tuple[float, float, float, float] | None:
+    """The pixels that ImageDraw includes; a box of no width is drawn as a line."""
+    if box is None or not all(math.isfinite(value) for value in box):
+        return None
+    x0, y0, x1, y1 = (float(value) for value in box)
+    return x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)
+
+
+def _label(draw: ImageDraw.ImageDraw, text: str | None, box, mask, colour, size: tuple[int, int]) -> None:
+    """The text on a plate at the top of its box, else of its mask; at the picture's corner when there is neither."""
+    if not text:
+        return
+    if box is None and mask is not None and mask.any():
+        box = (int(np.flatnonzero(mask.any(axis=0))[0]), int(np.flatnonzero(mask.any(axis=1))[0]))
+    x, y = (box or (0, 0))[:2]
+    font = _font(max(10, round(size[0] / 40)))
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    width, height = right - left + 4, bottom - top + 4
+    x, y = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))  # the whole plate stays in the picture
+    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
+    draw.text((x + 2 - left, y + 2 - top), text, fill=(0, 0, 0) if sum(colour) > 330 else PAPER, font=font)
+
+
+def contact_sheet(
+    tiles: Sequence[Image.Image | np.ndarray],
+    columns: int,
+    captions: Sequence[str] | None = None,
+    font_size: int = 12,
+) -> Image.Image:
+    """Pictures in rows of `columns`, each in a cell of the largest one's size, with its caption (wrapped) below.
+
+    ValueError for no tiles, columns < 1 or another number of captions than tiles.
+    """
+    if not tiles or columns < 1:
+        raise ValueError(f"contact_sheet: expected at least one tile and one column, got {len(tiles)} and {columns}")
+    if captions is not None and len(captions) != len(tiles):
+        raise ValueError(f"captions: expected {len(tiles)}, one per tile, got {len(captions)}")
+    pictures = [(t if isinstance(t, Image.Image) else Image.fromarray(t)).convert("RGB") for t in tiles]
+    width, height, gap = max(p.width for p in pictures), max(p.height for p in pictures), 4
+    font = _font(font_size)
+    texts = ["\n".join(_wrap(text, width, font)) for text in captions] if captions else []
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    text_height = max((math.ceil(ruler.multiline_textbbox((0, 0), t, font=font)[3]) + 4 for t in texts), default=0)
+    rows = math.ceil(len(pictures) / columns)
+    cell = width + gap, height + text_height + gap
+    sheet = Image.new("RGB", (min(columns, len(pictures)) * cell[0] + gap, rows * cell[1] + gap), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, picture in enumerate(pictures):
+        x, y = gap + number % columns * cell[0], gap + number // columns * cell[1]
+        sheet.paste(picture, (x, y))
+        if texts:
+            draw.multiline_text((x, y + height + 2), texts[number], fill=INK, font=font)
+    return sheet
+
+
+def _wrap(text: str, width: int, font) -> list[str]:
+    """Lines no wider than `width` pixels, as long as no single word is."""
+    lines = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in paragraph.split():
+            longer = f"{line} {word}".strip()
+            if line and font.getlength(longer) > width:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
+    return lines
+
+
+def curve(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    title: str = "",
+    x_label: str = "step",
+    size: tuple[int, int] = (720, 420),
+) -> Image.Image:
+    """A line plot of name -> (xs, ys) on common axes, with a legend. A line breaks where y is NaN or infinite.
+
+    ValueError when there is nothing finite to draw or a series has not as many ys as xs.
+    """
+    for name, (xs, ys) in series.items():
+        if len(xs) != len(ys):
+            raise ValueError(f"series {name!r}: expected as many ys as xs, got {len(xs)} xs and {len(ys)} ys")
+    finite = [(x, y) for xs, ys in series.values() for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
+    if not finite:
+        raise ValueError("series: nothing finite to draw")
+    x_ticks, y_ticks = (_ticks(min(values), max(values)) for values in zip(*finite, strict=True))
+    plane = (64, 34 if title else 16, size[0] - 16, size[1] - 44)  # left, top, right, bottom
+    image = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(image)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across, up = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]), (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return plane[0] + across * (plane[2] - plane[0]), plane[3] - up * (plane[3] - plane[1])
+
+    _axes(draw, place, plane, x_ticks, y_ticks)
+    draw.text((size[0] / 2, 8), title, fill=INK, font=_font(15), anchor="ma")
+    draw.text(((plane[0] + plane[2]) / 2, size[1] - 6), x_label, fill=INK, font=_font(12), anchor="md")
+    for number, (xs, ys) in enumerate(series.values()):
+        _line(draw, place, xs, ys, COLOURS[number % len(COLOURS)])
+    _legend(draw, list(series), plane)
+    return image
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """About five round numbers that enclose low and high."""
+    if low == high:
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    step = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step *= next(factor for factor in (1, 2, 2.5, 5, 10) if (high - low) / (step * factor) <= 6)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def _axes(draw: ImageDraw.ImageDraw, place, plane, x_ticks: list[float], y_ticks: list[float]) -> None:
+    font = _font(12)
+    for value in x_ticks:
+        x, _ = place(value, y_ticks[0])
+        draw.line((x, plane[1], x, plane[3]), fill=GRID)
+        draw.text((x, plane[3] + 5), f"{value:.6g}", fill=INK, font=font, anchor="ma")
+    for value in y_ticks:
+        _, y = place(x_ticks[0], value)
+        draw.line((plane[0], y, plane[2], y), fill=GRID)
+        draw.text((plane[0] - 6, y), f"{value:.6g}", fill=INK, font=font, anchor="rm")
+    draw.line((plane[0], plane[1], plane[0], plane[3], plane[2], plane[3]), fill=INK)
+
+
+def _line(draw: ImageDraw.ImageDraw, place, xs: Sequence[float], ys: Sequence[float], colour) -> None:
+    run: list[tuple[float, float]] = []
+    for x, y in [*zip(xs, ys, strict=True), (0.0, math.nan)]:  # the last one ends the last run
+        if math.isfinite(y):
+            run.append(place(x, y))
+            continue
+        if len(run) == 1:
+            (cx, cy) = run[0]
+            draw.ellipse((cx - 2, cy - 2, cx + 2, cy + 2), fill=colour)
+        elif run:
+            draw.line(run, fill=colour, width=2, joint="curve")
+        run = []
+
+
+def _legend(draw: ImageDraw.ImageDraw, names: list[str], plane) -> None:
+    font = _font(12)
+    width = max(font.getlength(name) for name in names) + 34
+    left, top = plane[2] - width - 4, plane[1] + 4
+    draw.rectangle((left, top, left + width, top + 18 * len(names) + 4), fill=PAPER, outline=GRID)
+    for number, name in enumerate(names):
+        y = top + 11 + 18 * number
+        draw.line((left + 6, y, left + 24, y), fill=COLOURS[number % len(COLOURS)], width=3)
+        draw.text((left + 29, y), name, fill=INK, font=font, anchor="lm")

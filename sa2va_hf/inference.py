@@ -1,0 +1,327 @@
+"""Image or video and text -> answer and masks, with one object to hold: `Sa2VAPredictor`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
+from sa2va_hf.model.modeling_sa2va import Sa2VAForConditionalGeneration
+from sa2va_hf.model.processing_sa2va import Sa2VAProcessor
+from sa2va_hf.model.video_modes import DEFAULT_VIDEO_MODE, clip_masks, get_video_mode
+from sa2va_hf.model.visuals import Clip
+
+Picture = Image.Image | str | Path
+
+
+@dataclass(frozen=True)
+class History:
+    """A conversation so far: what it looks at (read again for every turn, not copied), and its turns."""
+
+    clip: Clip | None = None
+    is_video: bool = False
+    regions: tuple[np.ndarray, ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass
+class Prediction:
+    """One answer. Objects are the [SEG] of `text` in order; a picture has one frame.
+
+    Args:
+        text: without the stop word; [SEG], <p> and </p> are kept.
+        masks: bool (objects, frames, H, W) at the size of the input.
+        boxes: float (objects, frames, 4), the masks' xyxy in pixels, x1 and y1 exclusive; NaN where a mask is empty.
+        scores: float (objects,) in 0..1, the IoU that SAM 2 expects of its masks, mean over frames.
+        history: give it with the next question.
+        mask_logits: float32 (objects, frames, h, w) at a quarter of SAM 2's input side.
+    """
+
+    text: str
+    masks: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    history: History
+    mask_logits: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Request:
+    history: History
+    text: str
+    key_frames: list[int]  # the frames that the LLM reads
+
+    def messages(self, answer: str | None = None) -> list[dict[str, Any]]:
+        """The whole conversation in the Hugging Face form, as the processor reads it."""
+        clip, visuals = self.history.clip, []
+        if clip is not None and self.history.is_video:
+            visuals = [{"type": "video", "video": [clip[number] for number in self.key_frames]}]
+        elif clip is not None:
+            visuals = [{"type": "image", "image": clip[0]}]
+        visuals += [{"type": "region", "mask": mask} for mask in self.history.regions]
+        messages = []
+        for question, reply in [*self.history.turns, (self.text, answer)]:
+            messages.append({"role": "user", "content": [*visuals, {"type": "text", "text": question}]})
+            visuals = []
+            if reply is not None:
+                messages.append({"role": "assistant", "content": [{"type": "text", "text": reply}]})
+        return messages
+
+
+class Sa2VAPredictor:
+    """Answers questions about pictures and clips and draws what it speaks of.
+
+    Args:
+        num_frames: how many frames of a clip the LLM reads (5 in training); masks are drawn on all of them.
+    """
+
+    def __init__(self, model: Sa2VAForConditionalGeneration, processor: Sa2VAProcessor, num_frames: int = 5) -> None:
+        self.model, self.processor, self.num_frames = model.eval(), processor, num_frames
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        num_frames: int = 5,
+    ) -> Sa2VAPredictor:
+        """Load a folder or a Hub repository.
+
+        device: default CUDA if there is one, else the CPU. dtype: default the checkpoint's, but float32 on a CPU.
+        """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if dtype is None:
+            dtype = torch.float32 if device.type == "cpu" else "auto"
+        model = Sa2VAForConditionalGeneration.from_pretrained(path, dtype=dtype).to(device)
+        return cls(model, Sa2VAProcessor.from_pretrained(path), num_frames)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Picture | list[Picture | None] | None = None,
+        video: Any = None,
+        text: str | list[str] | None = None,
+        regions: Sequence[np.ndarray] | list[Sequence[np.ndarray] | None] | None = None,
+        history: History | list[History | None] | None = None,
+        max_new_tokens: int = 512,
+        num_frames: int | None = None,
+        video_mode: str = DEFAULT_VIDEO_MODE,
+        **generation: Any,
+    ) -> Prediction | list[Prediction]:
+        """Answer one question, or several at once.
+
+        Args:
+            image: a picture or a path. video: a list of frames (pictures or paths), a folder of frames, or a file.
+            text: the question. A list makes a batch: every other input is then None or a list of the same length.
+            regions: bool masks (H, W) of the image, called region1, region2 ... in the text.
+            history: `Prediction.history` of the turn before; it brings its image or video along.
+            num_frames: how many frames of a clip the LLM reads; default the predictor's.
+            video_mode: a name of `model.video_modes.VIDEO_MODES`.
+            generation: further arguments of `generate` (greedy by default).
+        """
+        requests = self._requests(image, video, text, regions, history, num_frames, video_mode)
+        inputs = self._inputs([request.messages() for request in requests], add_generation_prompt=True)
+        options = self._generation_options() | {"max_new_tokens": max_new_tokens} | generation
+        generated = self.model.generate(**inputs, **options)
+        answers = [self._cut(ids) for ids in generated.tolist()]
+        prompts = [
+            ids[:length].tolist()
+            for ids, length in zip(inputs["input_ids"], inputs["attention_mask"].sum(1).tolist(), strict=True)
+        ]
+        rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        inputs |= self._pad(rows)
+        counts = [answer.count(self.processor.seg_token_id) for answer in answers]
+        texts = [self._text(answer) for answer in answers]
+        predictions = self._predict(requests, inputs, texts, counts, video_mode)
+        return predictions if isinstance(text, list) else predictions[0]
+
+    @torch.no_grad()
+    def segment(
+        self,
+        image: Picture | list[Picture | None] | None = None,
+        video: Any = None,
+        text: str | list[str] | None = None,
+        answer: str | list[str] | None = None,
+        regions: Sequence[np.ndarray] | list[Sequence[np.ndarray] | None] | None = None,
+        history: History | list[History | None] | None = None,
+        num_frames: int | None = None,
+        video_mode: str = DEFAULT_VIDEO_MODE,
+    ) -> Prediction | list[Prediction]:
+        """The masks of a given answer ("Sure, [SEG]."): nothing is generated. Else as calling the predictor."""
+        requests = self._requests(image, video, text, regions, history, num_frames, video_mode)
+        answers = _texts("answer", answer, text)
+        chats = [request.messages(reply) for request, reply in zip(requests, answers, strict=True)]
+        inputs = self._inputs(chats, add_generation_prompt=False)
+        counts = [reply.count(SEG_TOKEN) for reply in answers]
+        predictions = self._predict(requests, inputs, [reply.strip() for reply in answers], counts, video_mode)
+        return predictions if isinstance(text, list) else predictions[0]
+
+    # ---------------------------------------------------------------- questions -> tensors
+    def _requests(
+        self, image: Any, video: Any, text: Any, regions: Any, history: Any, num_frames: int | None, video_mode: str
+    ) -> list[_Request]:
+        questions = _texts("text", text, text)
+        given = {"image": image, "video": video, "regions": regions, "history": history}
+        columns = [_listed(name, values, text) for name, values in given.items()]
+        choose = get_video_mode(video_mode).key_frames
+        requests = []
+        for question, *inputs in zip(questions, *columns, strict=True):
+            now = _look(*inputs)
+            numbers = choose(len(now.clip), num_frames or self.num_frames) if now.is_video else []
+            requests.append(_Request(now, question, numbers))
+        return requests
+
+    def _inputs(self, chats: list[list[dict[str, Any]]], add_generation_prompt: bool) -> dict[str, Tensor]:
+        inputs = self.processor.apply_chat_template(chats, add_generation_prompt=add_generation_prompt, padding=True)
+        drawn_from = ("grounding_pixel_values", "num_frames")  # SAM 2 gets all frames, one by one, later
+        return {name: value.to(self.model.device) for name, value in inputs.items() if name not in drawn_from}
+
+    def _pad(self, rows: list[list[int]]) -> dict[str, Tensor]:
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+        mask = (torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).long()
+        return {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
+
+    # ---------------------------------------------------------------- tokens -> text
+    def _generation_options(self) -> dict[str, Any]:
+        stops = self.processor.stop_ids
+        options: dict[str, Any] = {"eos_token_id": stops, "pad_token_id": stops[0] if stops else 0}
+        options["suppress_tokens"] = [
+            self.model.config.mllm_config.image_token_id
+        ]  # would ask for a picture's features
+        if self.processor.stop_strings:
+            options |= {"stop_strings": self.processor.stop_strings, "tokenizer": self.processor.tokenizer}
+        return options
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """An answer's tokens up to its stop token; what follows it is padding."""
+        stops = set(self.processor.stop_ids)
+        return ids[: next((i for i, token in enumerate(ids) if token in stops), len(ids))]
+
+    def _text(self, ids: list[int]) -> str:
+        text = self.processor.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        for word in self.processor.stop_strings:
+            text = text.split(word)[0]
+        return text.strip()
+
+    # ---------------------------------------------------------------- tensors -> masks
+    def _predict(
+        self,
+        requests: list[_Request],
+        inputs: dict[str, Tensor],
+        texts: list[str],
+        counts: list[int],
+        video_mode: str,
+    ) -> list[Prediction]:
+        """One forward pass over prompts and answers gives the [SEG] states; then SAM 2, clip by clip."""
+        embeddings: Sequence[Tensor] = [torch.empty(0)] * len(counts)
+        if any(counts):
+            hidden = self.model.hidden_states(**inputs)
+            is_seg = inputs["input_ids"] == self.processor.seg_token_id
+            # the answer is last, so its [SEG] are: earlier ones belong to the history or the question
+            states = [h[at][int(at.sum()) - n :] for h, at, n in zip(hidden, is_seg, counts, strict=True)]
+            embeddings = self.model.project(torch.cat(states)).split(counts)
+        predictions = []
+        for request, text, prompts in zip(requests, texts, embeddings, strict=True):
+            history = replace(request.history, turns=(*request.history.turns, (request.text, text)))
+            masks, logits, scores = self._draw(request, prompts, video_mode)
+            predictions.append(Prediction(text, masks, boxes_of(masks), scores, history, logits))
+        return predictions
+
+    def _draw(
+        self, request: _Request, embeddings: Tensor, video_mode: str
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Masks at the input's size, low-resolution logits, and scores. On the device only a frame at a time."""
+        clip, objects, side = request.history.clip, len(embeddings), self.model.grounding_encoder.mask_size
+        frames, (width, height) = (0, (0, 0)) if clip is None else (len(clip), clip.size)
+        masks = np.zeros((objects, frames, height, width), dtype=bool)
+        logits = np.zeros((objects, frames, side, side), dtype=np.float32)
+        ious = np.zeros((objects, frames), dtype=np.float32)
+        if masks.size:
+            steps = clip_masks(
+                self.model,
+                lambda numbers: self.processor.grounding_pixels([clip[number] for number in numbers]),
+                frames,
+                request.key_frames,
+                embeddings,
+                video_mode,
+            )
+            done = 0
+            for low, expected in steps:
+                now = slice(done, done := done + low.shape[1])
+                logits[:, now], ious[:, now] = low.cpu().numpy(), expected.cpu().numpy()
+                masks[:, now] = self._enlarge(low, height, width)
+                if not np.isfinite(logits[:, now]).all():
+                    raise ValueError("mask logits are not finite: load the model with dtype=torch.float32 or bfloat16")
+            assert done == frames, f"{video_mode} drew {done} of {frames} frames"
+        return masks, logits, ious.mean(1) if frames else ious.sum(1)
+
+    def _enlarge(self, logits: Tensor, height: int, width: int) -> np.ndarray:
+        """Logits (N, n, h, w) -> bool (N, n, H, W), by way of SAM 2's input size as in the released model."""
+        side = self.model.grounding_encoder.config.image_size
+        square = F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)
+        full = F.interpolate(square, size=(height, width), mode="bilinear", align_corners=False)
+        return (full > 0).cpu().numpy()
+
+
+def boxes_of(masks: np.ndarray) -> np.ndarray:
+    """Tight boxes of bool masks (..., H, W) -> float32 (..., 4): xyxy, x1 and y1 exclusive, NaN for an empty mask."""
+    if not masks.size:
+        return np.full((*masks.shape[:-2], 4), np.nan, dtype=np.float32)
+    columns, rows = masks.any(-2), masks.any(-1)
+    x0, y0 = columns.argmax(-1), rows.argmax(-1)
+    x1 = columns.shape[-1] - columns[..., ::-1].argmax(-1)
+    y1 = rows.shape[-1] - rows[..., ::-1].argmax(-1)
+    boxes = np.stack([x0, y0, x1, y1], axis=-1).astype(np.float32)
+    boxes[~columns.any(-1)] = np.nan
+    return boxes
+
+
+def _listed(name: str, values: Any, text: Any) -> list[Any]:
+    """One value per question: where `text` is a list (a batch), values are None or a list as long."""
+    if not isinstance(text, list):
+        return [values]
+    if values is None:
+        return [None] * len(text)
+    if not isinstance(values, list) or len(values) != len(text):
+        got = f"a list of {len(values)}" if isinstance(values, list) else type(values).__name__
+        raise ValueError(
+            f"{name}: text is a list of {len(text)}, so expected None or a list of {len(text)}, got {got}"
+        )
+    return values
+
+
+def _texts(name: str, values: Any, text: Any) -> list[str]:
+    values = _listed(name, values, text)
+    wrong = [value for value in values if not isinstance(value, str) or not value.strip()]
+    if wrong or not values:
+        raise ValueError(f"{name}: expected a text that is not empty (or a list of them), got {wrong or values}")
+    return values
+
+
+def _look(image: Any, video: Any, regions: Any, history: History | None) -> History:
+    """What one question looks at."""
+    if sum(source is not None for source in (image, video)) + (history is not None and history.clip is not None) > 1:
+        raise ValueError("give one of image, video, or a history that has one (it brings its own along)")
+    history = history or History()
+    if image is not None:
+        history = replace(history, clip=Clip([image]))
+    elif video is not None:
+        history = replace(history, clip=Clip(video), is_video=True)
+    regions = () if regions is None else tuple(regions)
+    wrong = [np.shape(mask) for mask in regions if np.ndim(mask) != 2]
+    if wrong:
+        raise ValueError(f"regions: expected a list of masks (H, W), got the shapes {wrong[:3]}")
+    return replace(history, regions=history.regions + regions)
+
+
+__all__ = ["History", "Prediction", "Sa2VAPredictor", "boxes_of"]

@@ -1,0 +1,310 @@
+"""Masks in every form a dataset brings them in, as one: compressed COCO run-length encoding (RLE).
+
+The only importer of pycocotools. An RLE is `{"size": [height, width], "counts": str}`; runs go down the columns, start
+with background, and fill the mask exactly. pycocotools reads a damaged string without complaint (and beyond its end),
+so every RLE is parsed and checked here before it is used.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco
+
+
+class RLE(TypedDict):
+    """A compressed COCO mask: `size` is [height, width]; `counts` a str, not bytes, so that it is JSON and Arrow."""
+
+    size: list[int]
+    counts: str
+
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
+
+MAX_RUN_CHARACTERS = 7  # 5 bits each: 2**34 pixels, more than any mask has
+GRID = 1000  # boxes are written in text as integers of a 0..1000 grid
+
+
+# ---------------------------------------------------------------- RLE <-> array
+
+
+def encode(mask: Any) -> RLE:
+    """A mask (H, W), bool or of zeros and ones, as RLE. ValueError for another shape, an empty side, other values."""
+    mask = np.asarray(mask)
+    if mask.ndim != 2 or 0 in mask.shape:
+        raise ValueError(f"a mask must have the shape (height, width) with both positive, got {mask.shape}")
+    if mask.dtype != np.bool_ and not np.isin(mask, (0, 1)).all():
+        raise ValueError(f"a mask must be bool or hold only 0 and 1, got {mask.dtype} up to {mask.max()}")
+    rle = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode(rle: dict) -> np.ndarray:
+    """The bool mask (H, W) of an RLE whose counts are str, bytes or an uncompressed list of run lengths.
+
+    ValueError when it is garbage, with the reason: the runs must fill the size exactly.
+    """
+    height, width = _size(rle)
+    runs = _runs(rle)
+    values = np.zeros(len(runs), dtype=bool)
+    values[1::2] = True
+    return np.ascontiguousarray(np.repeat(values, runs).reshape(width, height).T)
+
+
+def area(rle: dict) -> int:
+    """Number of pixels of the mask. ValueError when the RLE is garbage."""
+    return int(_runs(rle)[1::2].sum())
+
+
+def normalize(rle: dict) -> RLE:
+    """Any RLE (counts as str, bytes or list) as a checked compressed one. ValueError when it is garbage."""
+    height, width = _size(rle)
+    runs = _runs(rle)
+    if isinstance(rle["counts"], str):
+        return {"size": [height, width], "counts": rle["counts"]}
+    if isinstance(rle["counts"], bytes):
+        return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+    packed = coco.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    return {"size": [height, width], "counts": packed["counts"].decode("ascii")}
+
+
+def empty(height: int, width: int) -> RLE:
+    """The mask without a pixel: "annotated as absent", unlike None, which is "not annotated"."""
+    return normalize({"size": [height, width], "counts": [height * width]})
+
+
+def _size(rle: dict) -> tuple[int, int]:
+    if not isinstance(rle, dict) or "size" not in rle or "counts" not in rle:
+        shown = sorted(map(str, rle)) if isinstance(rle, dict) else type(rle).__name__
+        raise ValueError(f"an RLE must be a dict with the keys size and counts, got {shown}")
+    size = rle["size"]
+    if not isinstance(size, list | tuple | np.ndarray) or len(size) != 2 or not all(_is_int(side) for side in size):
+        raise ValueError(f"an RLE's size must be [height, width] as integers, got {size!r}")
+    if min(size) <= 0:
+        raise ValueError(f"an RLE's size must be positive, got {list(size)}")
+    return int(size[0]), int(size[1])
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _runs(rle: dict) -> np.ndarray:
+    """Checked run lengths, int64: background first, alternating; they sum to height * width."""
+    height, width = _size(rle)
+    counts = rle["counts"]
+    if isinstance(counts, str | bytes):
+        runs = _unpack(counts)
+    elif isinstance(counts, list | tuple | np.ndarray) and all(_is_int(run) for run in counts):
+        runs = np.asarray(counts, dtype=np.int64)
+    else:
+        raise ValueError(f"an RLE's counts must be a str, bytes or a list of integers, got {type(counts).__name__}")
+    if (runs < 0).any():
+        raise ValueError(f"RLE garbage: run {int(np.argmax(runs < 0))} has the negative length {int(runs.min())}")
+    if (total := int(runs.sum())) != height * width:
+        raise ValueError(
+            f"RLE garbage: counts must fill the size {height} x {width} = {height * width} pixels, they fill {total}"
+        )
+    return runs
+
+
+def _unpack(counts: str | bytes) -> np.ndarray:
+    """Run lengths of a compressed string: signed base-32 digits, low first, each run from the third on as difference
+    to the run two before (pycocotools common/maskApi.c, rleFrString)."""
+    raw = counts.encode("utf-8") if isinstance(counts, str) else counts
+    digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
+    if len(digits) == 0:
+        raise ValueError("RLE garbage: counts is empty")
+    if (digits < 0).any() or (digits > 63).any():
+        position = int(np.argmax((digits < 0) | (digits > 63)))
+        raise ValueError(
+            f"RLE garbage: byte {raw[position : position + 1]!r} at {position} is not of the RLE alphabet"
+        )
+    last = (digits & 32) == 0  # the sixth bit says that the number goes on
+    if not last[-1]:
+        raise ValueError(f"RLE garbage: counts of {len(raw)} characters ends within a number (cut off?)")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    if lengths.max() > MAX_RUN_CHARACTERS:
+        raise ValueError(f"RLE garbage: a run is written with {lengths.max()} characters, more than a mask can need")
+    place = np.arange(len(digits)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((digits & 31) << (5 * place), starts)
+    runs -= np.where(digits[ends] & 16, np.int64(1) << (5 * lengths), 0)  # sign bit of the last digit
+    for first in (1, 2):  # run 2 is written as it is, so the differences start at 3 and 4
+        runs[first::2] = np.cumsum(runs[first::2])
+    return runs
+
+
+# ---------------------------------------------------------------- other forms -> RLE
+
+
+def from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> RLE:
+    """The union of polygons `[x0, y0, x1, y1, ...]` (pixels, at least 3 points each), rastered as COCO does.
+
+    Overlapping polygons do not add up and no polygon cuts a hole. ValueError for fewer than 3 points, an odd number of
+    values, values that are not finite numbers, or points so far outside that they belong to a picture of another size.
+    """
+    if not isinstance(polygons, list | tuple) or not polygons:
+        raise ValueError(f"polygons must be a non-empty list of [x, y, x, y, ...] lists, got {polygons!r:.80}")
+    checked = [_polygon(polygon, number, height, width) for number, polygon in enumerate(polygons)]
+    merged = coco.merge(coco.frPyObjects(checked, height, width), intersect=False)
+    return {"size": [int(height), int(width)], "counts": merged["counts"].decode("ascii")}
+
+
+def _polygon(polygon: Sequence[float], number: int, height: int, width: int) -> list[float]:
+    if not isinstance(polygon, list | tuple | np.ndarray):
+        raise ValueError(f"polygon {number} must be a list of numbers [x, y, x, y, ...], got {polygon!r:.80}")
+    if len(polygon) and isinstance(polygon[0], list | tuple | np.ndarray):  # [[x, y], [x, y], ...], as labelme writes
+        if any(not isinstance(point, list | tuple | np.ndarray) or len(point) != 2 for point in polygon):
+            raise ValueError(f"polygon {number} must be [x, y, x, y, ...] or [[x, y], ...], got {polygon!r:.80}")
+        polygon = [value for point in polygon for value in point]
+    if len(polygon) % 2:
+        raise ValueError(f"polygon {number} has {len(polygon)} values: x and y must come in pairs")
+    if len(polygon) < 6:
+        raise ValueError(f"polygon {number} has {len(polygon) // 2} points: at least 3 are needed")
+    try:
+        values = np.asarray(polygon, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"polygon {number} must hold only numbers, got {polygon!r:.80}") from error
+    if not np.isfinite(values).all():
+        raise ValueError(f"polygon {number} holds values that are not finite: {polygon!r:.80}")
+    for axis, values_of_axis, side in (("x", values[0::2], width), ("y", values[1::2], height)):
+        slack = max(0.1 * side, 16)  # annotators overshoot the edge; more than that is another picture's polygon
+        low, high = values_of_axis.min(), values_of_axis.max()
+        if low < -slack or high > side + slack:
+            raise ValueError(
+                f"polygon {number} spans {axis} = {low:g} to {high:g}, but the picture is {width} x {height}: "
+                "is the mask of a picture of another size?"
+            )
+    return values.tolist()
+
+
+def from_segmentation(segmentation: Any, height: int, width: int) -> RLE | None:
+    """Any form of a COCO `segmentation` as RLE of height x width.
+
+    Polygons, a compressed or uncompressed RLE, a list of RLEs (their union), `[]` (annotated as empty) or None
+    (not annotated: None comes back). ValueError when it is none of these or of another size.
+    """
+    if segmentation is None:
+        return None
+    if isinstance(segmentation, dict):
+        return _sized(normalize(segmentation), height, width)
+    if not isinstance(segmentation, list | tuple):
+        raise ValueError(f"a segmentation must be polygons, an RLE or a list of RLEs, got {segmentation!r:.80}")
+    if len(segmentation) == 0:
+        return empty(height, width)
+    if any(isinstance(part, dict) for part in segmentation):
+        parts = [_sized(normalize(part), height, width) for part in segmentation]
+        return union(parts, height, width)
+    if isinstance(segmentation[0], int | float):
+        segmentation = [segmentation]  # one flat polygon instead of a list of them
+    return from_polygons(segmentation, height, width)
+
+
+def union(rles: Sequence[dict], height: int, width: int) -> RLE:
+    """The union of masks of one size; the empty mask when there are none. ValueError when a size differs."""
+    parts = [_sized(normalize(rle), height, width) for rle in rles]
+    if not parts:
+        return empty(height, width)
+    merged = coco.merge(parts, intersect=False)
+    return {"size": [int(height), int(width)], "counts": merged["counts"].decode("ascii")}
+
+
+def _sized(rle: RLE, height: int, width: int) -> RLE:
+    if rle["size"] != [height, width]:
+        raise ValueError(
+            f"the mask is {rle['size'][1]} x {rle['size'][0]} (width x height) but the picture is {width} x {height}"
+        )
+    return rle
+
+
+# ---------------------------------------------------------------- PNG -> array
+
+
+def read_ids(png: str | Path | bytes | Image.Image) -> np.ndarray:
+    """The values (H, W) of a mask picture as integers: the index of a palette PNG, the value of a grey or 1-bit one.
+
+    Colours are never turned into a palette (the indices would be invented): a colour picture is a ValueError, except
+    where red, green and blue are equal everywhere and nothing is transparent, which is grey saved in colour. A JPEG is
+    a ValueError as well: its compression blurs the values.
+    """
+    name = "the mask" if isinstance(png, bytes | Image.Image) else str(png)
+    try:
+        image = png if isinstance(png, Image.Image) else Image.open(io.BytesIO(png) if isinstance(png, bytes) else png)
+        image.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
+    if image.format == "JPEG":
+        raise ValueError(f"{name} is a JPEG, whose compression changes mask values: save masks as PNG")
+    values = np.asarray(image)
+    if image.mode in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
+        return values.astype(np.int32)
+    if image.mode in ("RGB", "RGBA", "LA"):
+        opaque = image.mode == "RGB" or bool((values[..., -1] == 255).all())
+        colours = values[..., : 3 if image.mode.startswith("RGB") else 1]
+        if opaque and bool((colours == colours[..., :1]).all()):
+            return colours[..., 0].astype(np.int32)
+    raise ValueError(
+        f"{name} is a colour picture (mode {image.mode}): which colour is which object is not known. "
+        "Save the mask with one channel: 0 background and 255 object, or one value (palette index or grey) per object"
+    )
+
+
+def from_png(png: str | Path | bytes | Image.Image, object_id: int | None = None) -> np.ndarray:
+    """The bool mask (H, W) of a mask picture: where it is not 0, or where it is `object_id`. Errors as `read_ids`."""
+    ids = read_ids(png)
+    return ids != 0 if object_id is None else ids == object_id
+
+
+# ---------------------------------------------------------------- boxes, overlap
+
+
+def mask_to_box(mask: np.ndarray) -> Box | None:
+    """The tight box (x0, y0, x1, y1) of a bool mask (H, W), x1 and y1 exclusive; None when it is empty."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if len(columns) == 0:
+        return None
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def rle_to_box(rle: dict) -> Box | None:
+    """`mask_to_box` of an RLE."""
+    return mask_to_box(decode(rle))
+
+
+def box_to_text(box: Sequence[float], width: int, height: int) -> str:
+    """A pixel box as the model writes it: "[x0, y0, x1, y1]" in integers of 0..1000 per side of the picture."""
+    if len(box) != 4 or width <= 0 or height <= 0:
+        raise ValueError(f"a box needs 4 values and a picture of positive size, got {box} in {width} x {height}")
+    sides = (width, height, width, height)
+    numbers = [min(max(round(GRID * value / side), 0), GRID) for value, side in zip(box, sides, strict=True)]
+    return "[" + ", ".join(map(str, numbers)) + "]"
+
+
+_NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
+_BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
+
+
+def text_to_boxes(text: str, width: int, height: int) -> list[Box]:
+    """All boxes written in a text ("[x0, y0, x1, y1]" on the 0..1000 grid), in pixels, in the order of the text.
+
+    Numbers beyond the grid are clipped and swapped corners are put right: what a model writes is not always a box.
+    """
+    boxes = []
+    for match in _BOX.finditer(text):
+        x0, y0, x1, y1 = (min(float(number), GRID) / GRID for number in match.groups())
+        boxes.append((min(x0, x1) * width, min(y0, y1) * height, max(x0, x1) * width, max(y0, y1) * height))
+    return boxes
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two bool masks of one shape; 1.0 when both are empty."""
+    if a.shape != b.shape:
+        raise ValueError(f"masks to compare must have one shape, got {a.shape} and {b.shape}")
+    total = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / total if total else 1.0

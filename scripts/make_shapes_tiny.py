@@ -1,0 +1,229 @@
+"""Train shapes-tiny, the model that ships with the package, from random weights by the stages of a recipe.
+
+    python scripts/make_shapes_tiny.py configs/shapes_tiny.yaml --output outputs/shapes_tiny [--install]
+
+Run the same command again after an interruption: finished stages are skipped, the open one goes on from its last
+checkpoint. --install copies the result (bfloat16) to sa2va_hf/pretrained/shapes-tiny.
+"""
+
+import argparse
+import io
+import logging
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.utils.rnn import pad_sequence
+from transformers import InternVLConfig, PreTrainedTokenizerFast, set_seed
+
+from sa2va_hf import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor
+from sa2va_hf.data import prompts
+from sa2va_hf.data.prepare import prepare
+from sa2va_hf.data.shapes import TASKS, Options, draw_scene, expressions, shapes
+from sa2va_hf.model.configuration_sa2va import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, SEG_TOKEN, SPECIAL_TOKENS
+from sa2va_hf.model.processing_sa2va import get_template
+
+ROOT = Path(__file__).resolve().parents[1]
+logger = logging.getLogger("make_shapes_tiny")
+
+
+def corpus() -> list[str]:
+    """Everything the model will read or say, in the words of the default world."""
+    texts = [text for pool in (prompts.SEG_QUESTIONS, prompts.SEG_ANSWERS, prompts.NO_TARGET_ANSWERS) for text in pool]
+    for sample in shapes(None, "train", count=2000, seed=1, tasks=TASKS, clip_fraction=0.3):
+        texts += [expression.text for expression in sample.expressions]
+        texts += [text for turn in sample.turns for text in (turn.question, turn.answer)]
+    return texts
+
+
+def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE: whole words of the default world, bytes for everything else."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    marks = ["<|im_start|>", "<|im_end|>", IMAGE_START, IMAGE_CONTEXT, IMAGE_END, *SPECIAL_TOKENS]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(marks),
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast.add_tokens(marks, special_tokens=True)
+    return fast
+
+
+def teach_words(model: Sa2VAForConditionalGeneration, processor: Sa2VAProcessor, steps: int, batch: int) -> None:
+    """Text alone, before any picture: after [SEG] the model says some word of the phrase that was asked for.
+
+    Which word is a coin toss, so the [SEG] state must hold them all. Without this it says nothing about its question
+    at random weights, the mask decoder learns to do without the text, and both stay so for tens of thousands of
+    pictures. It takes two minutes.
+    """
+    rng, choose = np.random.default_rng(3), random.Random(3)
+    language, head, embed = model.mllm.model.language_model, model.mllm.lm_head, model.get_input_embeddings()
+    parameters = [*language.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
+    options = Options(min_objects=2, max_objects=3)
+    template = get_template(processor.template)
+    for step in range(steps):
+        rows, labels = [], []
+        for _ in range(batch):
+            scene = draw_scene(choose, options)
+            phrases = [e.text for e in expressions(scene, choose, ("attribute", "several", "ordinal", "relation"))]
+            ids = processor.tokenizer(IMAGE_START + IMAGE_CONTEXT * processor.tokens_per_tile + IMAGE_END)["input_ids"]
+            learned = [-100] * len(ids)
+            for phrase in choose.sample(phrases, min(len(phrases), choose.randint(1, 3))):
+                words = [word for word in phrase.split() if word not in ("the", "all", "of", "from")]
+                question, answer = prompts.referring_turn(phrase, True, rng)
+                answer = answer.replace(SEG_TOKEN, f"{SEG_TOKEN} {choose.choice(words)}")
+                asked = processor.tokenizer(template.instruction.format(input=question))["input_ids"]
+                said = processor.tokenizer(answer + template.suffix)["input_ids"]
+                ids, learned = ids + asked + said, learned + [-100] * len(asked) + said
+            rows.append(torch.tensor(ids))
+            labels.append(torch.tensor(learned))
+        ids, wanted = pad_sequence(rows, True), pad_sequence(labels, True, -100)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1, (step + 1) / 30)
+        with torch.autocast(ids.device.type, torch.bfloat16):
+            logits = head(language(inputs_embeds=embed(ids)).last_hidden_state)
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), wanted[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 25 == 0 or step == steps - 1:
+            after = (ids == processor.seg_token_id)[:, :-1]
+            choice = F.cross_entropy(logits[:, :-1][after].float(), wanted[:, 1:][after])
+            logger.info("words: step %d, loss %.3f, after [SEG] %.3f", step, loss, choice)
+
+
+@torch.no_grad()
+def whiten(model: Sa2VAForConditionalGeneration, processor: Sa2VAProcessor, options: dict, keep: int) -> None:
+    """Data-dependent start of `text_hidden_fcs`: random features of the `keep` directions in which [SEG] states
+    differ most, each at the same strength, without what all states share (which the decoder's norms would see most).
+    """
+    chats = []
+    for sample in shapes(None, "train", seed=2, **(options | {"count": 192})):
+        picture = Image.open(io.BytesIO(sample.frames[0])).convert("RGB")
+        turns = [(f"Please segment {e.text}.", "Sure, [SEG].") for e in sample.expressions if e.targets][:5]
+        chats.append(messages(picture, turns))
+    states = []
+    for start in range(0, len(chats), 32):
+        batch = chats[start : start + 32]
+        inputs = processor.apply_chat_template(batch, add_generation_prompt=False, padding=True)
+        visible = {key: inputs[key] for key in ("input_ids", "attention_mask", "pixel_values")}
+        states.append(model(**visible).seg_hidden_states)
+    states = torch.cat(states)
+    mean = states.mean(0)
+    _, scale, directions = torch.linalg.svd(states - mean, full_matrices=False)
+    first, _, last, _ = model.text_hidden_fcs
+    mixing = torch.randn(first.out_features, keep) / keep**0.5
+    first.weight.copy_(mixing @ (directions[:keep] / scale[:keep, None] * len(states) ** 0.5))
+    first.bias.copy_(-first.weight @ mean)
+    last.weight.normal_(0, (2 / last.in_features) ** 0.5)
+    last.bias.copy_(-last.weight @ torch.relu(first(states)).mean(0))
+
+
+def messages(picture: Image.Image, turns: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    chat: list[dict[str, Any]] = []
+    for question, answer in turns:
+        visuals = [] if chat else [{"type": "image", "image": picture}]
+        chat.append({"role": "user", "content": [*visuals, {"type": "text", "text": question}]})
+        chat.append({"role": "assistant", "content": answer})
+    return chat
+
+
+def make_model(recipe: dict[str, Any], options: dict[str, Any], folder: Path) -> None:
+    """A model that knows the words and nothing else, for `from_pretrained`; options: of the first stage's data."""
+    tokenizer = make_tokenizer(recipe["vocab_size"])
+    vision, grounding = recipe["vision"], recipe["grounding"]
+    side, patch = vision["image_size"][0], vision["patch_size"][0]
+    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    mllm = InternVLConfig(
+        vision_config=vision,
+        initializer_range=recipe["text"]["initializer_range"],
+        text_config=recipe["text"] | ids | {"vocab_size": len(tokenizer), "tie_word_embeddings": False},
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT),
+        image_seq_length=(side // patch // 2) ** 2,
+        tie_word_embeddings=False,
+    )
+    config = Sa2VAConfig(
+        mllm_config=mllm,
+        grounding_config=grounding,
+        seg_token_id=tokenizer.convert_tokens_to_ids("[SEG]"),
+        **recipe["losses"],
+    )
+    set_seed(0)
+    torch.backends.cuda.enable_flash_sdp(False)  # slow backwards on a CPU, see train.py
+    model = Sa2VAForConditionalGeneration(config)
+    processor = Sa2VAProcessor(
+        tokenizer, tile_size=side, patch_size=patch, max_tiles=1, grounding_image_size=grounding["image_size"]
+    )
+    teach_words(model, processor, **recipe["words"])
+    whiten(model, processor, options, recipe["whitened_directions"])
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def run_stage(number: int, stage: dict[str, Any], common: dict[str, Any], start: Path, output: Path) -> Path:
+    """Draw the stage's data, train on it, and return the folder of its model."""
+    folder = output / f"{number}-{stage['name']}"
+    if (folder / "done").exists():
+        logger.info("stage %s: done before", stage["name"])
+        return folder / "run"
+    parts = []
+    for part, options in enumerate(stage["data"]):
+        options = dict(options)
+        repeats, cache = options.pop("repeats", 1), folder / f"data-{part}"
+        if not (cache / "manifest.json").exists():
+            logger.info("stage %s: drawing %s samples", stage["name"], options["count"])
+            prepare("shapes", None, "train", cache, num_proc=2, options={"seed": 100 * number + part} | options)
+        parts.append({"path": str(cache), "repeats": repeats})
+    settings = common | stage.get("training", {}) | {"model_name_or_path": str(start), "train_data": parts}
+    settings["output_dir"] = str(folder / "run")
+    (folder / "stage.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    command = [sys.executable, ROOT / "scripts/train.py", folder / "stage.yaml", "--resume_from_checkpoint", "auto"]
+    subprocess.run([str(word) for word in command], check=True)
+    (folder / "done").touch()
+    return folder / "run"
+
+
+def install(folder: Path) -> Path:
+    """The model in bfloat16 as package data, so that `from_pretrained("shapes-tiny")` finds it."""
+    target = ROOT / "sa2va_hf/pretrained/shapes-tiny"
+    shutil.rmtree(target, ignore_errors=True)
+    model = Sa2VAForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model.to(torch.bfloat16).save_pretrained(target)
+    Sa2VAProcessor.from_pretrained(folder).save_pretrained(target)
+    return target
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--install", action="store_true", help="copy the result into the package")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    recipe = yaml.safe_load(arguments.recipe.read_text())
+    model = arguments.output / "0-words"
+    if not (model / "processor_config.json").exists():
+        make_model(recipe["model"], recipe["stages"][0]["data"][0], model)
+    for number, stage in enumerate(recipe["stages"], start=1):
+        model = run_stage(number, stage, recipe["common"], model, arguments.output)
+    if arguments.install:
+        logger.info("installed as %s", install(model))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Train Sa2VA: LoRA or full, one process or many, with or without DeepSpeed.
+
+    accelerate launch scripts/train.py CONFIG.yaml [--any_argument value]
+
+What can be set: sa2va_hf/arguments.py (and every field of transformers.TrainingArguments). Relative paths start at the
+current directory. Several processes:
+
+    accelerate launch --multi_gpu --num_processes 8 scripts/train.py CONFIG.yaml [--deepspeed ds_configs/zero2.json]
+    torchrun --nproc_per_node 2 scripts/train.py CONFIG.yaml [--deepspeed ds_configs/zero2.json]      # the same
+    # on a CPU likewise; DeepSpeed then needs g++ and ninja on the PATH
+
+Go on after an interruption: --resume_from_checkpoint auto
+Afterwards: scripts/merge_lora.py --checkpoint OUTPUT_DIR --output MODEL_DIR
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from datasets import load_from_disk
+from torch.utils.data import Dataset, Subset
+
+from sa2va_hf.arguments import DataArguments, Part, parse, save_config
+from sa2va_hf.data.collator import Sa2VACollator
+from sa2va_hf.data.dataset import Sa2VADataset
+from sa2va_hf.training.trainable import load
+from sa2va_hf.training.trainer import Sa2VATrainer, find_checkpoint
+
+
+def open_part(part: Part) -> tuple:
+    if not (Path(part.path) / "dataset_info.json").is_file():
+        raise ValueError(f"{part.path}: no prepared dataset; run scripts/prepare_data.py with --output {part.path}")
+    return load_from_disk(part.path), part.repeats
+
+
+def build_dataset(parts: list[tuple], data: DataArguments, processor: object, seed: int, train: bool) -> Dataset:
+    dataset = Sa2VADataset(
+        parts,
+        processor,
+        seed=seed,
+        num_frames=data.num_frames,
+        max_expressions=data.max_expressions,
+        max_length=data.max_length,
+        train=train,
+    )
+    if train or data.eval_samples is None or data.eval_samples >= len(dataset):
+        return dataset
+    return Subset(dataset, torch.linspace(0, len(dataset) - 1, data.eval_samples).long().tolist())
+
+
+def main(argv: list[str]) -> None:
+    model_arguments, data, training = parse(argv)
+    logging.basicConfig(
+        format="%(asctime)s %(name)s: %(message)s",
+        level=logging.INFO if training.process_index == 0 else logging.WARNING,
+    )
+    if training.use_cpu:  # the CPU's flash kernel is slow backwards on SAM 2's many small windows
+        torch.backends.cuda.enable_flash_sdp(False)
+    checkpoint = find_checkpoint(training.resume_from_checkpoint, training)
+    train_parts, eval_parts = ([open_part(part) for part in parts] for parts in (data.train_parts, data.eval_parts))
+    model, processor = load(model_arguments, training)
+    seed = training.seed if training.data_seed is None else training.data_seed
+    trainer = Sa2VATrainer(
+        model=model,
+        args=training,
+        data_collator=Sa2VACollator(processor, max_length=data.max_length),
+        train_dataset=build_dataset(train_parts, data, processor, seed, train=True),
+        eval_dataset=build_dataset(eval_parts, data, processor, seed, train=False) if eval_parts else None,
+        processing_class=processor,
+    )
+    if training.process_index == 0:
+        save_config(training)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    if eval_parts:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    # gloo now and then aborts a process that leaves while another still talks to it.
+    trainer.accelerator.wait_for_everyone()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

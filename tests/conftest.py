@@ -1,0 +1,36 @@
+"""Fixtures for every test: a model small enough to build in one, and the folder of real samples when there is one."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before transformers is imported: tests never ask the Hub, and a failing test's output is not buried in progress bars.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of small samples in the datasets' true on-disk formats. They are not ours to ship."""
+    folder = os.environ.get("SA2VA_TEST_DATA")
+    if not folder:
+        pytest.skip("SA2VA_TEST_DATA is not set: no folder of sample data")
+    if not Path(folder).is_dir():
+        raise ValueError(f"SA2VA_TEST_DATA={folder!r} is not a folder; unset it to skip the tests that need it")
+    return Path(folder)
+
+
+@pytest.fixture
+def tiny_model():
+    """A fresh, randomly initialised model in eval mode; a test may do to it what it likes."""
+    from tiny import tiny_model as build
+
+    return build()
+
+
+@pytest.fixture
+def tiny_processor():
+    from tiny import tiny_processor as build
+
+    return build()

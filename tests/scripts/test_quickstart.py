@@ -1,0 +1,62 @@
+"""The first command of the README, shortened: the whole road must be walkable, and say what it found."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sa2va_hf import Sa2VAPredictor
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def quickstart(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "scripts/quickstart.py", *arguments]
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=900)
+
+
+@pytest.mark.slow
+def test_smoke_walks_the_whole_road(tmp_path):
+    done = quickstart("--smoke", "--output", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(figures) == {"before", "after", "constant mask"}
+    assert all(0 <= value <= 1 for scores in figures.values() for value in scores.values())
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("held-out cIoU / gIoU over") and f"{figures['after']['cIoU']:.3f}" in last
+    for name in ("pictures.png", "clip.png"):
+        assert np.asarray(Image.open(tmp_path / name)).std() > 10, f"{name} shows nothing"
+    assert Sa2VAPredictor.from_pretrained(tmp_path / "model").processor.seg_token_id is not None
+
+
+@pytest.mark.slow
+def test_own_photos_and_masks(tmp_path):
+    """A folder of photos and masks as people have it; one of them cannot be used and is named."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / "mine" / folder).mkdir(parents=True)
+    for number in range(20):
+        x, y = rng.integers(20, 80, 2)
+        photo = rng.integers(90, 110, (120, 160, 3), dtype=np.uint8)
+        mask = np.zeros((120, 160), np.uint8)
+        mask[y : y + 30, x : x + 40] = 255
+        photo[mask > 0] = (200, 40, 40)
+        Image.fromarray(photo).save(tmp_path / f"mine/images/{number:02d}.jpg")
+        Image.fromarray(mask).save(tmp_path / f"mine/masks/{number:02d}.png")
+    (tmp_path / "mine/images/bad.jpg").write_bytes(b"no picture")
+    Image.fromarray(mask).save(tmp_path / "mine/masks/bad.png")
+    done = quickstart("--smoke", "--data", tmp_path / "mine", "--phrase", "red patch", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "bad.jpg" in done.stdout, "the photo that was left out is not named"
+    assert (tmp_path / "out/pictures.png").exists()
+
+
+def test_a_folder_of_another_layout_is_explained(tmp_path):
+    (tmp_path / "mine").mkdir()
+    done = quickstart("--data", tmp_path / "mine", "--output", tmp_path / "out")
+    assert done.returncode == 1
+    assert "images/X.jpg" in done.stderr

@@ -1,0 +1,141 @@
+"""Laws of the command line: default < YAML < command line, and nothing that is mistyped goes unnoticed."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sa2va_hf.arguments import Part, mixture, parse, save_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPE = CONFIGS / "shapes_tiny.yaml"  # several runs in one file, for make_shapes_tiny.py
+BASE = {"model_name_or_path": "some/model", "train_data": [{"path": "prepared"}]}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name="run.yaml", text="", **values):
+        path = tmp_path / name
+        path.write_text(text or yaml.safe_dump({**BASE, "output_dir": str(tmp_path / "out"), **values}))
+        return str(path)
+
+    return write
+
+
+def test_the_defaults_are_the_released_recipe(write):
+    model, data, training = parse([write()])
+    assert (training.learning_rate, training.weight_decay, training.max_grad_norm) == (4e-5, 0.05, 1.0)
+    assert (training.adam_beta1, training.adam_beta2, training.warmup_steps) == (0.9, 0.999, 0.05)
+    assert training.lr_scheduler_type == "cosine" and training.num_train_epochs == 1
+    assert (model.lora_rank, model.lora_alpha, model.lora_dropout) == (128, 256, 0.05)
+    assert (data.max_length, data.num_frames, data.max_expressions) == (8192, 5, 5)
+
+
+def test_yaml_beats_the_defaults_and_the_command_line_beats_yaml(write):
+    path = write(text="model_name_or_path: m\ntrain_data: d\nlearning_rate: 4e-4\nlora_rank: 8\nlora_targets: [a]\n")
+    model, _, training = parse([path, "--lora_rank", "16", "--output_dir", str(Path(path).parent)])
+    assert training.learning_rate == 4e-4 and isinstance(training.learning_rate, float)
+    assert model.lora_rank == 16 and model.lora_alpha == 32 and model.lora_targets == ["a"]
+
+
+def test_the_saved_yaml_gives_the_same_run(write):
+    first = parse([write(eval_data="val", eval_strategy="steps", eval_steps=5), "--num_points", "0"])
+    again = parse([str(save_config(first[2]))])
+    assert again[0] == first[0] and again[1] == first[1]
+    assert again[2].to_dict() == first[2].to_dict()
+
+
+def test_secrets_are_not_written_down(write):
+    training = parse([write(), "--hub_token", "hf_secret"])[2]
+    assert "hf_secret" not in save_config(training).read_text()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learing_rate": 1e-4}, r"run\.yaml: unknown key `learing_rate` \(did you mean `learning_rate`"),
+        ({"learning_rate": "fast"}, r"run\.yaml: `learning_rate` expected a number, got 'fast' \(str\)"),
+        ({"lora_rank": 1.5}, r"`lora_rank` expected a whole number, got 1\.5"),
+        ({"lora_rank": True}, r"`lora_rank` expected a whole number, got True"),
+        ({"train_vision": "yes please"}, r"`train_vision` expected true or false, got 'yes please'"),
+        ({"lora_targets": "q_proj"}, r"`lora_targets` expected a list of text, got 'q_proj'"),
+        ({"train_llm": "adapter"}, r"`train_llm` expected one of lora, full, none, got 'adapter'"),
+        ({"eval_strategy": "often"}, r"`eval_strategy` expected one of no, steps, epoch"),
+        ({"train_data": [{"path": "x", "repeat": 2}]}, r"`train_data` entry 1: unknown key `repeat`.*`repeats`"),
+        ({"train_data": [{"path": "x", "repeats": "2x"}]}, r"entry 1: `repeats` expected a number, got '2x'"),
+        ({"train_data": [{"path": "x", "repeats": 0}]}, r"`repeats` of x: expected a number above 0"),
+        ({"train_data": [{"repeats": 2}]}, r"`train_data` entry 1: expected {path: DIR"),
+        ({"train_data": []}, r"`train_data` is missing"),
+        ({"train_data": "missing.yaml"}, r"missing\.yaml: no such file"),
+        ({"eval_data": [{"path": "x", "repeats": 2}]}, r"`eval_data` x: every sample counts once"),
+        ({"lora_dropout": 1.0}, r"`lora_dropout`: expected a number in \[0, 1\)"),
+        ({"model_name_or_path": None}, r"`model_name_or_path` is missing"),
+        ({"remove_unused_columns": True}, r"`remove_unused_columns`: must stay False"),
+    ],
+)
+def test_a_mistake_in_yaml_is_named(write, values, message):
+    with pytest.raises(ValueError, match=message):
+        parse([write(**values)])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--lora_rnak", "3"], r"command line: unknown argument '--lora_rnak' \(did you mean `lora_rank`"),
+        (["--lora_ran", "3"], r"unknown argument '--lora_ran'"),  # no guessing at abbreviations
+        (["--lora_rank", "many"], r"command line: argument --lora_rank"),
+        (["second.yaml"], r"unknown argument 'second\.yaml'"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named(write, argv, message):
+    with pytest.raises(ValueError, match=message):
+        parse([write(), *argv])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lora_rank: 1\nlora_rank: 2\n", r"key `lora_rank` is given twice"),
+        ("- a\n- b\n", r"expected a mapping"),
+        ("a: [1\n", r"not valid YAML"),
+    ],
+)
+def test_a_broken_yaml_file_is_named(write, text, message):
+    with pytest.raises(ValueError, match=message):
+        parse([write(text=text)])
+
+
+def test_a_mixture_may_be_a_file_a_folder_or_a_list(write):
+    path = write("mix.yaml", "- {path: a, repeats: 2.5}\n- b\n")
+    expected = [Part("a", 2.5), Part("b", 1.0)]
+    assert mixture(path, "train_data") == expected
+    assert mixture([{"path": "a", "repeats": 2.5}, {"path": "b"}], "train_data") == expected
+    assert mixture('[{"path": "a", "repeats": 2.5}, "b"]', "train_data") == expected
+    assert mixture("folder", "train_data") == [Part("folder", 1.0)]
+
+
+@pytest.mark.parametrize("path", sorted(set(CONFIGS.glob("*.yaml")) - {RECIPE}), ids=lambda path: path.stem)
+def test_every_shipped_config_parses(path, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    # Without a launcher there is no second rank for DeepSpeed to find; the file it names is looked at instead.
+    _, data, training = parse([str(path), "--deepspeed", ""])
+    assert data.train_parts
+    preset = yaml.safe_load(path.read_text()).get("deepspeed")
+    assert preset is None or Path(preset).is_file()
+
+
+def test_every_stage_of_the_small_models_recipe_parses(write):
+    recipe = yaml.safe_load(RECIPE.read_text())
+    for stage in recipe["stages"]:
+        parse([write(**recipe["common"] | stage.get("training", {}))])
+
+
+def test_the_released_recipes_have_the_released_effective_batch_and_rank(monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    for size, gpus, rank in (("2b", 16, 128), ("8b", 32, 256), ("14b", 32, 256)):
+        model, data, training = parse([f"configs/sa2va_internvl3_{size}.yaml", "--deepspeed", ""])
+        assert training.per_device_train_batch_size * training.gradient_accumulation_steps * gpus == 256
+        assert (model.lora_rank, model.lora_alpha) == (rank, 2 * rank)
+        repeats = {part.path.rsplit("/")[-1]: part.repeats for part in data.train_parts}
+        assert repeats["refcoco_train"] == 5 and repeats["revos_train"] == 10
+        assert repeats["gcg_grandf"] == (100 if size == "14b" else 50)

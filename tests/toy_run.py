@@ -1,0 +1,258 @@
+"""A training run that needs no prepared data: drawn rectangles in memory, the real processor, model and trainer.
+
+toy_run.py RUN.json          # as a process of its own, also under torchrun; see `run`
+"""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import SequentialSampler
+
+from sa2va_hf.arguments import ModelArguments, Sa2VATrainingArguments
+from sa2va_hf.training.trainable import load
+from sa2va_hf.training.trainer import Sa2VATrainer, find_checkpoint
+
+TEXT, IMAGE, IMAGE_MASKS, VIDEO_MASKS = 0, 1, 2, 4
+KINDS = (TEXT, IMAGE_MASKS, IMAGE, VIDEO_MASKS, IMAGE_MASKS)
+COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220), "green": (40, 180, 60)}
+
+
+class ToyDataset(torch.utils.data.Dataset):
+    """Pictures and 2-frame clips of coloured rectangles; text-only and mask-free samples between them."""
+
+    def __init__(self, processor, size=20, kinds=KINDS):
+        self.processor, self.size, self.kinds = processor, size, kinds
+
+    def __len__(self):
+        return self.size
+
+    def kind(self, index):
+        return self.kinds[index % len(self.kinds)]
+
+    def turns(self, index):
+        rng = np.random.default_rng(index)
+        if self.kind(index) in (TEXT, IMAGE):
+            return [("What is this?", "a dog, " * int(rng.integers(1, 4)) + "a cat.")], []
+        names = [list(COLOURS)[i] for i in rng.permutation(3)[: rng.integers(1, 3)]]
+        return [(f"Please segment the {name} square.", "Sure, [SEG].") for name in names], names
+
+    def draw(self, index, frame):
+        rng = np.random.default_rng((index, frame))
+        picture = np.full((48, 64, 3), 230, np.uint8)
+        masks = {}
+        for place, name in enumerate(COLOURS):
+            y, x = rng.integers(0, 20), place * 20 + rng.integers(0, 6)
+            picture[y : y + 20, x : x + 14] = COLOURS[name]
+            masks[name] = np.zeros((48, 64), bool)
+            masks[name][y : y + 20, x : x + 14] = True
+        return Image.fromarray(picture), masks
+
+    def __getitem__(self, virtual):
+        index = virtual % self.size
+        kind, (turns, names) = self.kind(index), self.turns(index)
+        frames = [self.draw(index, frame) for frame in range({TEXT: 0, VIDEO_MASKS: 2}.get(kind, 1))]
+        pictures = [picture for picture, _ in frames]
+        visual = {TEXT: [], VIDEO_MASKS: [{"type": "video", "video": pictures}]}.get(
+            kind, [{"type": "image", "image": picture} for picture in pictures]
+        )
+        messages = []
+        for number, (question, answer) in enumerate(turns):
+            content = [*(visual if number == 0 else []), {"type": "text", "text": question}]
+            messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+        masks = torch.zeros(0, max(len(frames), 1), 1, 1, dtype=torch.bool)
+        if names:
+            masks = torch.from_numpy(np.stack([[drawn[name] for _, drawn in frames] for name in names]))
+        return {"messages": messages, "mask_labels": masks, "sample_id": f"toy-{virtual}"}
+
+    def lengths(self, epoch):
+        def length(index):
+            kind = self.kind(index)
+            size = None if kind == TEXT else (64, 48)
+            return self.processor.num_tokens(self.turns(index)[0], size, 2, video=kind == VIDEO_MASKS)
+
+        return np.array([length(index) for index in range(self.size)])
+
+    def modalities(self, epoch):
+        return np.array([self.kind(index) for index in range(self.size)], np.int8)
+
+    def part_numbers(self, epoch):
+        return np.zeros(self.size, np.int64)
+
+
+class Collate:
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, examples):
+        chats = [example["messages"] for example in examples]
+        batch = self.processor.apply_chat_template(
+            chats, add_generation_prompt=False, padding=True, return_labels=True
+        )
+        batch["mask_labels"] = [example["mask_labels"] for example in examples]
+        batch["sample_ids"] = [example["sample_id"] for example in examples]
+        return batch
+
+
+class RecordingTrainer(Sa2VATrainer):
+    """Writes down what each micro-batch was and cost: one JSON line per micro-batch and rank."""
+
+    record = Path(os.devnull)
+    die_at = None
+    mixed = False
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if self.die_at is not None and self.state.global_step >= self.die_at and model.training:
+            os.kill(os.getpid(), 9)
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        if model.training:
+            line = {"step": self.state.global_step, "ids": inputs["sample_ids"], "loss": result.item()}
+            with open(self.record, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        return result
+
+    def _get_train_sampler(self, train_dataset=None):
+        sampler = super()._get_train_sampler(train_dataset)
+        return SequentialSampler(self.train_dataset) if self.mixed else sampler
+
+
+def build(*, output_dir, model, model_arguments=None, size=20, evaluate=False, die_at=None, mixed=False, **training):
+    """A trainer over toy data, from keyword arguments that JSON can carry."""
+    settings = {
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "learning_rate": 1e-3,
+        "dataloader_pin_memory": False,
+    }
+    arguments = Sa2VATrainingArguments(output_dir=str(output_dir), **(settings | training))
+    chosen = ModelArguments(**({"model_name_or_path": str(model), "lora_rank": 4} | (model_arguments or {})))
+    live, processor = load(chosen, arguments)
+    trainer = RecordingTrainer(
+        model=live,
+        args=arguments,
+        data_collator=Collate(processor),
+        train_dataset=ToyDataset(processor, size),
+        eval_dataset=ToyDataset(processor, 7) if evaluate else None,
+        processing_class=processor,
+    )
+    trainer.record = Path(output_dir) / f"record_{arguments.process_index}.jsonl"
+    trainer.die_at, trainer.mixed = die_at, mixed
+    return trainer
+
+
+def logits(model, processor):
+    """What the model says to two fixed samples: (2, L, V)."""
+    batch = Collate(processor)([ToyDataset(processor)[1], ToyDataset(processor)[4]])
+    batch.pop("sample_ids")
+    model.eval()
+    with torch.no_grad():
+        return model(**batch).logits.float()
+
+
+def run(**settings):
+    """Train, save, and write what the trainer logged to `logs.json`; `probe`: also the live model's logits."""
+    probe = settings.pop("probe", False)
+    trainer = build(**settings)
+    trainer.train(resume_from_checkpoint=find_checkpoint(settings.get("resume_from_checkpoint"), trainer.args))
+    if settings.get("evaluate"):
+        trainer.evaluate()
+    trainer.save_model()
+    said = logits(trainer.model_wrapped, trainer.processing_class) if probe else None
+    if trainer.is_world_process_zero():
+        folder = Path(trainer.args.output_dir)
+        (folder / "logs.json").write_text(json.dumps(trainer.state.log_history))
+        torch.save(said, folder / "logits.pt")
+    trainer.accelerator.wait_for_everyone()
+    return trainer
+
+
+def losses(folder):
+    """The logged training losses."""
+    return [entry["loss"] for entry in json.loads((Path(folder) / "logs.json").read_text()) if "loss" in entry]
+
+
+def evaluation(folder):
+    """The last evaluation's scores."""
+    return [entry for entry in json.loads((Path(folder) / "logs.json").read_text()) if "eval_cIoU" in entry][-1]
+
+
+def records(folder):
+    """What every rank saw, micro-batch by micro-batch: {rank: [{step, ids, loss}]}."""
+    files = sorted(Path(folder).glob("record_*.jsonl"))
+    return {file.stem[-1]: [json.loads(line) for line in file.read_text().splitlines()] for file in files}
+
+
+TESTS = Path(__file__).parent
+# Room for a machine that does something else at the same time; alone, a run of two processes takes about 20 s.
+PATIENCE = int(os.environ.get("SA2VA_TEST_PATIENCE", 300))
+
+
+def launch(folder, processes, expect=0, **settings):
+    """`run(**settings)` in as many processes; a hang is a TimeoutExpired, another end than `expect` an error."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "run.json"
+    file.write_text(json.dumps({"output_dir": str(folder)} | settings))
+    command = [sys.executable, str(TESTS / "toy_run.py"), str(file)]
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command = [sys.executable, *launcher, *command[1:]]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # DeepSpeed calls ninja by name
+    python_path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path, "PYTHONPATH": python_path}
+    with open(folder / "log.txt", "w") as log:
+        code = subprocess.run(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=PATIENCE, check=False
+        ).returncode
+    # gloo sometimes aborts a process that has finished: what a run leaves behind says whether it did.
+    finished = (folder / "logs.json").is_file()
+    if finished != (expect == 0):
+        raise AssertionError(f"exit {code}\n" + (folder / "log.txt").read_text()[-4000:])
+    return folder
+
+
+@cache
+def tiny_folder(base):
+    """A saved tiny model with its processor."""
+    from tiny import tiny_model, tiny_processor
+
+    folder = Path(base) / "tiny"
+    if not folder.exists():
+        tiny_model(num_points=64).save_pretrained(folder)
+        tiny_processor().save_pretrained(folder)
+    return folder
+
+
+SAME = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4, "evaluate": True, "probe": True}
+EXACT = {"lora_dropout": 0.0, "num_points": 0}  # nothing random, so that runs of other shape can be compared
+PRESETS = TESTS.parent / "ds_configs"
+RUNS = {
+    "one": (1, {"gradient_accumulation_steps": 2}, {}),
+    "ddp": (2, {}, {}),
+    "zero2": (2, {"deepspeed": str(PRESETS / "zero2.json")}, {}),
+    "zero3": (2, {"deepspeed": str(PRESETS / "zero3.json")}, {}),
+    "zero2_full": (2, {"deepspeed": str(PRESETS / "zero2.json")}, {"train_llm": "full"}),
+    "zero3_full": (2, {"deepspeed": str(PRESETS / "zero3.json")}, {"train_llm": "full"}),
+}
+
+
+@cache
+def finished(base, name):
+    """The folder of a run of `RUNS`, made once per test session. `base`: the session's folder, as text."""
+    processes, settings, chosen = RUNS[name]
+    model = str(tiny_folder(base))
+    return launch(Path(base) / name, processes, model=model, model_arguments=EXACT | chosen, **SAME, **settings)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run(**json.loads(Path(sys.argv[1]).read_text()))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -11,7 +11,10 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_config, tiny_model, tiny_tokenizer
 
 from sa2va_hf import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor
-from sa2va_hf.checkpoints.convert import INDEX, WEIGHTS, audit, convert, expected_shapes, to_config, to_text_config
+from sa2va_hf.checkpoints.convert import convert, expected_shapes, released_shapes
+from sa2va_hf.checkpoints.layouts import internvl
+from sa2va_hf.checkpoints.rules import moves
+from sa2va_hf.checkpoints.weights import INDEX, WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUNDING = tiny_config().grounding_config
@@ -258,8 +261,8 @@ def test_all_tensors_that_do_not_fit_are_listed_at_once(released, tmp_path):
     refused(
         released,
         tmp_path,
-        "missing: mllm.model.multi_modal_projector.linear_2.bias",
-        "missing: mllm.model.vision_tower.encoder.layer.1.attention.k_proj.bias",
+        "missing: mlp1.3.bias [64]",
+        "missing: vision_model.encoder.layers.1.attn.qkv.bias [192]",
         "wrong shape: text_hidden_fcs.2.bias is [3], the config says [64]",
         "wrong shape: vision_model.encoder.layers.0.attn.qkv.weight is [190, 64], the config says [192, 64]",
         "unexpected: language_model.model.layers.7.input_layernorm.weight [64]",
@@ -354,17 +357,16 @@ def test_the_command_lists_what_is_wrong_and_fails(released, tmp_path):
     assert "config.json: no template" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_every_name_of_the_released_4b_layout_has_its_place(shared_data):
+def test_every_name_of_the_released_4b_layout_has_its_place(shared_data, tmp_path):
     golden = shared_data.parent / "golden" / "sa2va"
     if not golden.is_dir():
         pytest.skip(f"{golden} is not there")
-    from transformers import AutoTokenizer
-
     released = json.loads((golden / "config.json").read_text())
     spec = json.loads((golden / "state_dict_spec.json").read_text())
-    text_config = to_text_config(released)
-    tokenizer = AutoTokenizer.from_pretrained(golden / "tokenizer", config=text_config)
-    config = to_config(released, text_config, tokenizer, Sa2VAConfig().grounding_config)
-    places = audit({name: tuple(entry["shape"]) for name, entry in spec.items()}, expected_shapes(config), golden)
-    assert {place.name for place in places.values()} == set(spec)
-    assert len(places) == len(spec) + 2 * 2 * released["vision_config"]["num_hidden_layers"]
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        found = golden / file if file == "config.json" else golden / "tokenizer" / file
+        (tmp_path / file).write_bytes(found.read_bytes())
+    config, _ = internvl.read(tmp_path, released, Sa2VAConfig().grounding_config)
+    expected = expected_shapes(config)
+    plan = moves(expected, internvl.rules(config))
+    assert released_shapes(plan, expected) == {name: tuple(entry["shape"]) for name, entry in spec.items()}

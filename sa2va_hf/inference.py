@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from sa2va_hf.model.answering import draw, generate_answers, read_answers
 from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
 from sa2va_hf.model.modeling_sa2va import Sa2VAForConditionalGeneration
 from sa2va_hf.model.processing_sa2va import Sa2VAProcessor
-from sa2va_hf.model.video_modes import DEFAULT_VIDEO_MODE, clip_masks, get_video_mode
+from sa2va_hf.model.video_modes import get_video_mode
 from sa2va_hf.model.visuals import Clip
 
 Picture = Image.Image | str | Path
@@ -114,7 +114,7 @@ class Sa2VAPredictor:
         history: History | list[History | None] | None = None,
         max_new_tokens: int = 512,
         num_frames: int | None = None,
-        video_mode: str = DEFAULT_VIDEO_MODE,
+        video_mode: str | None = None,
         **generation: Any,
     ) -> Prediction | list[Prediction]:
         """Answer one question, or several at once.
@@ -125,23 +125,14 @@ class Sa2VAPredictor:
             regions: bool masks (H, W) of the image, called region1, region2 ... in the text.
             history: `Prediction.history` of the turn before; it brings its image or video along.
             num_frames: how many frames of a clip the LLM reads; default the predictor's.
-            video_mode: a name of `model.video_modes.VIDEO_MODES`.
+            video_mode: a name of `model.video_modes.VIDEO_MODES`; default the model's, "consistent" as a rule.
             generation: further arguments of `generate` (greedy by default).
         """
         requests = self._requests(image, video, text, regions, history, num_frames, video_mode)
         inputs = self._inputs([request.messages() for request in requests], add_generation_prompt=True)
-        options = self._generation_options() | {"max_new_tokens": max_new_tokens} | generation
-        generated = self.model.generate(**inputs, **options)
-        answers = [self._cut(ids) for ids in generated.tolist()]
-        prompts = [
-            ids[:length].tolist()
-            for ids, length in zip(inputs["input_ids"], inputs["attention_mask"].sum(1).tolist(), strict=True)
-        ]
-        rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-        inputs |= self._pad(rows)
-        counts = [answer.count(self.processor.seg_token_id) for answer in answers]
-        texts = [self._text(answer) for answer in answers]
-        predictions = self._predict(requests, inputs, texts, counts, video_mode)
+        answers = generate_answers(self.model, self.processor, inputs, max_new_tokens=max_new_tokens, **generation)
+        texts, states = [answer.text for answer in answers], [answer.states for answer in answers]
+        predictions = self._predict(requests, texts, states, video_mode)
         return predictions if isinstance(text, list) else predictions[0]
 
     @torch.no_grad()
@@ -154,25 +145,32 @@ class Sa2VAPredictor:
         regions: Sequence[np.ndarray] | list[Sequence[np.ndarray] | None] | None = None,
         history: History | list[History | None] | None = None,
         num_frames: int | None = None,
-        video_mode: str = DEFAULT_VIDEO_MODE,
+        video_mode: str | None = None,
     ) -> Prediction | list[Prediction]:
         """The masks of a given answer ("Sure, [SEG]."): nothing is generated. Else as calling the predictor."""
         requests = self._requests(image, video, text, regions, history, num_frames, video_mode)
         answers = _texts("answer", answer, text)
         chats = [request.messages(reply) for request, reply in zip(requests, answers, strict=True)]
         inputs = self._inputs(chats, add_generation_prompt=False)
-        counts = [reply.count(SEG_TOKEN) for reply in answers]
-        predictions = self._predict(requests, inputs, [reply.strip() for reply in answers], counts, video_mode)
+        states = read_answers(self.model, inputs, [reply.count(SEG_TOKEN) for reply in answers])
+        predictions = self._predict(requests, [reply.strip() for reply in answers], states, video_mode)
         return predictions if isinstance(text, list) else predictions[0]
 
     # ---------------------------------------------------------------- questions -> tensors
     def _requests(
-        self, image: Any, video: Any, text: Any, regions: Any, history: Any, num_frames: int | None, video_mode: str
+        self,
+        image: Any,
+        video: Any,
+        text: Any,
+        regions: Any,
+        history: Any,
+        num_frames: int | None,
+        video_mode: str | None,
     ) -> list[_Request]:
         questions = _texts("text", text, text)
         given = {"image": image, "video": video, "regions": regions, "history": history}
         columns = [_listed(name, values, text) for name, values in given.items()]
-        choose = get_video_mode(video_mode).key_frames
+        choose = get_video_mode(video_mode or self.model.config.video_mode).key_frames
         requests = []
         for question, *inputs in zip(questions, *columns, strict=True):
             now = _look(*inputs)
@@ -185,92 +183,18 @@ class Sa2VAPredictor:
         drawn_from = ("grounding_pixel_values", "num_frames")  # SAM 2 gets all frames, one by one, later
         return {name: value.to(self.model.device) for name, value in inputs.items() if name not in drawn_from}
 
-    def _pad(self, rows: list[list[int]]) -> dict[str, Tensor]:
-        lengths = torch.tensor([len(row) for row in rows])
-        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-        mask = (torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).long()
-        return {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
-
-    # ---------------------------------------------------------------- tokens -> text
-    def _generation_options(self) -> dict[str, Any]:
-        stops = self.processor.stop_ids
-        options: dict[str, Any] = {"eos_token_id": stops, "pad_token_id": stops[0] if stops else 0}
-        options["suppress_tokens"] = [
-            self.model.config.mllm_config.image_token_id
-        ]  # would ask for a picture's features
-        if self.processor.stop_strings:
-            options |= {"stop_strings": self.processor.stop_strings, "tokenizer": self.processor.tokenizer}
-        return options
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        """An answer's tokens up to its stop token; what follows it is padding."""
-        stops = set(self.processor.stop_ids)
-        return ids[: next((i for i, token in enumerate(ids) if token in stops), len(ids))]
-
-    def _text(self, ids: list[int]) -> str:
-        text = self.processor.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        for word in self.processor.stop_strings:
-            text = text.split(word)[0]
-        return text.strip()
-
-    # ---------------------------------------------------------------- tensors -> masks
+    # ---------------------------------------------------------------- states -> masks
     def _predict(
-        self,
-        requests: list[_Request],
-        inputs: dict[str, Tensor],
-        texts: list[str],
-        counts: list[int],
-        video_mode: str,
+        self, requests: list[_Request], texts: list[str], states: list[Tensor], video_mode: str | None
     ) -> list[Prediction]:
-        """One forward pass over prompts and answers gives the [SEG] states; then SAM 2, clip by clip."""
-        embeddings: Sequence[Tensor] = [torch.empty(0)] * len(counts)
-        if any(counts):
-            hidden = self.model.hidden_states(**inputs)
-            is_seg = inputs["input_ids"] == self.processor.seg_token_id
-            # the answer is last, so its [SEG] are: earlier ones belong to the history or the question
-            states = [h[at][int(at.sum()) - n :] for h, at, n in zip(hidden, is_seg, counts, strict=True)]
-            embeddings = self.model.project(torch.cat(states)).split(counts)
+        clips, key_frames = [r.history.clip for r in requests], [r.key_frames for r in requests]
+        drawings = draw(self.model, self.processor, clips, key_frames, states, video_mode)
         predictions = []
-        for request, text, prompts in zip(requests, texts, embeddings, strict=True):
+        for request, text, drawn in zip(requests, texts, drawings, strict=True):
             history = replace(request.history, turns=(*request.history.turns, (request.text, text)))
-            masks, logits, scores = self._draw(request, prompts, video_mode)
-            predictions.append(Prediction(text, masks, boxes_of(masks), scores, history, logits))
+            boxes = boxes_of(drawn.masks)
+            predictions.append(Prediction(text, drawn.masks, boxes, drawn.scores, history, drawn.logits))
         return predictions
-
-    def _draw(
-        self, request: _Request, embeddings: Tensor, video_mode: str
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Masks at the input's size, low-resolution logits, and scores. On the device only a frame at a time."""
-        clip, objects, side = request.history.clip, len(embeddings), self.model.grounding_encoder.mask_size
-        frames, (width, height) = (0, (0, 0)) if clip is None else (len(clip), clip.size)
-        masks = np.zeros((objects, frames, height, width), dtype=bool)
-        logits = np.zeros((objects, frames, side, side), dtype=np.float32)
-        ious = np.zeros((objects, frames), dtype=np.float32)
-        if masks.size:
-            steps = clip_masks(
-                self.model,
-                lambda numbers: self.processor.grounding_pixels([clip[number] for number in numbers]),
-                frames,
-                request.key_frames,
-                embeddings,
-                video_mode,
-            )
-            done = 0
-            for low, expected in steps:
-                now = slice(done, done := done + low.shape[1])
-                logits[:, now], ious[:, now] = low.cpu().numpy(), expected.cpu().numpy()
-                masks[:, now] = self._enlarge(low, height, width)
-                if not np.isfinite(logits[:, now]).all():
-                    raise ValueError("mask logits are not finite: load the model with dtype=torch.float32 or bfloat16")
-            assert done == frames, f"{video_mode} drew {done} of {frames} frames"
-        return masks, logits, ious.mean(1) if frames else ious.sum(1)
-
-    def _enlarge(self, logits: Tensor, height: int, width: int) -> np.ndarray:
-        """Logits (N, n, h, w) -> bool (N, n, H, W), by way of SAM 2's input size as in the released model."""
-        side = self.model.grounding_encoder.config.image_size
-        square = F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)
-        full = F.interpolate(square, size=(height, width), mode="bilinear", align_corners=False)
-        return (full > 0).cpu().numpy()
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:

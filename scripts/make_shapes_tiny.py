@@ -161,6 +161,7 @@ def make_model(recipe: dict[str, Any], options: dict[str, Any], folder: Path) ->
         mllm_config=mllm,
         grounding_config=grounding,
         seg_token_id=tokenizer.convert_tokens_to_ids("[SEG]"),
+        video_mode=recipe["video_mode"],
         **recipe["losses"],
     )
     set_seed(0)

@@ -71,6 +71,8 @@ class Sa2VAGroundingConfig(PretrainedConfig):
         hidden_dim: width of the neck, memory attention and mask decoder; also of the [SEG] embedding. A
             multiple of 32.
         memory_dim, memory_layers, memory_feedforward: the memory encoder's width and the memory attention's size.
+        tracking_decoder: whether SAM 2's own mask decoder comes along beside the fine-tuned one, to follow objects
+            through a clip (as in Sa2VA-i checkpoints).
     """
 
     model_type = "sa2va_grounding"
@@ -92,6 +94,7 @@ class Sa2VAGroundingConfig(PretrainedConfig):
         memory_layers: int = 4,
         memory_feedforward: int = 2048,
         num_maskmem: int = 7,
+        tracking_decoder: bool = False,
         **kwargs: Any,
     ) -> None:
         if version not in SAM2_VERSIONS:
@@ -116,6 +119,7 @@ class Sa2VAGroundingConfig(PretrainedConfig):
             setattr(self, name, published if given[name] is None else given[name])
         self.memory_dim, self.memory_layers, self.memory_feedforward = memory_dim, memory_layers, memory_feedforward
         self.num_maskmem = num_maskmem
+        self.tracking_decoder = tracking_decoder
         super().__init__(**kwargs)
 
 
@@ -135,6 +139,8 @@ class Sa2VAConfig(PretrainedConfig):
         num_points: points per mask of the point-sampled losses (PointRend, arXiv 1912.08193); 0 = every cell.
         objects_per_frame: every frame weighs as this many masks (fewer objects count more, more are subsampled); None
             = every object counts once.
+        video_mode: how the masks of a clip are drawn unless the caller says (`video_modes.VIDEO_MODES`). "per_frame"
+            suits a model whose SAM 2 never learned to remember.
     """
 
     model_type = "sa2va"
@@ -154,6 +160,7 @@ class Sa2VAConfig(PretrainedConfig):
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
         objects_per_frame: int | None = 5,
+        video_mode: str = "consistent",
         **kwargs: Any,
     ) -> None:
         if mllm_config is None:
@@ -173,6 +180,7 @@ class Sa2VAConfig(PretrainedConfig):
         self.num_points = num_points
         self.oversample_ratio, self.importance_sample_ratio = oversample_ratio, importance_sample_ratio
         self.objects_per_frame = objects_per_frame
+        self.video_mode = video_mode
         # The released checkpoints train the embedding and the head as two matrices; so do we, at every level.
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)

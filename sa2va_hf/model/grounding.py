@@ -7,6 +7,7 @@ stock one has no door for an embedding and blanks masks by object score, which S
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -118,23 +119,32 @@ def _memory_encoder(config: Sa2VAGroundingConfig) -> MemoryEncoder:
 @dataclass
 class ImageFeatures:
     """SAM 2's features of F frames: `levels` = stride 4 and 8 (projected for the mask decoder) and stride 16, each
-    (F, C, H, W); the last is without `no_mem_embed`."""
+    (F, C, H, W); the last is without `no_mem_embed`. `unprojected` = stride 4 and 8 for the tracking decoder, which
+    has projections of its own; None where there is none."""
 
     levels: list[Tensor]
+    unprojected: list[Tensor] | None = None
 
     @property
     def num_frames(self) -> int:
         return len(self.levels[-1])
 
+    def __getitem__(self, frames: slice) -> ImageFeatures:
+        raw = self.unprojected
+        return ImageFeatures([x[frames] for x in self.levels], None if raw is None else [x[frames] for x in raw])
+
 
 @dataclass
 class MaskPrediction:
-    """Masks of P (frame, embedding) pairs: `masks` (P, h, w) logits at stride 4 of the best candidate by predicted
-    IoU; all three as `candidates` (P, 3, h, w) with `ious` (P, 3)."""
+    """Masks of P (frame, prompt) pairs: `masks` (P, h, w) logits at stride 4 of the best candidate by predicted IoU;
+    all of them as `candidates` (P, 3, h, w) with `ious` (P, 3); the best one's output token as `tokens` (P, C), and
+    `object_scores` (P, 1), above 0 where the object is on the frame."""
 
     masks: Tensor
     candidates: Tensor
     ious: Tensor
+    tokens: Tensor
+    object_scores: Tensor
 
 
 def touch(module: nn.Module) -> Tensor:
@@ -154,15 +164,28 @@ class Sa2VAGroundingEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.sam2_model = build_sam2(config)
+        if config.tracking_decoder:
+            self.tracking_decoder = deepcopy(self.sam2_model.sam_mask_decoder)
 
     @property
     def mask_size(self) -> int:
         """Side of the low-resolution masks."""
         return self.config.image_size // 4
 
-    def normalize(self, frames: Tensor) -> Tensor:
-        """uint8 (F, 3, S, S) -> float32, ImageNet mean and standard deviation (exact values, as in training)."""
-        mean, std = (torch.tensor(v, device=frames.device).view(1, 3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
+    @property
+    def tracker(self) -> nn.Module:
+        """The mask decoder that follows objects by memory: SAM 2's own where the checkpoint has it beside ours."""
+        return self.tracking_decoder if self.config.tracking_decoder else self.sam2_model.sam_mask_decoder
+
+    def normalize(self, frames: Tensor, constants: torch.dtype = torch.float32) -> Tensor:
+        """uint8 (F, 3, S, S) -> float32, ImageNet mean and standard deviation.
+
+        constants: the precision they are rounded to; float32 as in training, bfloat16 as in the released inference.
+        """
+        mean, std = (
+            torch.tensor(values, dtype=constants, device=frames.device).float().view(1, 3, 1, 1)
+            for values in (PIXEL_MEAN, PIXEL_STD)
+        )
         return (frames.float() / 255 - mean) / std
 
     def encode(self, frames: Tensor) -> ImageFeatures:
@@ -173,34 +196,66 @@ class Sa2VAGroundingEncoder(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             high, middle, low = sam.image_encoder(frames)["backbone_fpn"]
         decoder = sam.sam_mask_decoder
-        return ImageFeatures([decoder.conv_s0(high), decoder.conv_s1(middle), low])
+        unprojected = [high, middle] if self.config.tracking_decoder else None
+        return ImageFeatures([decoder.conv_s0(high), decoder.conv_s1(middle), low], unprojected)
 
-    def decode(
-        self, features: ImageFeatures, frame_index: Tensor, embeddings: Tensor, conditioned: Tensor | None = None
-    ) -> MaskPrediction:
+    def decode(self, features: ImageFeatures, frame_index: Tensor, embeddings: Tensor) -> MaskPrediction:
         """Masks of P pairs: `frame_index` (P,) names the frame, `embeddings` (P, C) the object.
 
-        The prompt is two "not a point" tokens and then the embedding; `conditioned` (P, C, H, W) replaces the
-        memory-free features where there is a memory.
+        The prompt is two "not a point" tokens and then the embedding, on features without memory.
         """
         sam = self.sam2_model
         high, middle, low = (level[frame_index] for level in features.levels)
-        image = low + sam.no_mem_embed.view(1, -1, 1, 1) if conditioned is None else conditioned
-        pairs, side = len(embeddings), sam.sam_image_embedding_size
-        prompts = sam.sam_prompt_encoder
-        padding = prompts.not_a_point_embed.weight.expand(pairs, 2, -1)
-        masks, ious, _, _ = sam.sam_mask_decoder(
+        padding = self._no_points(embeddings)
+        sparse = torch.cat([padding, embeddings.unsqueeze(1).to(padding.dtype)], dim=1)
+        return self._predict(sam.sam_mask_decoder, low + sam.no_mem_embed.view(1, -1, 1, 1), [high, middle], sparse)
+
+    def follow(
+        self, features: ImageFeatures, conditioned: Tensor, mask_prompts: Tensor | None = None
+    ) -> MaskPrediction:
+        """Masks of P objects on the one frame of `features`, by the tracker.
+
+        conditioned: (P, C, H, W), stride 16 with what is remembered of each object. mask_prompts: (P, 1, S / 4, S / 4)
+        what they look like on this frame; then there is one candidate.
+        """
+        tracker, objects = self.tracker, len(conditioned)
+        if self.config.tracking_decoder:
+            high, middle = features.unprojected
+            levels = [tracker.conv_s0(high), tracker.conv_s1(middle)]
+        else:
+            levels = features.levels[:2]
+        levels = [level.expand(objects, -1, -1, -1) for level in levels]
+        return self._predict(tracker, conditioned, levels, self._no_points(conditioned), mask_prompts)
+
+    def _no_points(self, like: Tensor) -> Tensor:
+        """(P, 2, C): an empty point, and the padding that SAM 2 adds to it."""
+        return self.sam2_model.sam_prompt_encoder.not_a_point_embed.weight.expand(len(like), 2, -1)
+
+    def _predict(
+        self,
+        decoder: nn.Module,
+        image: Tensor,
+        levels: list[Tensor],
+        sparse: Tensor,
+        mask_prompts: Tensor | None = None,
+    ) -> MaskPrediction:
+        prompts, side, pairs = self.sam2_model.sam_prompt_encoder, self.sam2_model.sam_image_embedding_size, len(image)
+        if mask_prompts is None:
+            dense = prompts.no_mask_embed.weight.view(1, -1, 1, 1).expand(pairs, -1, side, side)
+        else:
+            dense = prompts.mask_downscaling(mask_prompts)
+        masks, ious, tokens, object_scores = decoder(
             image_embeddings=image,
             image_pe=prompts.get_dense_pe(),
-            sparse_prompt_embeddings=torch.cat([padding, embeddings.unsqueeze(1).to(padding.dtype)], dim=1),
-            dense_prompt_embeddings=prompts.no_mask_embed.weight.view(1, -1, 1, 1).expand(pairs, -1, side, side),
-            multimask_output=True,
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=mask_prompts is None,
             repeat_image=False,
-            high_res_features=[high, middle],
+            high_res_features=levels,
         )
         masks = masks.float()
-        best = ious.argmax(dim=1)
-        return MaskPrediction(masks[torch.arange(pairs, device=masks.device), best], masks, ious.float())
+        best, rows = ious.argmax(dim=1), torch.arange(pairs, device=masks.device)
+        return MaskPrediction(masks[rows, best], masks, ious.float(), tokens[rows, best], object_scores)
 
     def forward(
         self, frames: Tensor | None, frame_index: Tensor | None = None, embeddings: Tensor | None = None

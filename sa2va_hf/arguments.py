@@ -57,7 +57,14 @@ class ModelArguments:
     train_embeddings: bool = field(
         default=True, metadata={"help": "With LoRA: train full copies of the token embedding and the output head."}
     )
-    train_projector: bool = field(default=True, metadata={"help": "Train the vision-to-language projector."})
+    train_projector: bool | None = field(
+        default=None,
+        metadata={
+            "nargs": "?",
+            "const": True,
+            "help": "Train the vision-to-language projector; default as released: InternVL's yes, Qwen-VL's no.",
+        },
+    )
     train_vision: bool = field(default=False, metadata={"help": "Train the MLLM's vision encoder."})
     train_text_hidden_fcs: bool = field(default=True, metadata={"help": "Train the [SEG] to SAM 2 projection."})
     train_grounding_encoder: Literal["decoder", "all", "none"] = field(

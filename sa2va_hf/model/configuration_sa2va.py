@@ -127,7 +127,7 @@ class Sa2VAConfig(PretrainedConfig):
     """Sa2VA: `mllm_config` reads and writes text, `grounding_config` (SAM 2) draws what [SEG] means.
 
     Args:
-        mllm_config: a config, or its dict, of a native multimodal LLM (InternVL).
+        mllm_config: a config, or its dict, of a native multimodal LLM (InternVL, Qwen2.5-VL, Qwen3-VL).
         grounding_config: a `Sa2VAGroundingConfig` or its dict.
         template: name of the chat template (`processing_sa2va.TEMPLATES`).
         seg_token_id: id of [SEG] in the tokenizer.

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
+from .backbones import backbone_of
 from .configuration_sa2va import Sa2VAConfig, bundled
 from .grounding import MaskPrediction, Sa2VAGroundingEncoder, touch
 from .losses import mask_losses, repeat_weights, soft_iou, uncertain_points
@@ -46,7 +47,8 @@ class Sa2VAOutput(ModelOutput):
 
 
 class Sa2VAForConditionalGeneration(PreTrainedModel):
-    """`mllm` (a native InternVL), `grounding_encoder` (SAM 2) and `text_hidden_fcs` between them."""
+    """`mllm` (a native multimodal LLM, see `backbones.py`), `grounding_encoder` (SAM 2) and `text_hidden_fcs` between
+    them."""
 
     config_class = Sa2VAConfig
     base_model_prefix = ""
@@ -55,7 +57,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
     supports_gradient_checkpointing = True
     # A mean loss: Trainer must divide by the accumulation steps itself.
     accepts_loss_kwargs = False
-    _no_split_modules = ["Sa2VAGroundingEncoder", "InternVLVisionLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"]
+    _no_split_modules = ["Sa2VAGroundingEncoder"]  # and those of the MLLM, which transformers adds
     # SAM 2's prompt encoder mixes float32 coordinates in; its masks need the precision as well.
     _keep_in_fp32_modules_strict = ["grounding_encoder", "text_hidden_fcs"]
     _supports_sdpa = True
@@ -64,6 +66,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
 
     def __init__(self, config: Sa2VAConfig) -> None:
         super().__init__(config)
+        self.backbone = backbone_of(config.mllm_config)
         self.mllm = AutoModelForImageTextToText.from_config(config.mllm_config)
         # `from_pretrained` builds on meta, where SAM 2's plain rotary tensors would stay for ever; `zero.Init` would
         # partition weights whose shapes SAM 2 reads while it is built.
@@ -111,14 +114,20 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
         self.mllm.lm_head = value
 
     # ---------------------------------------------------------------- what is trained
-    def freeze_for_training(self, grounding: str = "decoder") -> None:
+    def freeze_for_training(
+        self, grounding: str = "decoder", projector: bool | None = None, vision: bool = False
+    ) -> None:
         """Freeze all but the projector, `text_hidden_fcs` and SAM 2's mask decoder (the LLM is LoRA's business).
 
         grounding: "decoder" (as released), "none", or "all" of SAM 2. Heads that no loss reaches stay frozen, so that
-        weight decay does not eat them.
+        weight decay does not eat them. projector: whether it is trained; None as released, with InternVL, not with
+        Qwen-VL. vision: whether the vision tower is.
         """
         self.requires_grad_(False)
-        self.mllm.model.multi_modal_projector.requires_grad_(True)
+        for module in self.backbone.vision(self.mllm):
+            module.requires_grad_(vision)
+        for module in self.backbone.projector(self.mllm):
+            module.requires_grad_(self.backbone.projector_is_trained if projector is None else projector)
         self.text_hidden_fcs.requires_grad_(True)
         sam = self.grounding_encoder.sam2_model
         if grounding not in ("none", "decoder", "all"):
@@ -141,57 +150,6 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
         return [Sa2VAGroundingEncoder]
 
     # ---------------------------------------------------------------- text and pictures -> hidden states
-    def visual_features(
-        self, pixel_values: Tensor, region_masks: Tensor | None = None, region_tiles: Tensor | None = None
-    ) -> Tensor:
-        """(tiles, 3, s, s) -> (N, D): every tile's tokens, and after a tile the tokens its regions cover.
-
-        region_masks: bool (R, g, g) in the order of their sentence; region_tiles: (R,) the tile of each.
-        """
-        pixel_values = pixel_values.to(self.get_input_embeddings().weight.dtype)
-        tiles = self.mllm.get_image_features(pixel_values, return_dict=True)
-        tiles = tiles if isinstance(tiles, Tensor) else tiles.pooler_output  # (T, g * g, D); a tensor before 5.1
-        if region_masks is None:
-            return tiles.flatten(0, 1)
-        pieces, start = [], 0
-        for mask, tile in zip(region_masks.flatten(1), region_tiles.tolist(), strict=True):
-            pieces += [tiles[start : tile + 1].flatten(0, 1), tiles[tile][mask]]
-            start = tile + 1
-        return torch.cat([*pieces, tiles[start:].flatten(0, 1)])
-
-    def embed(
-        self,
-        input_ids: Tensor,
-        pixel_values: Tensor | None = None,
-        region_masks: Tensor | None = None,
-        region_tiles: Tensor | None = None,
-    ) -> Tensor:
-        """Input embeddings (B, L, D) with visual features at the `<IMG_CONTEXT>` positions."""
-        embeddings = self.get_input_embeddings()(input_ids)
-        context = input_ids == self.config.mllm_config.image_token_id
-        if pixel_values is None:
-            if context.any():
-                raise ValueError(f"input_ids hold {int(context.sum())} image tokens, but there are no pixel_values")
-            touched = self.training or is_deepspeed_zero3_enabled()  # ZeRO-3: all ranks gather the same weights
-            return embeddings + self._touch_vision(embeddings) if touched else embeddings
-        features = self.visual_features(pixel_values, region_masks, region_tiles).to(embeddings.dtype)
-        if int(context.sum()) != len(features):
-            raise ValueError(
-                f"image tokens and image features do not match: {int(context.sum())} tokens in input_ids, "
-                f"{len(features)} features from {len(pixel_values)} tiles; was the text cut?"
-            )
-        return embeddings.masked_scatter(context.unsqueeze(-1), features)
-
-    def _touch_vision(self, embeddings: Tensor) -> Tensor:
-        """A zero touching the trainable vision part; ZeRO-3 gathers weights by forward calls, so there one blank tile
-        goes through it."""
-        if is_deepspeed_zero3_enabled():
-            size = self.config.mllm_config.vision_config.image_size
-            blank = embeddings.new_zeros(1, 3, size[0], size[1])
-            return self.visual_features(blank).sum().to(embeddings.dtype) * 0.0
-        vision = [self.mllm.model.vision_tower, self.mllm.model.multi_modal_projector]
-        return sum(touch(module) for module in vision).to(embeddings.device, embeddings.dtype)
-
     def hidden_states(
         self,
         input_ids: Tensor,
@@ -199,11 +157,54 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
         pixel_values: Tensor | None = None,
         region_masks: Tensor | None = None,
         region_tiles: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
     ) -> Tensor:
         """(B, L, D) after the LLM's last norm."""
-        embeddings = self.embed(input_ids, pixel_values, region_masks, region_tiles)
+        visuals = self._visuals(input_ids, pixel_values, region_masks, region_tiles, image_grid_thw)
+        if visuals:
+            return self.backbone.read(self.mllm, input_ids, attention_mask, visuals)
+        embeddings = self.get_input_embeddings()(input_ids)
+        if self.training or is_deepspeed_zero3_enabled():  # ZeRO-3: all ranks gather the same weights, in one order
+            embeddings = embeddings + self._touch_vision(embeddings)
         llm = self.mllm.model.language_model
         return llm(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+    def _visuals(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None,
+        region_masks: Tensor | None,
+        region_tiles: Tensor | None,
+        image_grid_thw: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """The inputs that are there, by name; none for a batch without pictures."""
+        if pixel_values is None:
+            tokens = int((input_ids == self.config.mllm_config.image_token_id).sum())
+            if tokens:
+                raise ValueError(f"input_ids hold {tokens} image tokens, but there are no pixel_values")
+            return {}
+        given = {
+            "pixel_values": pixel_values,
+            "region_masks": region_masks,
+            "region_tiles": region_tiles,
+            "image_grid_thw": image_grid_thw,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        needs, takes = self.backbone.needs, self.backbone.takes
+        if not needs <= given.keys() <= needs | takes:
+            raise ValueError(
+                f"a picture for {self.config.mllm_config.model_type} comes as {sorted(needs)}"
+                f"{f' and may have {sorted(takes)}' if takes else ''}, got {sorted(given)}: use this model's processor"
+            )
+        return given
+
+    def _touch_vision(self, embeddings: Tensor) -> Tensor:
+        """A zero touching the trainable vision part; ZeRO-3 gathers weights by forward calls, so there the smallest
+        picture goes through it."""
+        if is_deepspeed_zero3_enabled():
+            return self.backbone.blank(self.mllm, embeddings.device).to(embeddings.dtype) * 0.0
+        vision = self.backbone.vision(self.mllm)
+        return sum(touch(module) for module in vision).to(embeddings.device, embeddings.dtype)
 
     def project(self, seg_hidden: Tensor) -> Tensor:
         """Hidden states at [SEG] (N, D) -> prompts of SAM 2 (N, C)."""
@@ -240,6 +241,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
         num_frames: Tensor | None = None,
         region_masks: Tensor | None = None,
         region_tiles: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
         labels: Tensor | None = None,
         mask_labels: list[Tensor] | None = None,
         ignore_labels: list[Tensor | None] | None = None,
@@ -250,7 +252,9 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
             mask_labels: per sample bool (num_objects, num_frames, H, W) at any size; as many objects as [SEG] tokens.
             ignore_labels: per sample None or bool (num_frames, H, W), pixels that do not count.
         """
-        hidden = self.hidden_states(input_ids, attention_mask, pixel_values, region_masks, region_tiles)
+        hidden = self.hidden_states(
+            input_ids, attention_mask, pixel_values, region_masks, region_tiles, image_grid_thw
+        )
         logits = self.mllm.lm_head(hidden)
         is_seg = input_ids == self.config.seg_token_id
         seg_hidden = hidden[is_seg]
@@ -362,6 +366,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
         pixel_values: Tensor | None = None,
         region_masks: Tensor | None = None,
         region_tiles: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
         grounding_pixel_values: Tensor | None = None,
         num_frames: Tensor | None = None,
         **kwargs: Any,
@@ -371,16 +376,45 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
         Rows padded on the right are moved to the right edge first: a decoder continues from its last position.
         The grounding inputs are accepted, so that a processor's output fits, and are not used here.
         """
-        embeddings = self.embed(input_ids, pixel_values, region_masks, region_tiles)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        lengths = attention_mask.sum(1)
         length = input_ids.shape[1]
-        order = (torch.arange(length, device=input_ids.device) + lengths.unsqueeze(1)) % length  # roll to the right
-        embeddings = embeddings.gather(1, order.unsqueeze(-1).expand_as(embeddings))
-        attention_mask = attention_mask.gather(1, order)
+        start = attention_mask.sum(1, keepdim=True)
+        order = (torch.arange(length, device=input_ids.device) + start) % length  # roll to the right
+        input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
+        visuals = self._visuals(input_ids, pixel_values, region_masks, region_tiles, image_grid_thw)
+        inputs = self.backbone.llm_inputs(self.mllm, input_ids, visuals)
         kwargs.setdefault("do_sample", False)
-        return self.mllm.generate(inputs_embeds=embeddings, attention_mask=attention_mask, **kwargs)
+        sequences = self.mllm.generate(**inputs, attention_mask=attention_mask, **kwargs)
+        return sequences[:, length:] if "input_ids" in inputs else sequences  # of ids, `generate` repeats the prompt
+
+    def predict_forward(
+        self,
+        image: Any = None,
+        video: Any = None,
+        text: str | None = None,
+        past_text: str = "",
+        mask_prompts: Any = None,
+        tokenizer: Any = None,
+        processor: Any = None,
+    ) -> dict[str, Any]:
+        """The released code's door: one question, answered greedily, masks as its `"memory"` video mode draws them.
+
+        Args:
+            image: a picture. video: a list of frames; the LLM reads the first five.
+            text: the question; `<image>` marks the place of the picture, by default it comes first.
+            past_text: what the call before returned as "past_text"; give its image or video again.
+            mask_prompts: [array (regions, H, W)] of the image, called region1, region2 ... in the text.
+            tokenizer, processor: a `Sa2VAProcessor`, or the checkpoint's tokenizer; needed where the model was not
+                loaded from a folder that has one.
+
+        Returns "prediction", the answer with its special tokens; "prediction_masks", per [SEG] a bool array
+        (frames, H, W); and "past_text". Unlike there, a [SEG] as the very last token has a mask, the history comes
+        back, and nothing is moved to another device.
+        """
+        from .released_api import predict_forward
+
+        return predict_forward(self, image, video, text, past_text, mask_prompts, tokenizer, processor)
 
 
 def _shrink(masks: Tensor, size: int, mode: str) -> Tensor:

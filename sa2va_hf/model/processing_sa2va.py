@@ -1,13 +1,14 @@
 """Messages, images, videos and region masks -> tensors: the only door to Sa2VA, for training and inference alike.
 
 What the released model was trained on, and so what this must produce: no system prompt, one template per checkpoint,
-PIL bicubic tiles of 448 px, one squashed tile per video frame, and a separate square picture for SAM 2.
+one block of picture tokens per image or video frame, and a separate square picture for SAM 2. How a picture becomes
+pixels and tokens for the LLM is in `pictures.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -16,11 +17,10 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
-from .configuration_sa2va import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, SEG_TOKEN, bundled
+from .configuration_sa2va import SEG_TOKEN, Sa2VAConfig, bundled
+from .pictures import PICTURES, InternVLPictures, QwenVLPictures
 from .visuals import Clip, open_image
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 IGNORE_INDEX = -100
 PLACEHOLDER = "<image>"
 
@@ -61,46 +61,20 @@ def get_template(name: str) -> Template:
     return template
 
 
-def choose_grid(width: int, height: int, min_tiles: int, max_tiles: int, tile_size: int) -> tuple[int, int]:
-    """Columns and rows of the tile grid whose aspect ratio is nearest to the picture's (InternVL's rule).
-
-    Of two equally near grids the larger wins only if the picture has more than half its pixels.
-    """
-    grids = {
-        (i, j) for n in range(min_tiles, max_tiles + 1) for i in range(1, n + 1) for j in range(1, n + 1)
-        if min_tiles <= i * j <= max_tiles
-    }  # fmt: skip
-    aspect, best, best_difference = width / height, (1, 1), float("inf")
-    for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
-        difference = abs(aspect - columns / rows)
-        if difference < best_difference:
-            best, best_difference = (columns, rows), difference
-        elif difference == best_difference and width * height > 0.5 * tile_size**2 * columns * rows:
-            best = (columns, rows)
-    return best
-
-
-def to_tiles(image: Image.Image, grid: tuple[int, int], size: int, thumbnail: bool) -> list[Image.Image]:
-    """Row-major crops of the picture stretched over the grid, then the whole picture where there is more than one."""
-    columns, rows = grid
-    stretched = image.resize((size * columns, size * rows))
-    tiles = [
-        stretched.crop((size * c, size * r, size * (c + 1), size * (r + 1)))
-        for r in range(rows)
-        for c in range(columns)
-    ]
-    return tiles + [image.resize((size, size))] if thumbnail and len(tiles) > 1 else tiles
-
-
 class Sa2VAProcessor(ProcessorMixin):
-    """Tokenizer, tiles and SAM 2 pictures in one.
+    """Tokenizer, the LLM's pictures and SAM 2's in one.
 
     Args:
-        tokenizer: with `<img>`, `<IMG_CONTEXT>`, `</img>` and the special tokens of `SPECIAL_TOKENS`.
+        tokenizer: with the picture tokens of the backbone and the special tokens of `SPECIAL_TOKENS`.
         template: a name of `TEMPLATES`.
-        tile_size, patch_size, downsample_ratio: the vision tower's; a tile becomes
-            (tile_size / patch_size * downsample_ratio)^2 tokens.
-        min_tiles, max_tiles, use_thumbnail: dynamic tiling of images; a video frame is always one tile.
+        backbone: `model_type` of the multimodal LLM, a name of `PICTURES`. The fields below that are its own default
+            to its released values, and are None where they mean nothing to it.
+        patch_size, downsample_ratio: the vision tower's patch in pixels, and how many tokens per side it leaves.
+        tile_size, min_tiles, max_tiles, use_thumbnail: InternVL's dynamic tiling of images; a video frame is always
+            one tile. A tile becomes (tile_size / patch_size * downsample_ratio)^2 tokens.
+        image_pixels, frame_pixels: Qwen-VL's least and most pixels of an image and of a frame of a clip; a token
+            stands for (patch_size / downsample_ratio)^2 of them.
+        pixel_mean, pixel_std: per channel, of pixels from 0 to 1.
         grounding_image_size: side of SAM 2's square picture.
         add_bos: write the tokenizer's bos once at the start (InternLM2, Phi-3; not Qwen).
     """
@@ -112,25 +86,61 @@ class Sa2VAProcessor(ProcessorMixin):
         self,
         tokenizer: Any,
         template: str = "qwen_chat",
-        tile_size: int = 448,
-        patch_size: int = 14,
-        downsample_ratio: float = 0.5,
-        min_tiles: int = 1,
-        max_tiles: int = 12,
-        use_thumbnail: bool = True,
+        backbone: str = "internvl",
+        patch_size: int | None = None,
+        downsample_ratio: float | None = None,
+        tile_size: int | None = None,
+        min_tiles: int | None = None,
+        max_tiles: int | None = None,
+        use_thumbnail: bool | None = None,
+        image_pixels: Sequence[int] | None = None,
+        frame_pixels: Sequence[int] | None = None,
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
         grounding_image_size: int = 1024,
         add_bos: bool = False,
     ) -> None:
         super().__init__(tokenizer)
         get_template(template)
         self.template = template
-        self.tile_size, self.patch_size, self.downsample_ratio = tile_size, patch_size, downsample_ratio
-        self.min_tiles, self.max_tiles, self.use_thumbnail = min_tiles, max_tiles, use_thumbnail
+        if backbone not in PICTURES:
+            raise ValueError(f"backbone: expected one of {sorted(PICTURES)}, got {backbone!r}")
+        self.backbone = backbone
+        given = {
+            "patch_size": patch_size,
+            "downsample_ratio": downsample_ratio,
+            "tile_size": tile_size,
+            "min_tiles": min_tiles,
+            "max_tiles": max_tiles,
+            "use_thumbnail": use_thumbnail,
+            "image_pixels": image_pixels,
+            "frame_pixels": frame_pixels,
+            "pixel_mean": pixel_mean,
+            "pixel_std": pixel_std,
+        }
+        chosen = {name: value for name, value in given.items() if value is not None}
+        unknown = sorted(chosen.keys() - {item.name for item in fields(PICTURES[backbone])})
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: {backbone} has no such field")
+        pictures = PICTURES[backbone](**chosen)
+        for name in given:
+            setattr(self, name, getattr(pictures, name) if name in vars(pictures) else None)
         self.grounding_image_size = grounding_image_size
         self.add_bos = add_bos
-        missing = [t for t in (SEG_TOKEN, IMAGE_CONTEXT) if len(self._ids(t)) != 1]
+        missing = [t for t in (SEG_TOKEN, pictures.context) if len(self._ids(t)) != 1]
         if missing:
             raise ValueError(f"tokenizer: {missing} must be single tokens; add them as special tokens first")
+
+    @classmethod
+    def for_model(cls, config: Sa2VAConfig, tokenizer: Any, **overrides: Any) -> Sa2VAProcessor:
+        """The processor that fits a model; `overrides` are arguments of `__init__`."""
+        decided = {
+            "template": config.template,
+            "backbone": config.mllm_config.model_type,
+            "grounding_image_size": config.grounding_config.image_size,
+            **PICTURES[config.mllm_config.model_type].settings(config.mllm_config),
+        }
+        return cls(tokenizer, **(decided | overrides))
 
     @classmethod
     def from_pretrained(cls, path: Any, template: str | None = None, **kwargs: Any) -> Sa2VAProcessor:
@@ -142,14 +152,20 @@ class Sa2VAProcessor(ProcessorMixin):
         return processor
 
     # ---------------------------------------------------------------- sizes
-    @property
-    def region_grid(self) -> int:
-        """Cells per side on which a region is marked: one cell per token of a tile."""
-        return int(self.tile_size // self.patch_size * self.downsample_ratio)
+    @cached_property
+    def pictures(self) -> InternVLPictures | QwenVLPictures:
+        """What the LLM reads of a picture."""
+        kind = PICTURES[self.backbone]
+        return kind(**{item.name: getattr(self, item.name) for item in fields(kind)})
 
     @property
     def tokens_per_tile(self) -> int:
-        return self.region_grid**2
+        return self.pictures.region_grid**2
+
+    @property
+    def takes_regions(self) -> bool:
+        """Whether regions of a picture can be pointed at."""
+        return self.pictures.takes_regions
 
     @cached_property
     def seg_token_id(self) -> int:
@@ -167,13 +183,6 @@ class Sa2VAProcessor(ProcessorMixin):
     def stop_strings(self) -> list[str]:
         return [word for word in get_template(self.template).stop_words if len(self._ids(word)) > 1]
 
-    def _grid(self, width: int, height: int) -> tuple[int, int]:
-        return choose_grid(width, height, self.min_tiles, self.max_tiles, self.tile_size)
-
-    def num_tiles(self, width: int, height: int) -> int:
-        columns, rows = self._grid(width, height)
-        return columns * rows + (self.use_thumbnail and columns * rows > 1)
-
     def num_tokens(
         self,
         turns: Sequence[tuple[str, str]],
@@ -184,17 +193,14 @@ class Sa2VAProcessor(ProcessorMixin):
     ) -> int:
         """Exact length of a training conversation, without its pixels: turns of (question, answer), size (w, h)."""
         cells = [int(self.region_cells(mask).sum()) for mask in region_masks or []]
-        if image_size is None:
-            visual = ""
-        else:
-            # every context token but one per block is counted by hand: they are the bulk, and one token each
-            visual = self._visual_text([1] * (num_frames if video else 1), [1] * len(cells))
+        blocks = num_frames if video else 1
+        # every context token but one per block is counted by hand: they are the bulk, and one token each
+        visual = "" if image_size is None else self._visual_text([1] * blocks, [1] * len(cells))
         pieces = self._pieces(list(turns), visual)
         short = sum(len(ids) for text, _ in pieces for ids in [self._ids(text)]) + self.add_bos
         if image_size is None:
             return short
-        tiles = [1] * num_frames if video else [self.num_tiles(*image_size)]
-        return short + sum(n * self.tokens_per_tile - 1 for n in tiles) + sum(n - 1 for n in cells)
+        return short + blocks * (self.pictures.block(*image_size, video) - 1) + sum(n - 1 for n in cells)
 
     # ---------------------------------------------------------------- text
     def _ids(self, text: str) -> list[int]:
@@ -202,10 +208,11 @@ class Sa2VAProcessor(ProcessorMixin):
 
     def _visual_text(self, tokens_per_block: Sequence[int], tokens_per_region: Sequence[int]) -> str:
         """Image blocks (one per image, or one per frame), then the sentence that names the regions."""
-        blocks = "\n".join(f"{IMAGE_START}{IMAGE_CONTEXT * n}{IMAGE_END}" for n in tokens_per_block)
+        pictures = self.pictures
+        blocks = "\n".join(f"{pictures.start}{pictures.context * n}{pictures.end}" for n in tokens_per_block)
         if not tokens_per_region:
             return blocks
-        regions = ", ".join(f"region{i}<vp>{IMAGE_CONTEXT * n}</vp>" for i, n in enumerate(tokens_per_region, 1))
+        regions = ", ".join(f"region{i}<vp>{pictures.context * n}</vp>" for i, n in enumerate(tokens_per_region, 1))
         return f"{blocks}\nThere are {len(tokens_per_region)} part regions in the picture: {regions}.\n"
 
     def _pieces(self, turns: list[tuple[str, str | None]], visual: str) -> list[tuple[str, bool]]:
@@ -244,24 +251,11 @@ class Sa2VAProcessor(ProcessorMixin):
     # ---------------------------------------------------------------- pixels
     def region_cells(self, mask: np.ndarray) -> np.ndarray:
         """bool (H, W) -> bool (grid, grid): nearest, as torch's interpolate picks source cells."""
-        mask = np.asarray(mask, dtype=bool)
-        rows = np.arange(self.region_grid) * mask.shape[0] // self.region_grid
-        columns = np.arange(self.region_grid) * mask.shape[1] // self.region_grid
+        if not self.takes_regions:
+            raise ValueError(f"regions: {self.backbone} has no form for them; use a model on InternVL")
+        mask, grid = np.asarray(mask, dtype=bool), self.pictures.region_grid
+        rows, columns = (np.arange(grid) * side // grid for side in mask.shape)
         return mask[np.ix_(rows, columns)]
-
-    def _tiles(self, conversation: Conversation) -> list[list[Image.Image]]:
-        """Tiles per image block."""
-        if conversation.is_video:
-            return [[frame.resize((self.tile_size, self.tile_size))] for frame in conversation.frames]
-        return [
-            to_tiles(image, self._grid(*image.size), self.tile_size, self.use_thumbnail)
-            for image in conversation.frames
-        ]
-
-    def _pixels(self, tiles: list[Image.Image]) -> torch.Tensor:
-        stacked = torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles])).permute(0, 3, 1, 2)
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        return (stacked.float() / 255 - mean) / std
 
     def grounding_pixels(self, frames: Sequence[Image.Image]) -> torch.Tensor:
         """uint8 (F, 3, S, S) for SAM 2, aspect ratio not kept; the model normalises."""
@@ -310,11 +304,14 @@ class Sa2VAProcessor(ProcessorMixin):
             mask = np.asarray(item["mask"], dtype=bool)
             if len(conversation.frames) != 1 or conversation.is_video:
                 raise ValueError(f"{where}: a region needs one image before it")
+            if not self.takes_regions:
+                raise ValueError(f"{where}: {self.backbone} has no form for regions; use a model on InternVL")
             width, height = conversation.frames[0].size
             if mask.shape != (height, width):
                 raise ValueError(f"{where}: region mask is {mask.shape}, its image is {(height, width)} (H, W)")
-            if not self.region_cells(mask).any():
-                raise ValueError(f"{where}: the region mask covers no cell of the {self.region_grid} grid; enlarge it")
+            cells = self.region_cells(mask)
+            if not cells.any():
+                raise ValueError(f"{where}: the region mask covers no cell of the {len(cells)} grid; enlarge it")
             conversation.regions.append(mask)
         else:
             raise ValueError(f"{where}: content type must be image, video, region or text, got {kind!r}")
@@ -333,9 +330,10 @@ class Sa2VAProcessor(ProcessorMixin):
         """One chat, or a batch (a list of chats), -> model inputs.
 
         Returns a `BatchFeature` with `input_ids`, `attention_mask` (B, L), padded on the right with 0; with pictures
-        `pixel_values` (tiles, 3, s, s), `grounding_pixel_values` uint8 (frames, 3, S, S), `num_frames` (B,); with
-        regions `region_masks` bool (R, g, g) and `region_tiles` (R,), the tile each is pooled from; with
-        `return_labels` also `labels` (B, L): -100 but on the answers and their suffix.
+        `pixel_values` (tiles, 3, s, s) (Qwen-VL: (patches, P) and `image_grid_thw` (pictures, 3)),
+        `grounding_pixel_values` uint8 (frames, 3, S, S), `num_frames` (B,); with regions `region_masks` bool (R, g, g)
+        and `region_tiles` (R,), the tile each is pooled from; with `return_labels` also `labels` (B, L): -100 but on
+        the answers and their suffix.
         `tokenize=False` returns the prompt text.
         """
         if kwargs:
@@ -349,12 +347,9 @@ class Sa2VAProcessor(ProcessorMixin):
             if answered == add_generation_prompt:
                 state = "answered" if answered else "not answered"
                 raise ValueError(f"messages: the last turn is {state}, but {add_generation_prompt=}")
-        blocks = [self._tiles(chat) for chat in chats]
+        blocks = [[self.pictures.block(*frame.size, chat.is_video) for frame in chat.frames] for chat in chats]
         cells = [[self.region_cells(mask) for mask in chat.regions] for chat in chats]
-        visual = [
-            self._visual_text([len(t) * self.tokens_per_tile for t in b], [int(c.sum()) for c in r])
-            for b, r in zip(blocks, cells, strict=True)
-        ]
+        visual = [self._visual_text(b, [int(c.sum()) for c in r]) for b, r in zip(blocks, cells, strict=True)]
         pieces = [self._pieces(chat.turns, v) for chat, v in zip(chats, visual, strict=True)]
         if not tokenize:
             texts = ["".join(text for text, _ in p) for p in pieces]
@@ -380,15 +375,13 @@ class Sa2VAProcessor(ProcessorMixin):
         return data | {"labels": labels} if return_labels else data
 
     def _visual_inputs(
-        self, chats: list[Conversation], blocks: list[list[list[Image.Image]]], cells: list[list[np.ndarray]]
+        self, chats: list[Conversation], blocks: list[list[int]], cells: list[list[np.ndarray]]
     ) -> dict[str, torch.Tensor]:
-        ends = np.cumsum([sum(len(tiles) for tiles in sample) for sample in blocks])
-        data = {
-            "pixel_values": self._pixels([tile for sample in blocks for tiles in sample for tile in tiles]),
-            "grounding_pixel_values": self.grounding_pixels([frame for chat in chats for frame in chat.frames]),
-            "num_frames": torch.tensor([len(chat.frames) for chat in chats]),
-        }
+        data = self.pictures.inputs([(chat.frames, chat.is_video) for chat in chats])
+        data["grounding_pixel_values"] = self.grounding_pixels([frame for chat in chats for frame in chat.frames])
+        data["num_frames"] = torch.tensor([len(chat.frames) for chat in chats])
         if any(cells):  # a region reads the last tile of its image: the thumbnail, or the only one
+            ends = np.cumsum([sum(tokens) for tokens in blocks]) // self.pictures.region_grid**2
             data["region_masks"] = torch.from_numpy(np.stack([c for sample in cells for c in sample]))
             data["region_tiles"] = torch.tensor(
                 [end - 1 for end, sample in zip(ends, cells, strict=True) for _ in sample]

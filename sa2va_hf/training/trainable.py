@@ -1,8 +1,8 @@
 """Which weights a run trains, and LoRA around the language model.
 
 The released training (sa2va: `models/sa2va.py`, `models/mllm/internvl.py`): LoRA on every linear layer of the language
-model, full copies of the token embedding and the output head, the projector, `text_hidden_fcs` and SAM 2's mask
-decoder. The vision encoder and the rest of SAM 2 stay frozen.
+model, full copies of the token embedding and the output head, the projector (of InternVL, not of Qwen-VL),
+`text_hidden_fcs` and SAM 2's mask decoder. The vision encoder and the rest of SAM 2 stay frozen.
 """
 
 from __future__ import annotations
@@ -59,14 +59,13 @@ def make_trainable(
 
     Errors: ValueError when nothing is left to train or no layer has the name of a LoRA target.
     """
-    model.freeze_for_training(grounding=arguments.train_grounding_encoder)
-    core = model.mllm.model
-    core.multi_modal_projector.requires_grad_(arguments.train_projector)
-    core.vision_tower.requires_grad_(arguments.train_vision)
+    model.freeze_for_training(
+        grounding=arguments.train_grounding_encoder, projector=arguments.train_projector, vision=arguments.train_vision
+    )
     model.text_hidden_fcs.requires_grad_(arguments.train_text_hidden_fcs)
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     if arguments.train_llm == "full":
-        core.language_model.requires_grad_(True)
+        model.mllm.model.language_model.requires_grad_(True)
         embeddings[1].requires_grad_(True)
     if arguments.train_llm == "lora":
         for module in embeddings:

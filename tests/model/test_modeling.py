@@ -211,8 +211,8 @@ def test_features_of_regions_stand_behind_their_tile(model):
     region = np.zeros((60, 100), bool)
     region[:30] = True  # the upper of two rows of cells
     batch = inputs(chat(ONE, picture(0, (100, 60)), regions=[region, ~region]), chat(ONE, picture(1, (50, 50))))
-    features = model.visual_features(batch["pixel_values"], batch["region_masks"], batch["region_tiles"])
-    plain = model.visual_features(batch["pixel_values"]).view(-1, 4, 64)
+    features = model.backbone.features(model.mllm, batch["pixel_values"], batch["region_masks"], batch["region_tiles"])
+    plain = model.backbone.features(model.mllm, batch["pixel_values"]).view(-1, 4, 64)
     last = int(batch["region_tiles"][0])  # the thumbnail of the first picture
     expected = [plain[: last + 1].flatten(0, 1), plain[last, :2], plain[last, 2:], plain[last + 1 :].flatten(0, 1)]
     torch.testing.assert_close(features, torch.cat(expected))

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from sa2va_hf import Sa2VAProcessor
-from sa2va_hf.model.processing_sa2va import TEMPLATES, choose_grid, to_tiles
+from sa2va_hf.model.pictures import choose_grid, to_tiles
+from sa2va_hf.model.processing_sa2va import TEMPLATES
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,151 @@
+"""The multimodal LLMs that Sa2VA stands on: what one does differently from another, in one small class each.
+
+Their modules have the same names where it matters (`mllm.model.language_model`, `mllm.lm_head`). What remains is where
+the vision part is and how pictures get into the text. A new LLM needs a class here, and one in `pictures.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class InternVL:
+    """Features of tiles, and of the regions marked on them, stand where the text has context tokens."""
+
+    needs, takes = {"pixel_values"}, {"region_masks", "region_tiles"}
+    projector_is_trained = True  # in the released training
+
+    @staticmethod
+    def vision(mllm: nn.Module) -> list[nn.Module]:
+        """Everything between pixels and the language model."""
+        return [mllm.model.vision_tower, mllm.model.multi_modal_projector]
+
+    @staticmethod
+    def projector(mllm: nn.Module) -> list[nn.Module]:
+        """The part of `vision` that fits pictures to the language model."""
+        return [mllm.model.multi_modal_projector]
+
+    def blank(self, mllm: nn.Module, device: torch.device) -> Tensor:
+        """A number made of all that the vision part says of the smallest picture."""
+        height, width = mllm.config.vision_config.image_size
+        return self.features(mllm, torch.zeros(1, 3, height, width, device=device)).sum()
+
+    @staticmethod
+    def features(
+        mllm: nn.Module, pixel_values: Tensor, region_masks: Tensor | None = None, region_tiles: Tensor | None = None
+    ) -> Tensor:
+        """(tiles, 3, s, s) -> (N, D): every tile's tokens, and after a tile the tokens its regions cover.
+
+        region_masks: bool (R, g, g) in the order of their sentence; region_tiles: (R,) the tile of each.
+        """
+        pixel_values = pixel_values.to(mllm.get_input_embeddings().weight.dtype)
+        tiles = mllm.get_image_features(pixel_values, return_dict=True)
+        tiles = tiles if isinstance(tiles, Tensor) else tiles.pooler_output  # (T, g * g, D); a tensor before 5.1
+        if region_masks is None:
+            return tiles.flatten(0, 1)
+        pieces, start = [], 0
+        for mask, tile in zip(region_masks.flatten(1), region_tiles.tolist(), strict=True):
+            pieces += [tiles[start : tile + 1].flatten(0, 1), tiles[tile][mask]]
+            start = tile + 1
+        return torch.cat([*pieces, tiles[start:].flatten(0, 1)])
+
+    def llm_inputs(self, mllm: nn.Module, input_ids: Tensor, visuals: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the LLM takes of ids (B, L) and what belongs to their pictures (nothing: there are none).
+
+        Here input embeddings (B, L, D) with visual features at the context positions.
+        """
+        embeddings = mllm.get_input_embeddings()(input_ids)
+        if not visuals:
+            return {"inputs_embeds": embeddings}
+        context = input_ids == mllm.config.image_token_id
+        features = self.features(mllm, **visuals).to(embeddings.dtype)
+        check_counts(int(context.sum()), len(features), len(visuals["pixel_values"]), "tiles")
+        return {"inputs_embeds": embeddings.masked_scatter(context.unsqueeze(-1), features)}
+
+    def read(self, mllm: nn.Module, input_ids: Tensor, mask: Tensor | None, visuals: dict[str, Tensor]) -> Tensor:
+        """Ids with pictures -> (B, L, D) after the language model's last norm; padding on the right has `mask` 0."""
+        inputs = self.llm_inputs(mllm, input_ids, visuals)
+        return mllm.model.language_model(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
+
+
+class QwenVL:
+    """Qwen2.5-VL: a token of a picture has a row and a column there, not just a place in the text.
+
+    The native model works them out if it gets ids and pixels together, so it does.
+    """
+
+    needs, takes = {"pixel_values", "image_grid_thw"}, set[str]()
+    projector_is_trained = False  # in the released training: it froze all but the language model
+
+    @staticmethod
+    def vision(mllm: nn.Module) -> list[nn.Module]:
+        return [mllm.model.visual]
+
+    @staticmethod
+    def projector(mllm: nn.Module) -> list[nn.Module]:
+        return [mllm.model.visual.merger]
+
+    def blank(self, mllm: nn.Module, device: torch.device) -> Tensor:
+        vision, visual = mllm.config.vision_config, mllm.model.visual
+        side, length = vision.spatial_merge_size, 3 * vision.temporal_patch_size * vision.patch_size**2
+        pixels = torch.zeros(side * side, length, device=device, dtype=visual.dtype)
+        output = visual(pixels, grid_thw=torch.tensor([[1, side, side]], device=device), return_dict=True)
+        return sum(features.sum() for features in self.outputs(output))
+
+    @staticmethod
+    def outputs(output: Any) -> list[Tensor]:
+        """All that leaves the vision part for the language model."""
+        return [output.pooler_output]
+
+    def llm_inputs(self, mllm: nn.Module, input_ids: Tensor, visuals: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not visuals:
+            return {"input_ids": input_ids}
+        context = input_ids == mllm.config.image_token_id
+        grids = visuals["image_grid_thw"]
+        merge = mllm.config.vision_config.spatial_merge_size
+        check_counts(int(context.sum()), int(grids.prod(1).sum()) // merge**2, len(grids), "pictures")
+        inputs = {"input_ids": input_ids, **visuals}
+        if "mm_token_type_ids" in inspect.signature(mllm.forward).parameters:
+            inputs["mm_token_type_ids"] = context.int()  # transformers 5.0 looks for pictures in the ids itself
+        return inputs
+
+    def read(self, mllm: nn.Module, input_ids: Tensor, mask: Tensor | None, visuals: dict[str, Tensor]) -> Tensor:
+        inputs = self.llm_inputs(mllm, input_ids, visuals)
+        return mllm.model(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
+
+
+class Qwen3VL(QwenVL):
+    """As Qwen2.5-VL, and features of several vision layers are added to the first layers of the language model."""
+
+    @staticmethod
+    def projector(mllm: nn.Module) -> list[nn.Module]:
+        return [mllm.model.visual.merger, mllm.model.visual.deepstack_merger_list]
+
+    @staticmethod
+    def outputs(output: Any) -> list[Tensor]:
+        return [output.pooler_output, *output.deepstack_features]
+
+
+def check_counts(tokens: int, features: int, pictures: int, kind: str) -> None:
+    if tokens != features:
+        raise ValueError(
+            f"image tokens and image features do not match: {tokens} tokens in input_ids, {features} features from "
+            f"{pictures} {kind}; was the text cut?"
+        )
+
+
+BACKBONES = {"internvl": InternVL, "qwen2_5_vl": QwenVL, "qwen3_vl": Qwen3VL}
+
+
+def backbone_of(mllm_config: Any) -> InternVL | QwenVL:
+    """The class for an LLM's config. Errors: ValueError naming those there are."""
+    kind = BACKBONES.get(mllm_config.model_type)
+    if kind is None:
+        raise ValueError(
+            f"mllm_config.model_type: expected one of {sorted(BACKBONES)}, got {mllm_config.model_type!r}"
+        )
+    return kind()

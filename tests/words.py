@@ -6,6 +6,8 @@ import numpy as np
 class WordProcessor:
     """1 token to start with, 1 per word, 2 around each turn; 10 per image, 4 per frame of a clip, 3 per region."""
 
+    takes_regions = True
+
     def region_cells(self, mask):
         return np.asarray(mask)[::2, ::2]
 

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 CHUNK = 5000  # rows whose expressions are read at a time
 NO_TEXT = "it has neither expressions nor turns"
 REGIONS_ON_CLIP = "region prompts need a single image, it is a clip"
+NO_REGIONS = "it has region prompts, which this model has no form for"
 
 
 class Sa2VADataset(torch.utils.data.Dataset):
@@ -42,7 +43,8 @@ class Sa2VADataset(torch.utils.data.Dataset):
 
     Length: drawn turns, or the last turns of a fixed dialogue, are left out until the rest fits `max_length` tokens;
     text is never cut. Rows that do not fit even so are rejected and listed in `rejected`; so are rows without text,
-    region prompts on clips, which the model's prompt has no form for, and regions too small for the model's grid.
+    region prompts on clips, which the model's prompt has no form for (with Qwen-VL: all of them), and regions too
+    small for the model's grid.
 
     Raises:
         ValueError: no items left; repeats that are not positive, or not 1 in evaluation; a dataset of another schema.
@@ -183,6 +185,8 @@ class Sa2VADataset(torch.utils.data.Dataset):
         facts, limit = part.facts, self.planner.max_length
         reasons = dict.fromkeys(np.flatnonzero(facts.num_turns + facts.num_expressions == 0).tolist(), NO_TEXT)
         reasons |= dict.fromkeys(np.flatnonzero(facts.is_video & (facts.num_regions > 0)).tolist(), REGIONS_ON_CLIP)
+        if not self.processor.takes_regions:
+            reasons |= dict.fromkeys(np.flatnonzero(facts.num_regions).tolist(), NO_REGIONS)
         for number in set(np.flatnonzero(facts.num_regions).tolist()) - set(reasons):
             prompts = region_masks(part.open(number).row)
             missed = [n for n, mask in enumerate(prompts, 1) if not self.processor.region_cells(mask).any()]

@@ -198,7 +198,7 @@ class Planner:
         unique, inverse = np.unique(keys, axis=0, return_inverse=True)
         visuals = np.zeros(len(unique), np.int64)
         for i, (width, height, count, is_video, regions) in enumerate(unique.tolist()):
-            if width and not (is_video and regions):
+            if width and not (regions and (is_video or not self.counter.processor.takes_regions)):
                 whole = [np.ones((height, width), bool)] * regions
                 visuals[i] = self.counter.visuals((width, height), count, bool(is_video), whole)
         text = self.counter.bound(np.where(phrased, drawn, facts.turn_bytes), turns)

@@ -16,7 +16,7 @@ from words import WordProcessor
 
 from sa2va_hf import masks
 from sa2va_hf.data.collator import Sa2VACollator
-from sa2va_hf.data.dataset import Sa2VADataset
+from sa2va_hf.data.dataset import NO_REGIONS, Sa2VADataset
 from sa2va_hf.data.planning import Plan
 from sa2va_hf.data.sampler import Sa2VASampler
 from sa2va_hf.data.schema import FEATURES, Expression, Object, Sample, Turn, to_row
@@ -383,10 +383,18 @@ def test_evaluation_cuts_where_it_must_and_rejects_single_expressions(caplog):
 
 
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("max_length", [8192, 400])
-def test_lengths_are_what_the_processor_makes(train, max_length):
+@pytest.mark.parametrize(
+    ("processor", "max_length"),
+    [
+        (tiny_processor(tile_size=224), 8192),
+        (tiny_processor(tile_size=224), 400),
+        (tiny_processor("qwen2_5_vl"), 8192),
+        (tiny_processor("qwen3_vl"), 60),
+    ],
+    ids=["InternVL", "InternVL, short", "Qwen2.5-VL", "Qwen3-VL, short"],
+)
+def test_lengths_are_what_the_processor_makes(train, processor, max_length):
     """Over every task of the drawn world, clips, several sizes, region prompts and text, by the real processor."""
-    processor = tiny_processor(tile_size=224)
     samples = [
         *shapes(None, "train", count=24, tasks=("referring", "region_caption", "question", "grounded_caption")),
         *shapes(None, "train", count=8, clip_fraction=1.0, num_frames=4, size=64),
@@ -407,7 +415,9 @@ def test_lengths_are_what_the_processor_makes(train, max_length):
             segs = int((batch["input_ids"] == processor.seg_token_id).sum())
             assert segs == len(batch["mask_labels"][0])
             regions += "region_masks" in batch
-    assert regions and (lengths.max() > 400 or max_length == 400)
+    assert bool(regions) == processor.takes_regions
+    assert processor.takes_regions == (NO_REGIONS not in {reject.reason for reject in dataset.rejected})
+    assert lengths.max() > 400 or max_length < 8192 or not processor.takes_regions
 
 
 def test_modalities():

@@ -14,15 +14,18 @@ import torch
 from ..model.configuration_sa2va import Sa2VAConfig, Sa2VAGroundingConfig
 from ..model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ..model.processing_sa2va import Sa2VAProcessor
+from . import sam2
 from .layouts import layout_of_ours, layout_of_release
-from .rules import Move, moves
-from .weights import Stored, read_folder, write_folder
+from .rules import SAM2, Move, moves
+from .weights import Stored, audit, read_folder, write_folder
 from .zero import read_json
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("ours", "sa2va")
+FORMATS = ("ours", "sa2va", "sam2")
 EMBEDDING = "mllm.model.language_model.embed_tokens.weight"
+# The SAM 2 that the released code builds, whatever the weights.
+RELEASED_GROUNDING = Sa2VAGroundingConfig(version="2.0", size="large")
 
 
 def convert(
@@ -36,8 +39,11 @@ def convert(
     """Write the model in `source` to the folder `output` in another layout.
 
     Args:
-        to: "ours" (from a released Sa2VA folder) or "sa2va", the released layout (from a folder of ours).
-        grounding_config: SAM 2's size; default 2.0 large, which all releases have and none of their configs names.
+        source: a released Sa2VA folder or a `.pt` of SAM 2 (both only to "ours"); a folder of ours; or a folder that
+            a `.pt` was converted to (only to "sam2").
+        to: "ours", "sa2va" (the released layout), or "sam2" (a `.pt` for the `sam2` package).
+        grounding_config: the SAM 2 that must be inside; default: whichever of the published ones it is, except for
+            "sa2va", where it is 2.0 large, the only one that the released code builds.
         max_shard_size: larger models are written in several files, with an index. The tensors of one written file are
             in memory at a time.
 
@@ -45,26 +51,38 @@ def convert(
     """
     if to not in FORMATS:
         raise ValueError(f"to: expected one of {FORMATS}, got {to!r}")
-    if any(path.suffix == ".safetensors" or path.name == "config.json" for path in output.glob("*")):
+    if any(path.suffix in (".safetensors", ".pt") or path.name == "config.json" for path in output.glob("*")):
         raise ValueError(f"{output} holds a model already: give an empty folder, or a new one")
-    if not (source / "config.json").is_file():
-        raise ValueError(f"{source}: no config.json; expected a downloaded Sa2VA folder, or one of ours")
-    is_ours = read_json(source / "config.json").get("model_type") == Sa2VAConfig.model_type
-    if is_ours == (to == "ours"):
-        held = "a model of this package" if is_ours else "not a model of this package"
-        raise ValueError(f"{source} holds {held}, which cannot be written as {to!r}")
-    if is_ours:
-        to_released(source, output, max_shard_size)
+    kind = _kind(source)
+    if (kind, to) == ("a released folder", "ours"):
+        from_released(source, output, grounding_config, max_shard_size)
+    elif (kind, to) == ("a model of this package", "sa2va"):
+        to_released(source, output, grounding_config or RELEASED_GROUNDING, max_shard_size)
+    elif (kind, to) == ("a file", "ours"):
+        sam2.from_pt(source, output, grounding_config, max_shard_size)
+    elif kind in ("a model of this package", "SAM 2 alone") and to == "sam2":
+        sam2.to_pt(source, output, grounding_config)
     else:
-        from_released(source, output, grounding_config or Sa2VAGroundingConfig(), max_shard_size)
+        raise ValueError(f"{source} is {kind}, which cannot be written as {to!r}")
 
 
-def from_released(source: Path, output: Path, grounding: Sa2VAGroundingConfig, max_shard_size: str) -> None:
+def _kind(source: Path) -> str:
+    if source.is_file():
+        return "a file"
+    if not (source / "config.json").is_file():
+        raise ValueError(f"{source}: no config.json; expected a Sa2VA folder, downloaded or ours, or a .pt of SAM 2")
+    ours = {Sa2VAConfig.model_type: "a model of this package", Sa2VAGroundingConfig.model_type: "SAM 2 alone"}
+    return ours.get(read_json(source / "config.json").get("model_type"), "a released folder")
+
+
+def from_released(
+    source: Path, output: Path, asked: Sa2VAGroundingConfig | None = None, max_shard_size: str = "5GB"
+) -> None:
     """A released folder -> a model folder that `from_pretrained` loads."""
     released = read_json(source / "config.json")
-    layout = layout_of_release(released)
-    config, processor = layout.read(source, released, grounding)
-    stored, expected = read_folder(source), expected_shapes(config)
+    layout, stored = layout_of_release(released), read_folder(source)
+    config, processor = layout.read(source, released, _released_grounding(stored, source, asked))
+    expected = expected_shapes(config)
     plan = moves(expected, layout.rules(config))
     dropped = [name for name in stored if layout.DROPPED.search(name)]
     kept = {name: tensor for name, tensor in stored.items() if name not in dropped}
@@ -83,12 +101,23 @@ def from_released(source: Path, output: Path, grounding: Sa2VAGroundingConfig, m
     logger.info("%d tensors of %s became %d in %s", len(stored), source, len(tensors), output)
 
 
-def to_released(source: Path, output: Path, max_shard_size: str) -> None:
+def _released_grounding(
+    stored: dict[str, Stored], source: Path, asked: Sa2VAGroundingConfig | None
+) -> Sa2VAGroundingConfig:
+    """What no released config says: which SAM 2 it is, and whether there are two mask decoders (Sa2VA-i)."""
+    shapes = {name.removeprefix(SAM2): tensor.shape for name, tensor in stored.items() if name.startswith(SAM2)}
+    config = Sa2VAGroundingConfig(**sam2.recognise(shapes, source, asked).to_dict())
+    config.tracking_decoder = any(name.startswith("sam_mask_decoder_modified.") for name in shapes)
+    return config
+
+
+def to_released(source: Path, output: Path, asked: Sa2VAGroundingConfig, max_shard_size: str = "5GB") -> None:
     """A model folder of ours -> the released layout, which the released code loads once its files lie beside it."""
     config, processor = Sa2VAConfig.from_pretrained(source), Sa2VAProcessor.from_pretrained(source)
     layout, expected = layout_of_ours(config), expected_shapes(config)
     stored = {_name_in_model(name, layout.SAVED_NAMES): tensor for name, tensor in read_folder(source).items()}
     audit(stored, expected, source)
+    sam2.recognise({n.removeprefix(SAM2): t.shape for n, t in stored.items() if n.startswith(SAM2)}, source, asked)
     plan = moves(expected, layout.rules(config))
     tensors = {move.released: join(move, stored) for move in plan}
     output.mkdir(parents=True, exist_ok=True)
@@ -109,18 +138,6 @@ def released_shapes(plan: list[Move], expected: dict[str, tuple[int, ...]]) -> d
     """The same under released names."""
     empty = {name: torch.empty(shape, device="meta") for name, shape in expected.items()}
     return {move.released: tuple(move.join([empty[name] for name in move.ours]).shape) for move in plan}
-
-
-def audit(stored: dict[str, Stored], expected: dict[str, tuple[int, ...]], source: Path) -> None:
-    """Errors: ValueError listing all tensors that are missing, left over or of another shape."""
-    problems = [f"unexpected: {name} {list(stored[name].shape)}" for name in stored if name not in expected]
-    for name, shape in expected.items():
-        if name not in stored:
-            problems.append(f"missing: {name} {list(shape)}")
-        elif stored[name].shape != shape:
-            problems.append(f"wrong shape: {name} is {list(stored[name].shape)}, the config says {list(shape)}")
-    if problems:
-        raise ValueError("\n".join([f"{source}: the weights do not fit config.json", *problems]))
 
 
 def cut(move: Move, tensor: Stored) -> dict[str, Stored]:

@@ -23,6 +23,9 @@ class Fusion(NamedTuple):
     split: Callable[[Tensor], Sequence[Tensor]]
 
 
+# Where SAM 2, and Sa2VA-i's second mask decoder, lie in a model of ours.
+SAM2, TRACKER = "grounding_encoder.sam2_model.", "grounding_encoder.tracking_decoder."
+
 # One under another, in equal parts: the qkv of InternViT and of Qwen's vision towers.
 STACKED_QKV = Fusion(join=torch.cat, split=lambda fused: fused.chunk(3))
 
@@ -80,15 +83,14 @@ def common_rules(*, tracking_decoder: bool) -> list[Rule]:
     tracking_decoder: two mask decoders, as in Sa2VA-i. There the fine-tuned one was given the new name, and SAM 2's
     own kept its place; ours is the other way round, so that one decoder is the same thing in all checkpoints.
     """
-    theirs = "grounding_encoder.sam2_model."
     two = [
-        Rule(theirs + "sam_mask_decoder.{rest}", theirs + "sam_mask_decoder_modified.{rest}"),
-        Rule("grounding_encoder.tracking_decoder.{rest}", theirs + "sam_mask_decoder.{rest}"),
+        Rule(SAM2 + "sam_mask_decoder.{rest}", SAM2 + "sam_mask_decoder_modified.{rest}"),
+        Rule(TRACKER + "{rest}", SAM2 + "sam_mask_decoder.{rest}"),
     ]
-    fuser = theirs + "memory_encoder.fuser.layers.{layer}."  # renamed there, since transformers once ate "gamma"
+    fuser = SAM2 + "memory_encoder.fuser.layers.{layer}."  # renamed there, since transformers once ate "gamma"
     return (two if tracking_decoder else []) + [
         Rule(fuser + "gamma", fuser + "g_weight"),
-        Rule(theirs + "{rest}", theirs + "{rest}"),
+        Rule(SAM2 + "{rest}", SAM2 + "{rest}"),
         Rule("text_hidden_fcs.{rest}", "text_hidden_fcs.{rest}"),
     ]
 

@@ -103,3 +103,17 @@ def write_folder(tensors: dict[str, Stored], output: Path, max_shard_size: str =
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (output / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def audit(
+    stored: dict[str, Stored], expected: dict[str, tuple[int, ...]], source: Path, by: str = "config.json"
+) -> None:
+    """Errors: ValueError listing all tensors that are missing, left over or of another shape than `by` says."""
+    problems = [f"unexpected: {name} {list(stored[name].shape)}" for name in stored if name not in expected]
+    for name, shape in expected.items():
+        if name not in stored:
+            problems.append(f"missing: {name} {list(shape)}")
+        elif stored[name].shape != shape:
+            problems.append(f"wrong shape: {name} is {list(stored[name].shape)}, {by} says {list(shape)}")
+    if problems:
+        raise ValueError("\n".join([f"{source}: the weights do not fit {by}", *problems]))

@@ -1,164 +1,27 @@
 """Laws of converting: every value of a released folder arrives, bit by bit; what does not fit is named."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from released import GROUNDING, LLM_SHAPES, WIDTH, edit, released_tensors, shard, write
 from safetensors.torch import load_file, save_file
-from tiny import tiny_config, tiny_model, tiny_tokenizer
+from tiny import tiny_model, tiny_processor, tiny_tokenizer
 
 from sa2va_hf import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_hf.checkpoints.convert import convert, expected_shapes, released_shapes
 from sa2va_hf.checkpoints.layouts import internvl
 from sa2va_hf.checkpoints.rules import moves
 from sa2va_hf.checkpoints.weights import INDEX, WEIGHTS
+from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
 
-ROOT = Path(__file__).resolve().parents[2]
-GROUNDING = tiny_config().grounding_config
-WIDTH, PATCHES, VOCABULARY = 64, 16, len(tiny_tokenizer())
-SHAPES = {  # of the released layout, without SAM 2; {} is a layer
-    "vision_model.embeddings.class_embedding": (1, 1, WIDTH),
-    "vision_model.embeddings.position_embedding": (1, PATCHES + 1, WIDTH),
-    "vision_model.embeddings.patch_embedding.weight": (WIDTH, 3, 14, 14),
-    "vision_model.embeddings.patch_embedding.bias": (WIDTH,),
-    "vision_model.encoder.layers.{}.ls1": (WIDTH,),
-    "vision_model.encoder.layers.{}.ls2": (WIDTH,),
-    "vision_model.encoder.layers.{}.attn.qkv.weight": (3 * WIDTH, WIDTH),
-    "vision_model.encoder.layers.{}.attn.qkv.bias": (3 * WIDTH,),
-    "vision_model.encoder.layers.{}.attn.proj.weight": (WIDTH, WIDTH),
-    "vision_model.encoder.layers.{}.attn.proj.bias": (WIDTH,),
-    "vision_model.encoder.layers.{}.mlp.fc1.weight": (128, WIDTH),
-    "vision_model.encoder.layers.{}.mlp.fc1.bias": (128,),
-    "vision_model.encoder.layers.{}.mlp.fc2.weight": (WIDTH, 128),
-    "vision_model.encoder.layers.{}.mlp.fc2.bias": (WIDTH,),
-    "vision_model.encoder.layers.{}.norm1.weight": (WIDTH,),
-    "vision_model.encoder.layers.{}.norm1.bias": (WIDTH,),
-    "vision_model.encoder.layers.{}.norm2.weight": (WIDTH,),
-    "vision_model.encoder.layers.{}.norm2.bias": (WIDTH,),
-    "mlp1.0.weight": (4 * WIDTH,),
-    "mlp1.0.bias": (4 * WIDTH,),
-    "mlp1.1.weight": (WIDTH, 4 * WIDTH),
-    "mlp1.1.bias": (WIDTH,),
-    "mlp1.3.weight": (WIDTH, WIDTH),
-    "mlp1.3.bias": (WIDTH,),
-    "language_model.model.embed_tokens.weight": (VOCABULARY, WIDTH),
-    "language_model.model.layers.{}.self_attn.q_proj.weight": (WIDTH, WIDTH),
-    "language_model.model.layers.{}.self_attn.k_proj.weight": (32, WIDTH),
-    "language_model.model.layers.{}.self_attn.v_proj.weight": (32, WIDTH),
-    "language_model.model.layers.{}.self_attn.o_proj.weight": (WIDTH, WIDTH),
-    "language_model.model.layers.{}.mlp.gate_proj.weight": (128, WIDTH),
-    "language_model.model.layers.{}.mlp.up_proj.weight": (128, WIDTH),
-    "language_model.model.layers.{}.mlp.down_proj.weight": (WIDTH, 128),
-    "language_model.model.layers.{}.input_layernorm.weight": (WIDTH,),
-    "language_model.model.layers.{}.post_attention_layernorm.weight": (WIDTH,),
-    "language_model.model.norm.weight": (WIDTH,),
-    "language_model.lm_head.weight": (VOCABULARY, WIDTH),
-    "text_hidden_fcs.0.weight": (WIDTH, WIDTH),
-    "text_hidden_fcs.0.bias": (WIDTH,),
-    "text_hidden_fcs.2.weight": (GROUNDING.hidden_dim, WIDTH),
-    "text_hidden_fcs.2.bias": (GROUNDING.hidden_dim,),
-}
-OF_THE_LLM = {
-    "Qwen2ForCausalLM": {"q_proj.bias": WIDTH, "k_proj.bias": 32, "v_proj.bias": 32},
-    "Qwen3ForCausalLM": {"q_norm.weight": 16, "k_norm.weight": 16},
-    "LlamaForCausalLM": {},
-}
-CONFIG = {
-    "model_type": "sa2va_chat",
-    "architectures": ["Sa2VAChatModel"],
-    "auto_map": {"AutoConfig": "configuration_sa2va_chat.Sa2VAChatConfig"},
-    "template": "phi3-chat",
-    "select_layer": -1,
-    "ps_version": "v2",
-    "force_image_size": 56,
-    "downsample_ratio": 0.5,
-    "dynamic_image_size": True,
-    "min_dynamic_patch": 1,
-    "max_dynamic_patch": 4,
-    "use_thumbnail": False,
-    "use_llm_lora": 0,
-    "llm_config": {
-        "architectures": ["Qwen2ForCausalLM"],
-        "hidden_size": WIDTH,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "vocab_size": VOCABULARY,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 12345.0,
-        "rope_scaling": {"type": "dynamic", "rope_type": "dynamic", "factor": 2.0},
-        "max_position_embeddings": 4096,
-        "torch_dtype": "bfloat16",
-        "use_cache": False,
-    },
-    "vision_config": {
-        "hidden_size": WIDTH,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "image_size": 56,
-        "patch_size": 14,
-        "qkv_bias": True,
-        "qk_normalization": False,
-        "layer_norm_eps": 1e-6,
-        "norm_type": "layer_norm",
-        "drop_path_rate": 0.1,
-    },
-}
-
-
-def released_tensors(architecture="Qwen2ForCausalLM"):
-    """Random bfloat16 values under the released names."""
-    shapes = {}
-    for name, shape in SHAPES.items():
-        for layer in range(2 if "{}" in name else 1):
-            shapes[name.format(layer)] = shape
-    for name, size in OF_THE_LLM[architecture].items():
-        for layer in range(2):
-            shapes[f"language_model.model.layers.{layer}.self_attn.{name}"] = (size,)
-    for name, tensor in tiny_model().grounding_encoder.state_dict().items():
-        name = name.replace(".gamma", ".g_weight")
-        shapes[f"grounding_encoder.{name}"] = tuple(tensor.shape)
-    generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}
+VOCABULARY = len(tiny_tokenizer())
 
 
 @pytest.fixture
 def released(tmp_path_factory):
     """A released folder of the tiny size that a test may spoil."""
     return write(tmp_path_factory.mktemp("released"))
-
-
-def write(folder, architecture="Qwen2ForCausalLM"):
-    save_file(released_tensors(architecture), folder / WEIGHTS)
-    config = json.loads(json.dumps(CONFIG))
-    config["llm_config"]["architectures"] = [architecture]
-    (folder / "config.json").write_text(json.dumps(config))
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def shard(folder, count=3):
-    tensors = load_file(folder / WEIGHTS)
-    (folder / WEIGHTS).unlink()
-    names, where = sorted(tensors), {}
-    for number in range(count):
-        file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-        save_file({name: tensors[name] for name in names[number::count]}, folder / file)
-        where |= dict.fromkeys(names[number::count], file)
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    return where
-
-
-def edit(folder, change):
-    config = json.loads((folder / "config.json").read_text())
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config))
 
 
 def refused(folder, output, *said):
@@ -170,7 +33,7 @@ def refused(folder, output, *said):
     assert not list(output.glob("*"))
 
 
-@pytest.mark.parametrize("architecture", sorted(OF_THE_LLM))
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"])
 def test_every_value_arrives_under_its_new_name(architecture, tmp_path):
     source, output = tmp_path / "released", tmp_path / "ours"
     source.mkdir()
@@ -263,8 +126,8 @@ def test_all_tensors_that_do_not_fit_are_listed_at_once(released, tmp_path):
         tmp_path,
         "missing: mlp1.3.bias [64]",
         "missing: vision_model.encoder.layers.1.attn.qkv.bias [192]",
-        "wrong shape: text_hidden_fcs.2.bias is [3], the config says [64]",
-        "wrong shape: vision_model.encoder.layers.0.attn.qkv.weight is [190, 64], the config says [192, 64]",
+        "wrong shape: text_hidden_fcs.2.bias is [3], config.json says [64]",
+        "wrong shape: vision_model.encoder.layers.0.attn.qkv.weight is [190, 64], config.json says [192, 64]",
         "unexpected: language_model.model.layers.7.input_layernorm.weight [64]",
         "unexpected: critic.weight [2]",
     )
@@ -300,6 +163,134 @@ def test_a_file_cut_short_is_named(released, tmp_path):
     refused(released, tmp_path, WEIGHTS, "cut short")
 
 
+def same(one, other):
+    """Two folders hold the same tensors, bit by bit, in however many files."""
+    one, other = (
+        {k: v for f in sorted(x.glob("*.safetensors")) for k, v in load_file(f).items()} for x in (one, other)
+    )
+    assert set(one) == set(other)
+    for name in one:
+        assert one[name].dtype == other[name].dtype, name
+        assert torch.equal(one[name], other[name]), name
+
+
+@pytest.mark.parametrize("architecture", sorted(LLM_SHAPES))
+def test_there_and_back_a_released_folder_is_the_same(architecture, tmp_path):
+    for name in ("released", "again"):
+        (tmp_path / name).mkdir()
+    tokenizer = {"InternLM2ForCausalLM": "InternLM2Tokenizer", "Phi3ForCausalLM": "LlamaTokenizer"}
+    source = write(tmp_path / "released", architecture, tokenizer.get(architecture, "fast"))
+    convert(source, tmp_path / "ours", grounding_config=GROUNDING)
+    convert(tmp_path / "ours", tmp_path / "again", "sa2va", grounding_config=GROUNDING)
+    same(source, tmp_path / "again")
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("released", "again"))
+    lost = {
+        "drop_path_rate",
+        "use_cache",
+        "attn_implementation",
+    }  # shape no tensor; the native classes have not got them
+    for first, second in ((before, after), *((before[part], after[part]) for part in ("llm_config", "vision_config"))):
+        for field in set(first) - lost - {"llm_config", "vision_config", "auto_map", "rope_scaling"}:
+            value = first[field].replace("-", "_") if field == "template" else first[field]
+            assert second[field] == value, field
+    scaling = before["llm_config"]["rope_scaling"]
+    assert after["llm_config"]["rope_scaling"] == {k: v for k, v in scaling.items() if k != "rope_type"}
+    assert before["auto_map"].items() <= after["auto_map"].items()
+
+    convert(tmp_path / "again", tmp_path / "ours_again", grounding_config=GROUNDING)
+    same(tmp_path / "ours", tmp_path / "ours_again")
+    for file in ("config.json", "processor_config.json", "tokenizer.json"):
+        first, second = (json.loads((tmp_path / name / file).read_text()) for name in ("ours", "ours_again"))
+        assert first == second, file
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_there_and_back_a_model_of_ours_is_the_same(dtype, tmp_path):
+    model = tiny_model(template="phi3_chat").to(dtype)
+    model.grounding_encoder.float()  # as training keeps it
+    for number, parameter in enumerate(model.parameters()):
+        parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)).to(dtype))
+    model.save_pretrained(tmp_path / "ours", max_shard_size="300KB")
+    tiny_processor(template="phi3_chat").save_pretrained(tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "theirs", "sa2va", grounding_config=GROUNDING, max_shard_size="500KB")
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
+    convert(tmp_path / "theirs", tmp_path / "again", grounding_config=GROUNDING)
+    stored, state = load_file(tmp_path / "again" / WEIGHTS), model.state_dict()
+    assert set(stored) == set(state)
+    for name, tensor in state.items():
+        assert stored[name].dtype == tensor.dtype and torch.equal(stored[name], tensor), name
+    config = Sa2VAConfig.from_pretrained(tmp_path / "again")
+    assert config.dtype == dtype and config.template == "phi3_chat"
+    assert config.mllm_config.vision_config.to_dict() == model.config.mllm_config.vision_config.to_dict()
+    processors = [Sa2VAProcessor.from_pretrained(tmp_path / name) for name in ("ours", "again")]
+    sentence = "<|user|>\nSegment the Caf\u00e9.<|end|> [SEG]<IMG_CONTEXT>"
+    ids, again = (processor.tokenizer(sentence)["input_ids"] for processor in processors)
+    assert ids == again
+
+
+def test_of_two_mask_decoders_the_fine_tuned_one_is_the_decoder(tmp_path):
+    (tmp_path / "released").mkdir()
+    source = write(tmp_path / "released", two_decoders=True)
+    convert(source, tmp_path / "ours", grounding_config=GROUNDING)
+    old, new = load_file(source / WEIGHTS), load_file(tmp_path / "ours" / WEIGHTS)
+    place, decoders = "grounding_encoder.sam2_model.sam_mask_decoder", 0
+    for name, tensor in old.items():
+        if name.startswith(f"{place}_modified."):
+            tuned, stock = name.replace("_modified", ""), name.replace(f"{place}_modified", f"{place}")
+            assert torch.equal(new[tuned], tensor)
+            ours = stock.replace("sam2_model.sam_mask_decoder", "tracking_decoder")
+            assert torch.equal(new[ours], old[stock]) and not torch.equal(new[ours], tensor)
+            decoders += 1
+    assert decoders > 50
+    model = Sa2VAForConditionalGeneration.from_pretrained(tmp_path / "ours")
+    assert model.config.grounding_config.tracking_decoder
+    assert model.grounding_encoder.tracker is model.grounding_encoder.tracking_decoder
+    convert(tmp_path / "ours", tmp_path / "again", "sa2va", grounding_config=GROUNDING)
+    same(source, tmp_path / "again")
+    # half of the second decoder is no decoder
+    del old[f"{place}_modified.iou_token.weight"]
+    save_file(old, source / WEIGHTS)
+    refused(source, tmp_path / "half", f"missing: {place}_modified.iou_token.weight")
+
+
+def test_a_model_that_the_released_code_cannot_build_is_not_written(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "ours")
+    tiny_processor().save_pretrained(tmp_path / "ours")
+    with pytest.raises(ValueError, match="expected SAM 2.0 large .*48 blocks, width 144.*, got SAM 2.0 .*width 16"):
+        convert(tmp_path / "ours", tmp_path / "theirs", "sa2va")
+    assert not (tmp_path / "theirs").exists()
+
+
+@pytest.mark.parametrize(("version", "size"), [("2.1", "tiny"), ("2.0", "large")])
+def test_a_release_with_another_sam2_than_asked_for_is_refused(version, size, released, tmp_path):
+    with pytest.raises(ValueError, match=f"expected SAM {version} {size} .* got SAM 2.0 with a trunk of 5 blocks"):
+        convert(released, tmp_path, grounding_config=Sa2VAGroundingConfig(version=version, size=size))
+    with pytest.raises(ValueError, match="a SAM 2.0 of no published size"):
+        convert(released, tmp_path)
+
+
+@pytest.mark.parametrize("to", ["ours", "sam2"])
+def test_what_cannot_be_written_is_said(to, released, tmp_path):
+    convert(released, tmp_path / "ours", grounding_config=GROUNDING)
+    source = tmp_path / "ours" if to == "ours" else released
+    with pytest.raises(ValueError, match=f"cannot be written as '{to}'"):
+        convert(source, tmp_path / "again", to)
+    with pytest.raises(ValueError, match="expected one of .*'gguf'"):
+        convert(source, tmp_path / "again", "gguf")
+    with pytest.raises(ValueError, match="no config.json"):
+        convert(tmp_path, tmp_path / "again", to)
+
+
+def test_parts_of_a_fused_tensor_in_two_types_are_refused(released, tmp_path):
+    convert(released, tmp_path / "ours", grounding_config=GROUNDING)
+    tensors = load_file(tmp_path / "ours" / WEIGHTS)
+    name = "mllm.model.vision_tower.encoder.layer.0.attention.k_proj.weight"
+    save_file(tensors | {name: tensors[name].float()}, tmp_path / "ours" / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{name}.*become one tensor, but are stored as .*bfloat16.*float32"):
+        convert(tmp_path / "ours", tmp_path / "again", "sa2va", grounding_config=GROUNDING)
+    assert not (tmp_path / "again").exists()
+
+
 def test_pickles_are_not_read(released, tmp_path):
     (released / WEIGHTS).rename(released / "pytorch_model.bin")
     refused(released, tmp_path, WEIGHTS, "pickles")
@@ -310,7 +301,7 @@ def test_pickles_are_not_read(released, tmp_path):
     [
         (lambda c: c.pop("template"), ["no template"]),
         (lambda c: c.update(template="vicuna"), ["template", "vicuna"]),
-        (lambda c: c["llm_config"].update(architectures=["InternLM2ForCausalLM"]), ["InternLM2ForCausalLM"]),
+        (lambda c: c["llm_config"].update(architectures=["GemmaForCausalLM"]), ["GemmaForCausalLM", "InternLM2"]),
         (lambda c: c["llm_config"].pop("architectures"), ["architectures", "None"]),
         (lambda c: c["llm_config"].pop("rope_theta"), ["llm_config", "rope_theta"]),
         (lambda c: c["llm_config"].update(vocab_size=9), ["vocab_size is 9", str(VOCABULARY)]),
@@ -346,15 +337,6 @@ def test_code_in_the_folder_is_not_run(released, tmp_path):
     (released / "configuration_sa2va_chat.py").write_text(trap)
     convert(released, tmp_path, grounding_config=GROUNDING)
     assert not list(tmp_path.glob("*.py"))
-
-
-@pytest.mark.slow
-def test_the_command_lists_what_is_wrong_and_fails(released, tmp_path):
-    edit(released, lambda c: c.pop("template"))
-    command = [sys.executable, ROOT / "scripts" / "convert_checkpoint.py", "--source", released, "--output", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "config.json: no template" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_every_name_of_the_released_4b_layout_has_its_place(shared_data, tmp_path):

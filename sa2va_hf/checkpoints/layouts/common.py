@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ...model.configuration_sa2va import SPECIAL_TOKENS
+from ..zero import read_json
+
+# Of tokenizer_config.json: what only transformers 5 writes, and 4 stumbles over or has another name for.
+ONLY_IN_5 = ("backend", "is_local", "local_files_only", "processor_class", "extra_special_tokens")
 
 
 def needed(section: dict[str, Any], fields: Iterable[str], where: str) -> dict[str, Any]:
@@ -46,3 +51,24 @@ def check_vocabulary(
     missing = sorted({*marks, *SPECIAL_TOKENS} - set(tokenizer.get_vocab()))
     if missing:
         raise ValueError(f"{source}: the tokenizer lacks {', '.join(missing)}; is it the base model's?")
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+    """The tokenizer's files in a form that transformers 4, which the released code needs, reads as well, with its slow
+    classes too: the added tokens are in tokenizer_config.json, and byte-level pairs in vocab.json and merges.txt."""
+    tokenizer.save_pretrained(output)
+    path = output / "tokenizer_config.json"
+    settings = {name: value for name, value in read_json(path).items() if name not in ONLY_IN_5}
+    added = sorted(tokenizer.added_tokens_decoder.items())
+    flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+    settings["added_tokens_decoder"] = {str(i): {flag: getattr(t, flag) for flag in flags} for i, t in added}
+    named = {settings.get(f"{role}_token") for role in ("bos", "eos", "unk", "pad")}
+    settings["additional_special_tokens"] = [t.content for _, t in added if t.special and t.content not in named]
+    if settings["tokenizer_class"] == "TokenizersBackend":  # its name in 5
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    model = read_json(output / "tokenizer.json")["model"]
+    if settings["tokenizer_class"].startswith("Qwen2Tokenizer"):
+        (output / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+        pairs = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+        (output / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs, ""]), encoding="utf-8")

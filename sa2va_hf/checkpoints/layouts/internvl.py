@@ -17,8 +17,9 @@ from transformers import AutoTokenizer, InternVLConfig, PreTrainedConfig, PreTra
 from ...model.configuration_sa2va import IMAGE_CONTEXT, SEG_TOKEN, Sa2VAConfig, Sa2VAGroundingConfig
 from ...model.processing_sa2va import Sa2VAProcessor
 from ..rules import STACKED_QKV, Rule, common_rules
-from .common import check_fixed, check_vocabulary, needed, template_of
-from .languages import language_rules, read_language, write_language
+from .common import check_fixed, check_vocabulary, needed, template_of, write_tokenizer
+from .languages import LANGUAGES, language_rules, read_language, released_architecture, write_language
+from .sentencepiece_tokenizer import read_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +96,17 @@ def read(
     source: Path, released: dict[str, Any], grounding: Sa2VAGroundingConfig
 ) -> tuple[Sa2VAConfig, Sa2VAProcessor]:
     text_config = read_language(released)
-    tokenizer = AutoTokenizer.from_pretrained(source, config=text_config, trust_remote_code=False)
+    tokenizer = load_tokenizer(source, text_config)
     check_vocabulary(tokenizer, text_config.vocab_size, [IMAGE_CONTEXT], source, "llm_config.vocab_size")
     config = to_config(released, text_config, tokenizer, grounding)
     return config, to_processor(released, config, tokenizer)
+
+
+def load_tokenizer(source: Path, text_config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer, of a class of transformers'."""
+    if LANGUAGES[released_architecture(text_config)].sentencepiece:
+        return read_tokenizer(source)
+    return AutoTokenizer.from_pretrained(source, config=text_config, trust_remote_code=False)
 
 
 def to_config(
@@ -139,7 +147,10 @@ def to_config(
 
 def to_processor(released: dict[str, Any], config: Sa2VAConfig, tokenizer: PreTrainedTokenizerBase) -> Sa2VAProcessor:
     """The processor that the released config describes. Errors: ValueError for an unknown template."""
-    dynamic = released.get("dynamic_image_size", True)
+    dynamic, language = (
+        released.get("dynamic_image_size", True),
+        LANGUAGES[released_architecture(config.get_text_config())],
+    )
     return Sa2VAProcessor(
         tokenizer,
         template=config.template,
@@ -150,15 +161,14 @@ def to_processor(released: dict[str, Any], config: Sa2VAConfig, tokenizer: PreTr
         max_tiles=released["max_dynamic_patch"] if dynamic else 1,
         use_thumbnail=released["use_thumbnail"],
         grounding_image_size=config.grounding_config.image_size,
-        # Qwen's were trained without, the others with their tokenizer's
-        add_bos=config.get_text_config().model_type == "llama" and tokenizer.bos_token_id is not None,
+        add_bos=language.bos and tokenizer.bos_token_id is not None,
     )
 
 
 # -------------------------------------------------------------------- ours -> released
 def write(config: Sa2VAConfig, processor: Sa2VAProcessor, dtype: torch.dtype, output: Path) -> None:
     released = from_config(config, processor, dtype)
-    processor.tokenizer.save_pretrained(output)
+    write_tokenizer(processor.tokenizer, output)
     (output / "config.json").write_text(json.dumps(released, indent=2) + "\n", encoding="utf-8")
 
 

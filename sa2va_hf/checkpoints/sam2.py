@@ -1,0 +1,122 @@
+"""SAM 2 alone: the published `.pt` files <-> a folder with config.json and safetensors, and out of a Sa2VA.
+
+The names inside are those of the `sam2` package in both. Which SAM 2 it is, is read off the tensors.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..model.configuration_sa2va import SAM2_TRUNKS, Sa2VAConfig, Sa2VAGroundingConfig
+from ..model.grounding import build_sam2
+from .rules import SAM2, TRACKER
+from .weights import Stored, audit, read_folder, read_pickle, write_folder
+from .zero import read_json
+
+logger = logging.getLogger(__name__)
+
+PATCHES, BLOCKS = "image_encoder.trunk.patch_embed.proj.weight", "image_encoder.trunk.blocks."
+ONLY_IN_2_1 = ("no_obj_embed_spatial", "obj_ptr_tpos_proj.")
+DECODER = "sam_mask_decoder."
+
+
+def recognise(
+    shapes: dict[str, tuple[int, ...]], where: Path | str, asked: Sa2VAGroundingConfig | None = None
+) -> Sa2VAGroundingConfig:
+    """Which SAM 2 these tensors are, by their names and shapes; `asked` if given.
+
+    Errors: ValueError when they are not SAM 2, of no published size, or not of the version and size asked for.
+    """
+    if PATCHES not in shapes:
+        raise ValueError(f"{where}: not a SAM 2, there is no {PATCHES}")
+    width, blocks = shapes[PATCHES][0], len({name[len(BLOCKS) :].split(".")[0] for name in shapes if BLOCKS in name})
+    version = "2.1" if any(name.startswith(ONLY_IN_2_1) for name in shapes) else "2.0"
+    if asked is not None:
+        if (version, width, blocks) != (asked.version, asked.embed_dim, sum(asked.stages)):
+            raise ValueError(
+                f"{where}: expected SAM {asked.version} {asked.size} (trunk of {sum(asked.stages)} blocks, width "
+                f"{asked.embed_dim}), got SAM {version} with a trunk of {blocks} blocks, width {width}"
+            )
+        return asked
+    for size, trunk in SAM2_TRUNKS.items():
+        if (width, blocks) == (trunk["embed_dim"], sum(trunk["stages"])):
+            return Sa2VAGroundingConfig(version=version, size=size)
+    raise ValueError(
+        f"{where}: a SAM {version} of no published size ({', '.join(SAM2_TRUNKS)}): trunk of {blocks} blocks, width "
+        f"{width}"
+    )
+
+
+def file_name(config: Sa2VAGroundingConfig) -> str:
+    """As SAM 2's own files are called: sam2_hiera_large.pt, sam2.1_hiera_tiny.pt."""
+    return f"sam{config.version.removesuffix('.0')}_hiera_{config.size}.pt"
+
+
+def from_pt(source: Path, output: Path, asked: Sa2VAGroundingConfig | None, max_shard_size: str) -> None:
+    """A published `.pt` -> config.json and safetensors in `output`."""
+    content = read_pickle(source)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{source}: expected a dict with the state dict under 'model', as SAM 2 has it, got {held}")
+    if wrong := [name for name, value in content["model"].items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{source}: not tensors: {', '.join(map(str, wrong))}")
+    tensors = {name: _in_memory(tensor) for name, tensor in content["model"].items()}
+    config = recognise({name: tensor.shape for name, tensor in tensors.items()}, source, asked)
+    audit(tensors, sam2_shapes(config), source, f"SAM {config.version} {config.size}")
+    if others := sorted(str(key) for key in content if key != "model"):
+        logger.info("left behind, not weights of SAM 2: %s", ", ".join(others))
+    output.mkdir(parents=True, exist_ok=True)
+    write_folder(tensors, output, max_shard_size)
+    config.save_pretrained(output)  # last: a folder with a config is a complete one
+    logger.info("SAM %s %s: %d tensors of %s written to %s", config.version, config.size, len(tensors), source, output)
+
+
+def to_pt(source: Path, output: Path, asked: Sa2VAGroundingConfig | None) -> None:
+    """SAM 2 of a folder (alone, or a whole Sa2VA of ours) -> a `.pt` in `output` that the `sam2` package loads.
+
+    Of two mask decoders SAM 2's own is taken, which knows points and memory; else the fine-tuned one.
+    """
+    stored, config = read_folder(source), _grounding_config(source)
+    tensors = stored
+    if any(name.startswith(SAM2) for name in stored):
+        tensors = {name.removeprefix(SAM2): tensor for name, tensor in stored.items() if name.startswith(SAM2)}
+        taken = {SAM2 + name for name in tensors}
+        for name in stored:
+            if name.startswith(TRACKER):
+                tensors[DECODER + name.removeprefix(TRACKER)] = stored[name]
+                taken = taken - {SAM2 + DECODER + name.removeprefix(TRACKER)} | {name}
+        _say_what_is_left(sorted(set(stored) - taken))
+    recognise({name: tensor.shape for name, tensor in tensors.items()}, source, asked or config)
+    audit(tensors, sam2_shapes(config), source, f"SAM {config.version} {config.size}")
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / file_name(config)
+    torch.save({"model": {name: tensor.read() for name, tensor in tensors.items()}}, path)
+    logger.info("%d tensors of %s written to %s", len(tensors), source, path)
+
+
+def sam2_shapes(config: Sa2VAGroundingConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of SAM 2's state dict."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in build_sam2(config).state_dict().items()}
+
+
+def _grounding_config(folder: Path) -> Sa2VAGroundingConfig:
+    if read_json(folder / "config.json")["model_type"] == Sa2VAConfig.model_type:
+        return Sa2VAConfig.from_pretrained(folder).grounding_config
+    return Sa2VAGroundingConfig.from_pretrained(folder)
+
+
+def _in_memory(tensor: Tensor) -> Stored:
+    # a copy: tensors of a pickle may share their memory, which safetensors does not store
+    return Stored(tuple(tensor.shape), tensor.dtype, lambda: tensor.contiguous().clone())
+
+
+def _say_what_is_left(names: list[str]) -> None:
+    groups = Counter(".".join(name.split(".")[:2]) for name in names)
+    listing = ", ".join(f"{group} ({count} tensors)" for group, count in groups.items())
+    logger.info("left behind, not part of SAM 2: %s", listing)

@@ -19,7 +19,7 @@ from .visuals import Clip
 if TYPE_CHECKING:
     from .modeling_sa2va import Sa2VAForConditionalGeneration
 
-PICTURES_AT_ONCE = 8  # that go through SAM 2 together
+PICTURES_AT_ONCE = 8  # that go through SAM 2 together on a GPU; a CPU's caches like them one by one better
 
 
 @dataclass
@@ -82,16 +82,15 @@ def read_answers(model: Sa2VAForConditionalGeneration, inputs: dict[str, Tensor]
     is_seg = inputs["input_ids"] == model.config.seg_token_id
     if not any(counts):
         return [torch.empty(0, model.config.hidden_size, device=is_seg.device) for _ in counts]
-    hidden = model.hidden_states(**inputs)
-    return [h[at][int(at.sum()) - n :] for h, at, n in zip(hidden, is_seg, counts, strict=True)]
+    _, states = model.read(**inputs)
+    return [h[at][int(at.sum()) - n :] for h, at, n in zip(states, is_seg, counts, strict=True)]
 
 
 @contextmanager
 def _last_states(model: Sa2VAForConditionalGeneration) -> Iterator[list[Tensor]]:
     """The LLM's last hidden state (B, D) after every step of a generation, of its last layer only."""
     steps: list[Tensor] = []
-    language = model.mllm.model.language_model
-    hook = language.register_forward_hook(lambda _, __, output: steps.append(output[0][:, -1]))
+    hook = model.watch_states(lambda states: steps.append(states[:, -1]))
     try:
         yield steps
     finally:
@@ -161,8 +160,9 @@ def draw(
     drawings = [_blank(model, clip, count) for clip, count in zip(clips, counts, strict=True)]
     todo = [i for i, drawing in enumerate(drawings) if drawing.masks.size]
     pictures = [i for i in todo if len(clips[i]) == 1]
-    for start in range(0, len(pictures), PICTURES_AT_ONCE):
-        together = pictures[start : start + PICTURES_AT_ONCE]
+    at_once = PICTURES_AT_ONCE if model.device.type == "cuda" else 1
+    for start in range(0, len(pictures), at_once):
+        together = pictures[start : start + at_once]
         pixels = processor.grounding_pixels([clips[i][0] for i in together])
         masks, ious = picture_masks(model, pixels, [embeddings[i] for i in together], video_mode)
         for i, low, expected in zip(together, masks, ious, strict=True):

@@ -139,6 +139,8 @@ class Sa2VAConfig(PretrainedConfig):
         num_points: points per mask of the point-sampled losses (PointRend, arXiv 1912.08193); 0 = every cell.
         objects_per_frame: every frame weighs as this many masks (fewer objects count more, more are subsampled); None
             = every object counts once.
+        seg_before_norm: [SEG] is read before the LLM's last norm, not after it. So it was in the released training on
+            Qwen3-VL alone: transformers 4.57 leaves the norm out of that model's last `hidden_states`.
         video_mode: how the masks of a clip are drawn unless the caller says (`video_modes.VIDEO_MODES`). "per_frame"
             suits a model whose SAM 2 never learned to remember.
     """
@@ -160,6 +162,7 @@ class Sa2VAConfig(PretrainedConfig):
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
         objects_per_frame: int | None = 5,
+        seg_before_norm: bool = False,
         video_mode: str = "consistent",
         **kwargs: Any,
     ) -> None:
@@ -180,6 +183,7 @@ class Sa2VAConfig(PretrainedConfig):
         self.num_points = num_points
         self.oversample_ratio, self.importance_sample_ratio = oversample_ratio, importance_sample_ratio
         self.objects_per_frame = objects_per_frame
+        self.seg_before_norm = seg_before_norm
         self.video_mode = video_mode
         # The released checkpoints train the embedding and the head as two matrices; so do we, at every level.
         kwargs.setdefault("tie_word_embeddings", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
@@ -31,7 +33,8 @@ class Sa2VAOutput(ModelOutput):
     Args:
         logits: (B, L, V).
         pred_masks: per sample (num_seg, num_frames, h, w) mask logits at a quarter of SAM 2's input side.
-        seg_hidden_states: (total [SEG], D) after the LLM's last norm, where [SEG] is the input token.
+        seg_hidden_states: (total [SEG], D) after the LLM's last norm (before it with `config.seg_before_norm`), where
+            [SEG] is the input token.
         seg_embeddings: (total [SEG], C) after `text_hidden_fcs`.
     """
 
@@ -159,7 +162,7 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
         region_tiles: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
     ) -> Tensor:
-        """(B, L, D) after the LLM's last norm."""
+        """(B, L, D) after the LLM's last norm; right padding where `attention_mask` is 0."""
         visuals = self._visuals(input_ids, pixel_values, region_masks, region_tiles, image_grid_thw)
         if visuals:
             return self.backbone.read(self.mllm, input_ids, attention_mask, visuals)
@@ -205,6 +208,25 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
             return self.backbone.blank(self.mllm, embeddings.device).to(embeddings.dtype) * 0.0
         vision = self.backbone.vision(self.mllm)
         return sum(touch(module) for module in vision).to(embeddings.device, embeddings.dtype)
+
+    def read(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """`hidden_states`, and (B, L, D) what the [SEG] projection takes of them: the same, as a rule."""
+        if not self.config.seg_before_norm:
+            hidden = self.hidden_states(input_ids, *args, **kwargs)
+            return hidden, hidden
+        states: list[Tensor] = []
+        hook = self.watch_states(states.append)
+        try:
+            return self.hidden_states(input_ids, *args, **kwargs), states[-1]
+        finally:
+            hook.remove()
+
+    def watch_states(self, keep: Callable[[Tensor], None]) -> RemovableHandle:
+        """Have `keep` called with what the [SEG] projection takes, (B, L, D), whenever the LLM runs."""
+        llm = self.mllm.model.language_model
+        if self.config.seg_before_norm:
+            return llm.norm.register_forward_pre_hook(lambda _, args: keep(args[0]))
+        return llm.register_forward_hook(lambda _, __, output: keep(output[0]))
 
     def project(self, seg_hidden: Tensor) -> Tensor:
         """Hidden states at [SEG] (N, D) -> prompts of SAM 2 (N, C)."""
@@ -252,12 +274,10 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
             mask_labels: per sample bool (num_objects, num_frames, H, W) at any size; as many objects as [SEG] tokens.
             ignore_labels: per sample None or bool (num_frames, H, W), pixels that do not count.
         """
-        hidden = self.hidden_states(
-            input_ids, attention_mask, pixel_values, region_masks, region_tiles, image_grid_thw
-        )
+        hidden, states = self.read(input_ids, attention_mask, pixel_values, region_masks, region_tiles, image_grid_thw)
         logits = self.mllm.lm_head(hidden)
         is_seg = input_ids == self.config.seg_token_id
-        seg_hidden = hidden[is_seg]
+        seg_hidden = states[is_seg]
         embeddings = self.project(seg_hidden)
         num_frames = is_seg.new_zeros(len(input_ids), dtype=torch.long) if num_frames is None else num_frames
         prediction, zero = self.predict_masks(embeddings, is_seg.sum(1), grounding_pixel_values, num_frames)

@@ -154,6 +154,26 @@ def test_the_seg_state_is_where_seg_is_the_input(model, processor):
     torch.testing.assert_close(out.seg_embeddings, model.text_hidden_fcs(out.seg_hidden_states))
 
 
+@torch.no_grad()
+def test_seg_may_be_read_before_the_last_norm(name, model, processor, chats):
+    """As in the released training on Qwen3-VL."""
+    early = attentive(tiny_model(backbone=name, seg_before_norm=True))
+    early.load_state_dict(model.state_dict())
+    norm = early.mllm.model.language_model.norm
+    early_norm, norm.weight.data = norm.weight.data, norm.weight.data * 3
+    batch = inputs(processor, *chats)
+    out = early(**batch)
+    norm.weight.data = early_norm
+    expected = model(**batch)
+    torch.testing.assert_close(norm(out.seg_hidden_states), expected.seg_hidden_states)
+    torch.testing.assert_close(out.logits, 3 * expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(out.seg_embeddings, early.project(out.seg_hidden_states))
+    predictor, question = Sa2VAPredictor(early, processor), {"image": picture(), "text": "Segment it."}
+    alone = early(**inputs(processor, chat(ONE, picture()))).pred_masks[0]
+    drawn = predictor.segment(**question, answer=ONE).mask_logits
+    np.testing.assert_allclose(drawn, alone.numpy(), rtol=1e-3, atol=1e-2)
+
+
 # ---------------------------------------------------------------- writing
 
 
@@ -374,8 +394,10 @@ def test_a_predictor_draws_on_pictures_and_clips(model, processor):
     np.testing.assert_allclose(one.mask_logits, expected.numpy(), rtol=1e-3, atol=1e-2)
 
 
-def test_what_is_generated_is_drawn(name):
+@pytest.mark.parametrize("seg_before_norm", [False, True])
+def test_what_is_generated_is_drawn(name, seg_before_norm):
     predictor = Sa2VAPredictor(tiny_talker(backbone=name), tiny_processor(name))
+    predictor.model.config.seg_before_norm = seg_before_norm
     image = picture(0, (110, 60))
     told = predictor(image=image, text="Please segment the red circle.")
     assert told.text == ONE and told.masks.shape == (1, 1, 60, 110)

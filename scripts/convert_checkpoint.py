@@ -1,10 +1,16 @@
-"""A released Sa2VA folder (InternVL family) -> a model folder of this package, without running code from it.
+"""Checkpoints of other layouts <-> model folders of this package, without running code from them.
 
+    # a released Sa2VA, or Sa2VA-i
     hf download ByteDance/Sa2VA-4B --local-dir models/Sa2VA-4B
     python scripts/convert_checkpoint.py --source models/Sa2VA-4B --output models/sa2va_4b
+    # back, for programs that expect the released layout; they need the release's *.py files beside it
+    python scripts/convert_checkpoint.py --source outputs/mine --output outputs/mine_released --to sa2va
+    # SAM 2's own files, alone, and SAM 2 out of a Sa2VA
+    python scripts/convert_checkpoint.py --source sam2.1_hiera_large.pt --output models/sam2.1_large
+    python scripts/convert_checkpoint.py --source outputs/mine --output outputs/mine_sam2 --to sam2
 
-Every tensor is accounted for: one that is missing, left over or of the wrong shape is listed, and nothing is written.
-Language models: Qwen2, Qwen3, Llama.
+Every tensor is accounted for: one that is missing, left over or of the wrong shape is listed, nothing is written, and
+the exit code is 1.
 """
 
 import argparse
@@ -12,18 +18,32 @@ import logging
 import sys
 from pathlib import Path
 
-from sa2va_hf.checkpoints.convert import convert
+from sa2va_hf.checkpoints.convert import FORMATS, convert
+from sa2va_hf.model.configuration_sa2va import SAM2_TRUNKS, SAM2_VERSIONS, Sa2VAGroundingConfig
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, required=True, help="folder with config.json, tokenizer, safetensors")
+    parser.add_argument("--source", type=Path, required=True, help="a folder with config.json, or a .pt of SAM 2")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--to", choices=FORMATS, default="ours", help="layout to write (default: %(default)s)")
+    sam2 = [f"{version}-{size}" for version in SAM2_VERSIONS for size in SAM2_TRUNKS]
+    parser.add_argument("--sam2", choices=sam2, help="stop unless this SAM 2 is inside (default: whichever it is)")
     parser.add_argument("--max_shard_size", default="5GB", help="larger models are written in several files")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    grounding_config = None
+    if arguments.sam2:
+        version, size = arguments.sam2.split("-")
+        grounding_config = Sa2VAGroundingConfig(version=version, size=size)
     try:
-        convert(arguments.source, arguments.output, max_shard_size=arguments.max_shard_size)
+        convert(
+            arguments.source,
+            arguments.output,
+            arguments.to,
+            grounding_config=grounding_config,
+            max_shard_size=arguments.max_shard_size,
+        )
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -6,6 +6,7 @@ shapes are checked before the first weight is read. What is special to a family 
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -86,12 +87,16 @@ def from_released(
     plan = moves(expected, layout.rules(config))
     dropped = [name for name in stored if layout.DROPPED.search(name)]
     kept = {name: tensor for name, tensor in stored.items() if name not in dropped}
+    for absent, twin in layout.tied(released).items():
+        if absent not in kept and twin in kept:
+            logger.info("%s is not stored, since it is tied: a copy of %s", absent, twin)
+            kept[absent] = kept[twin]
     audit(kept, released_shapes(plan, expected), source)
     if dropped:
         logger.info("left behind, since they follow from the config: %s", ", ".join(dropped))
     tensors = {}
     for move in plan:
-        tensors |= cut(move, stored[move.released])
+        tensors |= cut(move, kept[move.released])
     config.architectures = [Sa2VAForConditionalGeneration.__name__]
     config.dtype = tensors[EMBEDDING].dtype
     output.mkdir(parents=True, exist_ok=True)
@@ -120,10 +125,14 @@ def to_released(source: Path, output: Path, asked: Sa2VAGroundingConfig, max_sha
     sam2.recognise({n.removeprefix(SAM2): t.shape for n, t in stored.items() if n.startswith(SAM2)}, source, asked)
     plan = moves(expected, layout.rules(config))
     tensors = {move.released: join(move, stored) for move in plan}
+    released = layout.released_config(config, processor, stored[EMBEDDING].dtype)
     output.mkdir(parents=True, exist_ok=True)
     write_folder(tensors, output, max_shard_size)
-    layout.write(config, processor, stored[EMBEDDING].dtype, output)
+    layout.write_processor(processor, output)
+    (output / "config.json").write_text(json.dumps(released, indent=2) + "\n", encoding="utf-8")
     logger.info("%d tensors of %s became %d in %s", len(stored), source, len(tensors), output)
+    code = ", ".join(sorted({name.split(".")[0] + ".py" for name in released.get("auto_map", {}).values()}))
+    logger.info("to load it, the code of a release is needed beside it: %s and what they import", code)
 
 
 # -------------------------------------------------------------------- names and shapes

@@ -100,9 +100,8 @@ def to_pt(source: Path, output: Path, asked: Sa2VAGroundingConfig | None) -> Non
 
 
 def sam2_shapes(config: Sa2VAGroundingConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of SAM 2's state dict."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in build_sam2(config).state_dict().items()}
+    """Names and shapes of SAM 2's state dict. It is built with memory: the package cannot do it on meta."""
+    return {name: tuple(tensor.shape) for name, tensor in build_sam2(config).state_dict().items()}
 
 
 def _grounding_config(folder: Path) -> Sa2VAGroundingConfig:

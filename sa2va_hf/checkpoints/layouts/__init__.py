@@ -42,9 +42,16 @@ class Layout(Protocol):
         """config.json and tokenizer of the folder `source` in our words, no code of the folder run. Errors: ValueError
         naming the field or file: unknown architecture or template, fields missing, a vocabulary that disagrees."""
 
-    def write(self, config: Sa2VAConfig, processor: Sa2VAProcessor, dtype: torch.dtype, output: Path) -> None:
-        """config.json and tokenizer as a release has them; `read` of them gives `config` and `processor` again.
-        Errors: ValueError for what the released code cannot express; then nothing has been written."""
+    def released_config(self, config: Sa2VAConfig, processor: Sa2VAProcessor, dtype: torch.dtype) -> dict[str, Any]:
+        """config.json as a release has it, so that `read` gives `config` and `processor` again. dtype: of the LLM's
+        weights. Errors: ValueError for what the released code cannot express."""
+
+    def write_processor(self, processor: Sa2VAProcessor, output: Path) -> None:
+        """The other small files of a release: tokenizer, and whatever it has for pictures."""
+
+    def tied(self, released: dict[str, Any]) -> dict[str, str]:
+        """Released tensors that may be absent, and the ones that they are copies of then (a head tied to the
+        embedding); ours are two tensors at all times."""
 
     def rules(self, config: Sa2VAConfig) -> list[Rule]:
         """Ours -> released for every tensor of the model, `rules.common_rules` among them."""

@@ -5,7 +5,6 @@ Names of the released tensors and fields: `bytedance/Sa2VA`, projects/sa2va/hf; 
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -84,6 +83,10 @@ def recognises(released: dict[str, Any]) -> bool:
 
 def fits(config: Sa2VAConfig) -> bool:
     return config.mllm_config.model_type == "internvl"
+
+
+def tied(released: dict[str, Any]) -> dict[str, str]:
+    return {}  # releases store both matrices
 
 
 def rules(config: Sa2VAConfig) -> list[Rule]:
@@ -166,14 +169,12 @@ def to_processor(released: dict[str, Any], config: Sa2VAConfig, tokenizer: PreTr
 
 
 # -------------------------------------------------------------------- ours -> released
-def write(config: Sa2VAConfig, processor: Sa2VAProcessor, dtype: torch.dtype, output: Path) -> None:
-    released = from_config(config, processor, dtype)
+def write_processor(processor: Sa2VAProcessor, output: Path) -> None:
     write_tokenizer(processor.tokenizer, output)
-    (output / "config.json").write_text(json.dumps(released, indent=2) + "\n", encoding="utf-8")
 
 
-def from_config(config: Sa2VAConfig, processor: Sa2VAProcessor, dtype: torch.dtype) -> dict[str, Any]:
-    """config.json of the released form, with the field set of the published ones."""
+def released_config(config: Sa2VAConfig, processor: Sa2VAProcessor, dtype: torch.dtype) -> dict[str, Any]:
+    """With the field set of the published ones."""
     stored = str(dtype).removeprefix("torch.")
     vision = config.mllm_config.vision_config.to_dict()
     for field in ("image_size", "patch_size"):  # (height, width) in the native config

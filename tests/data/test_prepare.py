@@ -10,6 +10,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from datasets import load_from_disk
@@ -188,6 +189,27 @@ def garbage_mask(tmp_path):
     return sample("bad", picture(tmp_path / "b.png"), objects=[thing])
 
 
+def larger_mask(tmp_path):
+    thing = Object([masks.encode(np.ones((31, 40), dtype=bool))], [None])
+    return sample("bad", picture(tmp_path / "b.png"), objects=[thing])
+
+
+def film(frames, **changes):
+    """A clip of so many frames; `changes` are what the record says of it."""
+
+    def make(folder):
+        with av.open(str(folder / "v.mp4"), "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+            for _ in range(frames):
+                container.mux(stream.encode(av.VideoFrame(64, 32, "yuv420p")))
+            container.mux(stream.encode())
+        turns = {"objects": [], "expressions": [], "turns": [Turn("q", "a")], "num_frames": frames}
+        return sample("bad", "", (64, 32), **{"frames": [], "video": str(folder / "v.mp4")} | turns | changes)
+
+    return make
+
+
 def of_size(width, height):
     return lambda folder: sample("bad", picture(folder / "b.png", (width, height)))
 
@@ -203,9 +225,14 @@ BAD = {
     "size": (of_size(41, 30), "frame 0 is 41 x 30 but its annotation is for 40 x 30$", "b.png"),
     "turned": (of_size(30, 40), "is one of them turned", "b.png"),
     "garbage": (garbage_mask, r"objects\[0\].masks\[0\]: RLE garbage: counts of 3 characters ends within", ""),
+    "mask size": (larger_mask, r"objects\[0\].masks\[0\] is 40 x 31 .* but the picture is 40 x 30", ""),
     "seg count": (unequal_counts, r"answer has 1 \[SEG\] but targets has 0", ""),
     "twice": (lambda p: sample("good", picture(p / "b.png")), "id 'good' occurs twice", ""),
     "a video": (lambda p: sample("bad", "", frames=[], video=str(p / "v.mp4")), "v.mp4: no such video file", "v.mp4"),
+    "no frames": (film(0, num_frames=2), "v.mp4: .*video", "v.mp4"),
+    "no frames, known": (film(0), "num_frames must be positive, got 0", ""),
+    "fewer frames": (film(3, num_frames=4), "the video has 3 frames, num_frames says 4", "v.mp4"),
+    "a film's size": (film(2, width=32, height=64), "the video is 64 x 32 but its annotation is for 32 x 64", "v.mp4"),
     "the source's own": (lambda p: Reject("bad", "it says so", "f.json"), "it says so", "f.json"),
 }
 

@@ -1,13 +1,7 @@
 """Laws of merging: the merged model says what the unmerged one says, and a wrong folder is told apart."""
 
-import base64
 import json
-import os
 import shutil
-import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -112,71 +106,3 @@ def test_an_adapter_that_fits_in_part_is_refused(adapter, tmp_path):
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"does not fit the base model; missing: .*{lost}"):
         merge(folder, tmp_path / "merged")
-
-
-class StubHub(BaseHTTPRequestHandler):
-    """As much of the Hub as an upload needs; files arrive inside the commit."""
-
-    files: dict[str, bytes] = {}
-    paths: list[str] = []
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.paths.append(self.path)
-        answer = {}
-        if self.path == "/api/repos/create":
-            answer = {"url": f"http://{self.headers['Host']}/user/merged", "id": "user/merged"}
-        elif self.path.endswith("/preupload/main"):
-            names = [file["path"] for file in json.loads(body)["files"]]
-            answer = {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]}
-        elif self.path.endswith("/commit/main"):
-            for line in body.splitlines():
-                entry = json.loads(line)
-                if entry["key"] == "file":
-                    self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-            answer = {
-                "commitUrl": f"http://{self.headers['Host']}/user/merged/commit/1",
-                "commitOid": "1",
-                "success": True,
-            }
-        self.reply(answer)
-
-    def do_GET(self):
-        self.reply({"id": "user/merged", "siblings": [], "sha": "0"})
-
-    def reply(self, answer):
-        content = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
-def test_push_to_hub_uploads_the_whole_folder(tmp_path):
-    model = tmp_path / "model"
-    model.mkdir()
-    for name in ("config.json", "README.md", "model.safetensors"):
-        (model / name).write_text(name)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StubHub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    code = f"from sa2va_hf.checkpoints.merge import push; push({str(model)!r}, 'user/merged')"
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HUB_OFFLINE": "0",
-        "HF_TOKEN": "hf_stub",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(tmp_path / "home"),
-        "no_proxy": "127.0.0.1",
-        "NO_PROXY": "127.0.0.1",
-    }
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
-    server.shutdown()
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "/api/repos/create" in StubHub.paths
-    assert {name: content.decode() for name, content in StubHub.files.items()} == {
-        name: name for name in ("config.json", "README.md", "model.safetensors")
-    }

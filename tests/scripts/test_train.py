@@ -3,8 +3,10 @@
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,13 +79,33 @@ def test_a_run_leaves_everything_that_the_next_command_needs(config, train, tmp_
     assert scores["eval_masks"] > 0 and 0 <= scores["eval_cIoU"] <= 1 and 0 <= scores["eval_gIoU"] <= 1
     assert parse([str(run / CONFIG_NAME)])[0].lora_rank == 4
     assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
-    assert list(run.rglob("events.out.tfevents*")), "TensorBoard's file"
     best, kept = (load_file(Path(f) / "adapter_model.safetensors") for f in (state["best_model_checkpoint"], run))
     assert all(torch.equal(best[name], weight) for name, weight in kept.items()), "the best one is the result"
     for folder in (run, run / "checkpoint-2"):
         merge(folder, tmp_path / "merged" / folder.name)
         Sa2VAForConditionalGeneration.from_pretrained(tmp_path / "merged" / folder.name)
         Sa2VAProcessor.from_pretrained(tmp_path / "merged" / folder.name)
+
+
+def test_tensorboard_gets_the_loss_its_parts_and_the_scores(config, train, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train([config(max_steps=2, save_strategy="no", load_best_model_at_end=False)])
+    folder = min((tmp_path / "run").rglob("events.out.tfevents*")).parent  # a new file for the evaluation at the end
+    drawn = accumulator.EventAccumulator(str(folder)).Reload()
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    for tag, key in (("train/loss", "loss"), ("train/lm_loss", "lm_loss"), ("eval/cIoU", "eval_cIoU")):
+        logged = [(entry["step"], entry[key]) for entry in history if key in entry]
+        points = [(point.step, point.value) for point in drawn.Scalars(tag)]
+        assert points[: len(logged)] == [(step, pytest.approx(value, rel=1e-6)) for step, value in logged], tag
+    assert {"train/mask_loss", "train/dice_loss", "train/padding_efficiency", "eval/gIoU"} <= set(
+        drawn.Tags()["scalars"]
+    )
+
+
+def test_a_run_in_which_nothing_fits_names_a_sample_and_its_length(config, train):
+    """Nothing is cut off behind max_length, where the [SEG] is."""
+    with pytest.raises(ValueError, match=r"the dataset is empty: .*shortest .* tokens, max_length is 20"):
+        train([config(max_length=20)])
 
 
 def test_a_folder_that_was_never_prepared_is_named(config, train):
@@ -101,3 +123,27 @@ def test_the_command_as_it_is_written_down(config, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "parameters are trained" in done.stderr and "eval_cIoU" in done.stdout
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_kill_9_in_mid_epoch_and_the_same_command_again(config, tmp_path):
+    """The run is killed from outside, its workers with it, and goes on to the losses it would have had."""
+    values = {"save_steps": 3, "max_steps": 12, "per_device_train_batch_size": 2, "dataloader_num_workers": 1}
+    values |= {"eval_strategy": "no", "load_best_model_at_end": False, "resume_from_checkpoint": "auto"}
+    command = [sys.executable, str(ROOT / "scripts/train.py"), config(**values), "--output_dir"]
+    options = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL, "start_new_session": True}
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    subprocess.run([*command, str(whole)], check=True, timeout=PATIENCE, **options)
+    with subprocess.Popen([*command, str(part)], **options) as killed:
+        patience = time.monotonic() + PATIENCE
+        while killed.poll() is None and not (part / "checkpoint-3/trainer_state.json").is_file():
+            assert time.monotonic() < patience, "no checkpoint"
+            time.sleep(0.02)
+        os.killpg(killed.pid, signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL and not (part / "trainer_state.json").exists()
+    subprocess.run([*command, str(part)], check=True, timeout=PATIENCE, **options)
+    one, other = (json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (whole, part))
+    names = ("step", "epoch", "loss", "lm_loss", "mask_loss", "dice_loss", "masks", "padding_efficiency", "grad_norm")
+    assert len([entry for entry in one if "loss" in entry]) == 12
+    for entry, again in zip(one[:12], other[:12], strict=True):
+        assert [entry.get(name) for name in names] == [again.get(name) for name in names]

@@ -1,0 +1,117 @@
+"""merge_lora.py, run as it is run: the folder it writes and the one the Hub gets are the model that was trained.
+
+The Hub is a stub on this machine that keeps what is uploaded.
+"""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from toy_run import PATIENCE, logits, run, tiny_folder
+
+from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "merge_lora.py"
+
+
+class StubHub(BaseHTTPRequestHandler):
+    """As much of the Hub as an upload needs; files arrive inside the commit."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append((self.path, body))
+        if self.server.refuses:
+            return self.reply({"error": "You don't have the rights to create a model under user"}, status=403)
+        answer = {}
+        if self.path == "/api/repos/create":
+            answer = {"url": f"http://{self.headers['Host']}/user/merged", "id": "user/merged"}
+        elif self.path.endswith("/preupload/main"):
+            names = [file["path"] for file in json.loads(body)["files"]]
+            answer = {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]}
+        elif self.path.endswith("/commit/main"):
+            for entry in map(json.loads, body.splitlines()):
+                if entry["key"] == "file":
+                    self.server.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            address = f"http://{self.headers['Host']}/user/merged/commit/1"
+            answer = {"commitUrl": address, "commitOid": "1", "success": True}
+        self.reply(answer)
+
+    def do_GET(self):
+        self.reply({"id": "user/merged", "siblings": [], "sha": "0"})
+
+    def reply(self, answer, status=200):
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StubHub)
+    server.files, server.requests, server.refuses = {}, [], False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The trainer of a short LoRA run; its folder holds the adapter."""
+    model = tiny_folder(str(tmp_path_factory.getbasetemp() / "toy_runs"))
+    return run(output_dir=tmp_path_factory.mktemp("run"), model=str(model), max_steps=3, warmup_steps=0)
+
+
+def merge_lora(hub, home, *arguments):
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "hf_stub",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(home),
+        "no_proxy": "127.0.0.1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    command = [sys.executable, SCRIPT, *arguments]
+    return subprocess.run(
+        [str(word) for word in command], env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+
+
+def test_what_is_merged_and_uploaded_is_the_model_that_was_trained(hub, trained, tmp_path):
+    merged = tmp_path / "merged"
+    upload = ["--push_to_hub", "user/merged", "--private"]
+    done = merge_lora(hub, tmp_path / "home", "--checkpoint", trained.args.output_dir, "--output", merged, *upload)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"merged model written to {merged}" in done.stdout and "uploaded: http://127.0.0.1" in done.stdout
+    created = next(json.loads(body) for path, body in hub.requests if path == "/api/repos/create")
+    assert created["name"] == "merged"
+    assert created.get("private") or created.get("visibility") == "private"  # older and newer huggingface_hub
+    assert hub.files == {file.name: file.read_bytes() for file in merged.iterdir()}
+    fetched = tmp_path / "fetched"
+    fetched.mkdir()
+    for name, content in hub.files.items():
+        (fetched / name).write_bytes(content)
+    processor = Sa2VAProcessor.from_pretrained(fetched)
+    said = logits(Sa2VAForConditionalGeneration.from_pretrained(fetched), processor)
+    assert (said - logits(trained.model, processor)).abs().max() < 1e-5
+
+
+def test_a_hub_that_refuses_is_an_error_and_the_merged_model_stays(hub, trained, tmp_path):
+    hub.refuses = True
+    merged = tmp_path / "merged"
+    upload = ["--push_to_hub", "user/merged"]
+    done = merge_lora(hub, tmp_path / "home", "--checkpoint", trained.args.output_dir, "--output", merged, *upload)
+    assert done.returncode != 0 and "You don't have the rights" in done.stderr
+    Sa2VAForConditionalGeneration.from_pretrained(merged)

@@ -247,6 +247,16 @@ def test_loading_picks_the_precision(tmp_path):
     assert np.abs(a.mask_logits - b.mask_logits).mean() < 0.2 * a.mask_logits.std() + 0.05
 
 
+@pytest.mark.slow
+def test_compiling_changes_nothing_but_the_speed(predictor):
+    compiled = Sa2VAPredictor(tiny_talker(ANSWER), tiny_processor()).compile(backend="aot_eager")
+    for visual in ({"image": picture(0)}, {"video": CLIP[:3]}):
+        question = visual | {"text": "the dog", "answer": TWO}
+        assert_same(compiled.segment(**question), predictor.segment(**question))
+    names = [set(p.model.state_dict()) for p in (compiled, predictor)]
+    assert names[0] == names[1]  # it still saves as it was
+
+
 # ---------------------------------------------------------------- mistakes
 
 

@@ -14,7 +14,7 @@ import torch
 from ...model.configuration_sa2va import Sa2VAConfig, Sa2VAGroundingConfig
 from ...model.processing_sa2va import Sa2VAProcessor
 from ..rules import Rule
-from . import internvl
+from . import internvl, qwen_vl
 
 
 class Layout(Protocol):
@@ -57,7 +57,7 @@ class Layout(Protocol):
         """Ours -> released for every tensor of the model, `rules.common_rules` among them."""
 
 
-LAYOUTS: tuple[Layout, ...] = (internvl,)
+LAYOUTS: tuple[Layout, ...] = (internvl, qwen_vl)
 
 
 def layout_of_release(released: dict[str, Any]) -> Layout:

@@ -55,7 +55,9 @@ def _paths(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         raise ValueError(f"{folder}: neither {WEIGHTS} nor {INDEX}; other forms (pickles) are not read")
-    where: dict[str, str] = read_json(folder / INDEX)["weight_map"]
+    where: dict[str, str] = read_json(folder / INDEX).get("weight_map", {})
+    if not where:
+        raise ValueError(f"{folder / INDEX}: no weight_map, which names the shard of each tensor")
     missing = sorted(name for name in set(where.values()) if not (folder / name).is_file())
     if missing:
         raise ValueError(f"{folder}: shards named in {INDEX} are missing: {', '.join(missing)}")

@@ -115,4 +115,11 @@ def is_zero_checkpoint(folder: Path) -> bool:
 
 
 def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Errors: ValueError naming the file, when it is no JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be read as JSON, it may be cut short ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected an object with named fields, got a {type(content).__name__}")
+    return content

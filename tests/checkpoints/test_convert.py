@@ -291,6 +291,25 @@ def test_parts_of_a_fused_tensor_in_two_types_are_refused(released, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json", INDEX, "shard"])
+def test_whichever_file_is_cut_short_is_named(file, released, tmp_path):
+    shards = sorted(set(shard(released).values()))
+    path = released / (shards[1] if file == "shard" else file)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused(released, tmp_path, str(path), "cut short")
+
+
+def test_an_empty_index_is_named(released, tmp_path):
+    shard(released)
+    (released / INDEX).write_text("{}")
+    refused(released, tmp_path, INDEX, "no weight_map")
+
+
+def test_a_folder_without_a_tokenizer_is_named(released, tmp_path):
+    (released / "tokenizer.json").unlink()
+    refused(released, tmp_path, f"{released}: no tokenizer")
+
+
 def test_pickles_are_not_read(released, tmp_path):
     (released / WEIGHTS).rename(released / "pytorch_model.bin")
     refused(released, tmp_path, WEIGHTS, "pickles")
@@ -311,6 +330,11 @@ def test_pickles_are_not_read(released, tmp_path):
         (lambda c: c.update(use_llm_lora=16), ["use_llm_lora 16"]),
         (lambda c: c.update(ps_version="v1"), ["ps_version 'v1'"]),
         (lambda c: c.update(force_image_size=448), ["force_image_size is 448", "56"]),
+        (lambda c: c.update(llm_config=None), ["no known Sa2VA release", "sa2va_chat"]),
+        (lambda c: c["llm_config"].update(num_attention_heads="4"), ["llm_config cannot be followed"]),
+        (lambda c: c["llm_config"].update(num_key_value_heads=3), ["4 attention heads", "3 key-value heads"]),
+        (lambda c: c["llm_config"].update(rope_scaling={"type": "odd"}), ["llm_config.rope_scaling", "'odd'"]),
+        (lambda c: c["vision_config"].update(hidden_size="wide"), ["vision_config cannot be followed"]),
     ],
 )
 def test_a_config_that_cannot_be_followed_is_refused(change, said, released, tmp_path):

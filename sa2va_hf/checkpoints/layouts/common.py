@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedTokenizerBase
 
 from ...model.configuration_sa2va import SPECIAL_TOKENS
@@ -29,6 +31,24 @@ def check_fixed(section: dict[str, Any], fixed: dict[str, Any]) -> None:
     wrong = [f"{k} {section[k]!r} (only {v!r})" for k, v in fixed.items() if section.get(k, v) != v]
     if wrong:
         raise ValueError(f"config.json: not supported: {', '.join(wrong)}")
+
+
+@contextmanager
+def section(where: str) -> Iterator[None]:
+    """Errors: ValueError naming `where`, for fields that the native config inside does not take."""
+    try:
+        yield
+    except (StrictDataclassError, TypeError, KeyError) as error:
+        raise ValueError(f"config.json: {where} cannot be followed: {error}") from error
+
+
+def check_tokenizer_files(source: Path) -> None:
+    """Errors: ValueError naming the files when there are none, or one is damaged."""
+    if not any((source / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        raise ValueError(f"{source}: no tokenizer: neither tokenizer.json, vocab.json nor tokenizer.model")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "added_tokens.json"):
+        if (source / name).is_file():
+            read_json(source / name)
 
 
 def template_of(released: dict[str, Any]) -> str:

@@ -16,7 +16,15 @@ from transformers import AutoTokenizer, InternVLConfig, PreTrainedConfig, PreTra
 from ...model.configuration_sa2va import IMAGE_CONTEXT, SEG_TOKEN, Sa2VAConfig, Sa2VAGroundingConfig
 from ...model.processing_sa2va import Sa2VAProcessor
 from ..rules import STACKED_QKV, Rule, common_rules
-from .common import check_fixed, check_vocabulary, needed, template_of, write_tokenizer
+from .common import (
+    check_fixed,
+    check_tokenizer_files,
+    check_vocabulary,
+    needed,
+    section,
+    template_of,
+    write_tokenizer,
+)
 from .languages import LANGUAGES, language_rules, read_language, released_architecture, write_language
 from .sentencepiece_tokenizer import read_tokenizer
 
@@ -78,7 +86,7 @@ VISION_RULES = [
 
 
 def recognises(released: dict[str, Any]) -> bool:
-    return "llm_config" in released and "vision_config" in released
+    return all(isinstance(released.get(part), dict) for part in ("llm_config", "vision_config"))
 
 
 def fits(config: Sa2VAConfig) -> bool:
@@ -107,6 +115,7 @@ def read(
 
 def load_tokenizer(source: Path, text_config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     """The folder's tokenizer, of a class of transformers'."""
+    check_tokenizer_files(source)
     if LANGUAGES[released_architecture(text_config)].sentencepiece:
         return read_tokenizer(source)
     return AutoTokenizer.from_pretrained(source, config=text_config, trust_remote_code=False)
@@ -132,14 +141,15 @@ def to_config(
     if vision.get("drop_path_rate"):
         logger.info("vision_config.drop_path_rate %s: native InternVL has none", vision["drop_path_rate"])
     names = VISION_NEEDED | VISION_TAKEN
-    mllm = InternVLConfig(
-        vision_config={names[field]: value for field, value in taken.items()},
-        text_config=text_config.to_dict(),
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT),
-        image_seq_length=int(side // patch * ratio) ** 2,
-        downsample_ratio=ratio,
-        tie_word_embeddings=False,
-    )
+    with section("vision_config"):
+        mllm = InternVLConfig(
+            vision_config={names[field]: value for field, value in taken.items()},
+            text_config=text_config.to_dict(),
+            image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT),
+            image_seq_length=int(side // patch * ratio) ** 2,
+            downsample_ratio=ratio,
+            tie_word_embeddings=False,
+        )
     return Sa2VAConfig(
         mllm_config=mllm.to_dict(),
         grounding_config=grounding.to_dict(),

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..rules import Fusion, Rule
-from .common import needed
+from .common import needed, section
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,13 @@ def read_language(released: dict[str, Any]) -> PreTrainedConfig:
     if language.model_type == "phi3" and kind == "su":  # the same thing, before it had a public name
         kind = "longrope"
     fields["rope_parameters"] = {"rope_type": kind} | scaling | {"rope_theta": fields.pop("rope_theta")}
-    config = AutoConfig.for_model(language.model_type, tie_word_embeddings=False, **fields)
+    if fields["rope_parameters"]["rope_type"] not in ("default", *ROPE_INIT_FUNCTIONS):
+        raise ValueError(f"config.json: llm_config.rope_scaling: type {kind!r} is not known")
+    with section("llm_config"):
+        config = AutoConfig.for_model(language.model_type, tie_word_embeddings=False, **fields)
+    heads, shared = config.num_attention_heads, config.num_key_value_heads
+    if heads % shared:
+        raise ValueError(f"config.json: llm_config: {heads} attention heads do not share {shared} key-value heads")
     config.architectures = [architecture]
     return config
 

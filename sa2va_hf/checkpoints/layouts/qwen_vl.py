@@ -21,7 +21,7 @@ from ...model.pictures import PICTURES
 from ...model.processing_sa2va import Sa2VAProcessor
 from ..rules import Rule, common_rules
 from ..zero import read_json
-from .common import check_vocabulary, needed, template_of, write_tokenizer
+from .common import check_tokenizer_files, check_vocabulary, needed, template_of, write_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ def read(
     source: Path, released: dict[str, Any], grounding: Sa2VAGroundingConfig
 ) -> tuple[Sa2VAConfig, Sa2VAProcessor]:
     mllm = to_mllm(released)
+    check_tokenizer_files(source)
     tokenizer = AutoTokenizer.from_pretrained(source, config=mllm, trust_remote_code=False)
     pictures, text = PICTURES[mllm.model_type], mllm.get_text_config()
     marks = {"vision_start_token_id": pictures.start, "image_token_id": pictures.context}

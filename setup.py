@@ -27,6 +27,7 @@ INSTALL = [
 EXTRAS = {
     "test": [
         "pytest>=8.3.0",
+        "pytest-xdist>=3.6.0",
         "tensorboard>=2.18.0",
         "ruff==0.17.5",  # pinned: another release may format differently
     ],

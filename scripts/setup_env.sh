@@ -6,7 +6,11 @@
 # makes the virtual environment FOLDER under the repository root, installs the package in editable mode with its test
 # extra, and puts FOLDER/bin first on PATH (deepspeed calls `ninja` by name). uv does the work; where uv cannot be had,
 # pip does it more slowly. The second call is quick: a stamp in FOLDER holds a hash of everything the install depends on.
-# PYTHON chooses the interpreter (default: the first python3 of 3.11 or newer).
+# PYTHON chooses the interpreter (default: the first python3 of 3.11 or newer). Then
+#
+#   run_pytest [ARGUMENTS]
+#
+# runs the tests in it.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$ROOT" || exit 1
@@ -55,6 +59,13 @@ install_with_pip() {  # folder, constraints file; torch first, so that sam2 buil
     "$PYTHON_BIN" -m venv "$1" || die "\`$PYTHON_BIN -m venv\` failed (on Debian and Ubuntu: install python3-venv)"
     "$1/bin/python" -m pip install --constraint "$2" --upgrade pip 'setuptools>=77' wheel torch torchvision
     "$1/bin/python" -m pip install --constraint "$2" --no-build-isolation --editable '.[test]'
+}
+
+run_pytest() {  # on up to four processes, a file of tests in one of them; two need 12 GB of memory
+    local cores workers
+    cores="$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')"
+    workers=$((cores < 4 ? cores : 4))
+    OMP_NUM_THREADS=$((cores / workers)) python -m pytest --numprocesses "$workers" --dist loadfile "$@"
 }
 
 check_gpu() {

@@ -14,4 +14,4 @@ say "ruff"
 ruff check .
 ruff format --check .
 say "pytest ${arguments[*]-}"
-exec python -m pytest "${arguments[@]+"${arguments[@]}"}"
+run_pytest "${arguments[@]+"${arguments[@]}"}"

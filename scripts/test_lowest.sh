@@ -8,4 +8,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 
 setup_env .venv-lowest lowest-direct
 say "pytest, on the lowest declared versions"
-exec python -m pytest -m "not slow" "$@"
+run_pytest -m "not slow" "$@"

@@ -258,6 +258,9 @@ def test_a_model_that_the_released_code_cannot_build_is_not_written(tmp_path):
     tiny_processor().save_pretrained(tmp_path / "ours")
     with pytest.raises(ValueError, match="expected SAM 2.0 large .*48 blocks, width 144.*, got SAM 2.0 .*width 16"):
         convert(tmp_path / "ours", tmp_path / "theirs", "sa2va")
+    wide = Sa2VAGroundingConfig(**(GROUNDING.to_dict() | {"image_size": 256}))
+    with pytest.raises(ValueError, match="image_size is 128, the released code has 256"):
+        convert(tmp_path / "ours", tmp_path / "theirs", "sa2va", grounding_config=wide)
     assert not (tmp_path / "theirs").exists()
 
 

@@ -124,7 +124,9 @@ def to_released(source: Path, output: Path, asked: Sa2VAGroundingConfig, max_sha
     audit(stored, expected, source)
     sam2.recognise({n.removeprefix(SAM2): t.shape for n, t in stored.items() if n.startswith(SAM2)}, source, asked)
     if (side := config.grounding_config.image_size) != asked.image_size:  # shapes no tensor, so nothing else shows it
-        raise ValueError(f"config.json: grounding_config.image_size is {side}, the released code has {asked.image_size}")
+        raise ValueError(
+            f"config.json: grounding_config.image_size is {side}, the released code has {asked.image_size}"
+        )
     plan = moves(expected, layout.rules(config))
     tensors = {move.released: join(move, stored) for move in plan}
     released = layout.released_config(config, processor, stored[EMBEDDING].dtype)

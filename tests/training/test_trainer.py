@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from toy_run import ToyDataset, build, evaluation, finished, launch, losses, records, run, tiny_folder
+from toy_run import PRESETS, ToyDataset, build, evaluation, finished, launch, losses, records, run, tiny_folder
 
 from sa2va_hf.arguments import Sa2VATrainingArguments
 from sa2va_hf.training.trainer import Meter, find_checkpoint
@@ -210,11 +210,9 @@ def test_two_processes_learn_as_one_with_the_same_global_batch(base, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", [None, "zero3.json"])
+@pytest.mark.parametrize("preset", [None, "zero2.json", "zero3.json"])
 def test_ranks_with_different_kinds_of_batches_do_not_wait_for_each_other(model, tmp_path, preset):
     # In the toy data's own order one rank has masks while the other has text only, or a clip while it has a picture.
-    from toy_run import PRESETS
-
     extra = {"deepspeed": str(PRESETS / preset)} if preset else {}
     launch(tmp_path / "run", 2, model=model, max_steps=5, mixed=True, per_device_train_batch_size=1, **extra)
     kinds = {
@@ -225,10 +223,20 @@ def test_ranks_with_different_kinds_of_batches_do_not_wait_for_each_other(model,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_resumes_exactly(model, tmp_path, processes):
+@pytest.mark.parametrize(
+    ("processes", "extra"),
+    [
+        (1, {}),
+        (1, {"dataloader_num_workers": 2}),  # which have read ahead when the run is killed
+        (2, {}),
+        (2, {"deepspeed": str(PRESETS / "zero2.json")}),
+        (2, {"deepspeed": str(PRESETS / "zero3.json")}),
+    ],
+    ids=["one", "workers", "ddp", "zero2", "zero3"],
+)
+def test_a_killed_run_resumes_exactly(model, tmp_path, processes, extra):
     settings = {"model": model, "model_arguments": RANDOM, "size": 30, "max_steps": 6}
-    settings |= {"save_strategy": "steps", "save_steps": 2}
+    settings |= {"save_strategy": "steps", "save_steps": 2} | extra
     whole, part = tmp_path / "whole", tmp_path / "part"
     launch(whole, processes, **settings)
     launch(part, processes, expect="killed", die_at=5, **settings)  # kill -9, a step after checkpoint-4

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -153,35 +153,32 @@ class QwenVLPictures:
         """Patches per side that become one token."""
         return round(1 / self.downsample_ratio)
 
-    @cached_property
-    def processors(self) -> tuple[Any, Any]:
-        """For images, and for the frames of a clip."""
-        # transformers 5.0 means Pillow's by the plain name, later ones mean torchvision's, which the models learned
-        plain = hasattr(transformers, "Qwen2VLImageProcessorPil")
-        kind = transformers.Qwen2VLImageProcessor if plain else transformers.Qwen2VLImageProcessorFast
-        return tuple(
-            kind(
-                size={"shortest_edge": least, "longest_edge": most},
-                patch_size=self.patch_size,
-                merge_size=self.merge_size,
-                image_mean=list(self.pixel_mean),
-                image_std=list(self.pixel_std),
-            )
-            for least, most in (self.image_pixels, self.frame_pixels)
-        )
+    def processor(self, is_video: bool) -> Any:
+        """For images, or for the frames of a clip."""
+        limits, numbers = self.frame_pixels if is_video else self.image_pixels, (self.pixel_mean, self.pixel_std)
+        return _qwen_processor(*limits, self.patch_size, self.merge_size, *map(tuple, numbers))
 
     def block(self, width: int, height: int, is_video: bool) -> int:
         """How many tokens an image, or a frame of a clip, takes."""
-        return self.processors[is_video].get_number_of_image_patches(height, width, {}) // self.merge_size**2
+        return self.processor(is_video).get_number_of_image_patches(height, width, {}) // self.merge_size**2
 
     def inputs(self, conversations: Sequence[Frames]) -> dict[str, Tensor]:
         """`pixel_values` (patches, 3 * 2 * p * p) and `image_grid_thw` (pictures, 3), in patches."""
         parts = [
-            self.processors[is_video](images=list(frames), return_tensors="pt")
+            self.processor(is_video)(images=list(frames), return_tensors="pt")
             for frames, is_video in conversations
             if len(frames)
         ]
         return {name: torch.cat([part[name] for part in parts]) for name in ("pixel_values", "image_grid_thw")}
+
+
+@lru_cache
+def _qwen_processor(least: int, most: int, patch: int, merge: int, mean: tuple, std: tuple) -> Any:
+    # transformers 5.0 means Pillow's by the plain name, later ones mean torchvision's, which the models learned from
+    plain = hasattr(transformers, "Qwen2VLImageProcessorPil")
+    kind = transformers.Qwen2VLImageProcessor if plain else transformers.Qwen2VLImageProcessorFast
+    size = {"shortest_edge": least, "longest_edge": most}
+    return kind(size=size, patch_size=patch, merge_size=merge, image_mean=list(mean), image_std=list(std))
 
 
 @dataclass

@@ -152,7 +152,7 @@ class Sa2VAProcessor(ProcessorMixin):
         return processor
 
     # ---------------------------------------------------------------- sizes
-    @cached_property
+    @property
     def pictures(self) -> InternVLPictures | QwenVLPictures:
         """What the LLM reads of a picture."""
         kind = PICTURES[self.backbone]

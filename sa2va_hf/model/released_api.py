@@ -140,14 +140,8 @@ def find_processor(model: Sa2VAForConditionalGeneration, tokenizer: Any, process
     if beside and (Path(beside) / "processor_config.json").is_file():
         return Sa2VAProcessor.from_pretrained(beside)
     if tokenizer is None:
-        raise ValueError("give a Sa2VAProcessor as processor, or the checkpoint's tokenizer")
-    vision, grounding = model.config.mllm_config.vision_config, model.config.grounding_config
-    return Sa2VAProcessor(
-        tokenizer,
-        template=model.config.template,
-        tile_size=vision.image_size[0],
-        patch_size=vision.patch_size[0],
-        downsample_ratio=model.config.mllm_config.downsample_ratio,
-        grounding_image_size=grounding.image_size,
-        add_bos=model.config.get_text_config().model_type in ("llama", "phi3") and tokenizer.bos_token_id is not None,
-    )
+        if processor is None:
+            raise ValueError("give a Sa2VAProcessor as processor, or the checkpoint's tokenizer")
+        tokenizer = processor.tokenizer  # of the LLM's own processor, which callers of Qwen-VL releases give
+    llama = model.config.get_text_config().model_type in ("llama", "phi3")
+    return Sa2VAProcessor.for_model(model.config, tokenizer, add_bos=llama and tokenizer.bos_token_id is not None)

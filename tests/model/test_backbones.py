@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, 
 
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAPredictor, Sa2VAProcessor
 from sa2va_hf.arguments import ModelArguments
+from sa2va_hf.model import released_api
 from sa2va_hf.model.backbones import BACKBONES, backbone_of
 from sa2va_hf.model.pictures import PICTURES
 from sa2va_hf.training.trainable import make_trainable
@@ -91,7 +92,7 @@ def native(name: str, processor: Sa2VAProcessor):
     marks = {"image_token": PAD, "video_token": "<|video_pad|>", "vision_bos_token": START, "vision_eos_token": END}
     for mark, token in marks.items():
         setattr(tokenizer, mark, token)
-    images = processor.pictures.processors[0]
+    images = processor.pictures.processor(is_video=False)
     if name == "qwen2_5_vl":
         return transformers.Qwen2_5_VLProcessor(images, tokenizer, transformers.Qwen2VLVideoProcessor())
     return transformers.Qwen3VLProcessor(images, tokenizer, transformers.Qwen3VLVideoProcessor())
@@ -408,6 +409,19 @@ def test_what_is_generated_is_drawn(name, seg_before_norm):
     assert batch[1].text == ONE and batch[1].masks.shape[1] == 0
     again = predictor(text="the right one", history=told.history)
     assert again.text == ONE and again.masks.shape == (1, 1, 60, 110)
+
+
+def test_predict_forward_takes_the_processor_that_callers_of_the_releases_give(name, processor, model, monkeypatch):
+    monkeypatch.setattr(released_api, "MAX_NEW_TOKENS", 6)
+    tokenizer = tiny_tokenizer(name)
+    made = Sa2VAProcessor.for_model(model.config, tokenizer)
+    question = {"image": picture(0, (640, 430)), "text": "<image>Segment it."}
+    expected = Sa2VAPredictor(model, made)(**question, max_new_tokens=6)
+    for given in ({"processor": made}, {"tokenizer": tokenizer}, {"processor": native(name, processor)}):
+        answer = model.predict_forward(**question, **given)
+        assert answer["prediction"] == expected.text and answer["past_text"]
+    with pytest.raises(ValueError, match="give a Sa2VAProcessor as processor, or the checkpoint's tokenizer"):
+        model.predict_forward(**question)
 
 
 # ---------------------------------------------------------------- mistakes

@@ -28,6 +28,7 @@ EXTRAS = {
     "test": [
         "pytest>=8.3.0",
         "pytest-xdist>=3.6.0",
+        "sentencepiece>=0.2.0",  # what converted tokenizers are compared with
         "tensorboard>=2.18.0",
         "ruff==0.17.5",  # pinned: another release may format differently
     ],

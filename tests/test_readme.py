@@ -34,8 +34,8 @@ def test_every_source_it_names_exists():
     from sa2va_hf.data.sources import SOURCES
 
     own = README.split("## Fine-tune on your own masks")[1].split("\n## ")[0]
-    names = {*re.findall(r"prepare_data\.py --source (\w+)", README), *re.findall(r"^\| `(\w+)` \|", own, re.MULTILINE)}
-    names -= {"yours"}
+    rows = re.findall(r"^\| `(\w+)` \|", own, flags=re.MULTILINE)
+    names = {*re.findall(r"prepare_data\.py --source (\w+)", README), *rows} - {"yours"}
     assert names and names <= set(SOURCES)
 
 

@@ -60,6 +60,22 @@ def test_generating_and_being_given_the_answer_draw_the_same(predictor):
         assert_same(said, predictor.segment(**visual, text="the dog?", answer=said.text))
 
 
+def test_the_llm_reads_prompt_and_answer_once(predictor):
+    lengths: list[int] = []
+    hook = predictor.model.watch_states(lambda states: lengths.append(states.shape[1]))
+    p = predictor(image=picture(0), text="the dog?")
+    hook.remove()
+    answer = len(predictor.processor.tokenizer(p.text + "<|im_end|>")["input_ids"])
+    assert len(p.masks) == 1
+    assert lengths[1:] == [1] * (answer - 1)  # the prompt, then every token but the last: nothing asks for its state
+
+
+def test_beams_find_the_same_states(predictor):
+    """Beams change places while they grow, so their states are found by one more pass."""
+    one, two = (predictor(image=picture(0), text="the dog?", num_beams=n) for n in (1, 2))
+    assert_same(one, two)
+
+
 def test_masks_are_the_enlarged_logits_by_way_of_the_input_size(predictor):
     p = predictor.segment(image=picture(1), text="the dog", answer=TWO)
     square = F.interpolate(torch.from_numpy(p.mask_logits), size=(128, 128), mode="bilinear", align_corners=False)

@@ -34,7 +34,10 @@ def first_frames(num_frames: int, count: int) -> list[int]:
 
 
 class FrameReader:
-    """Features of single frames in the order asked for; `at_once` of them are read and encoded together."""
+    """Features of single frames in the order asked for; `at_once` of them are read and encoded together.
+
+    constants: the precision of the pixels' mean and standard deviation.
+    """
 
     def __init__(
         self, encoder: Sa2VAGroundingEncoder, load: LoadFrames, at_once: int, constants: torch.dtype = torch.float32
@@ -58,36 +61,22 @@ def ask(encoder: Sa2VAGroundingEncoder, features: ImageFeatures, embeddings: Ten
     )
 
 
-def per_frame(
-    encoder: Sa2VAGroundingEncoder,
-    load: LoadFrames,
-    num_frames: int,
-    key_frames: list[int],
-    embeddings: Tensor,
-    at_once: int,
-) -> ClipMasks:
+def per_frame(frames: FrameReader, num_frames: int, key_frames: list[int], embeddings: Tensor) -> ClipMasks:
     """Every frame by itself, without memory, as in training."""
-    for _, features in FrameReader(encoder, load, at_once).read(range(num_frames)):
-        prediction = ask(encoder, features, embeddings)
+    for _, features in frames.read(range(num_frames)):
+        prediction = ask(frames.encoder, features, embeddings)
         yield prediction.masks.unsqueeze(1), prediction.ious.amax(1, keepdim=True)
 
 
-def memory(
-    encoder: Sa2VAGroundingEncoder,
-    load: LoadFrames,
-    num_frames: int,
-    key_frames: list[int],
-    embeddings: Tensor,
-    at_once: int,
-) -> ClipMasks:
+def memory(frames: FrameReader, num_frames: int, key_frames: list[int], embeddings: Tensor) -> ClipMasks:
     """The released inference, step by step: the first frames are asked, the others followed by memory.
 
     Its roundings are kept, since its numbers depend on them: pixel constants and memories are bfloat16.
     """
-    remembered = ClipMemory(encoder, len(embeddings), num_frames, torch.bfloat16)
-    for number, features in FrameReader(encoder, load, at_once, torch.bfloat16).read(range(num_frames)):
+    remembered = ClipMemory(frames.encoder, len(embeddings), num_frames, torch.bfloat16)
+    for number, features in frames.read(range(num_frames)):
         if number in key_frames:
-            prediction = ask(encoder, features, embeddings)
+            prediction = ask(frames.encoder, features, embeddings)
             masks, ious = prediction.masks, prediction.ious.amax(1)
             if num_frames > len(key_frames):
                 remembered.prompt_with_embeddings(number, features, prediction)
@@ -96,27 +85,19 @@ def memory(
         yield masks.unsqueeze(1), ious.unsqueeze(1)
 
 
-def consistent(
-    encoder: Sa2VAGroundingEncoder,
-    load: LoadFrames,
-    num_frames: int,
-    key_frames: list[int],
-    embeddings: Tensor,
-    at_once: int,
-) -> ClipMasks:
+def consistent(frames: FrameReader, num_frames: int, key_frames: list[int], embeddings: Tensor) -> ClipMasks:
     """Key frames all over the clip are drawn as in training, then their masks are followed through the others.
 
     After Sa2VA-i (arXiv 2509.19082, repository kumuji/sa2va-i): the memory was made for masks that are given, not for
     those that a fine-tuned decoder finds from an embedding. A frame between two key frames looks at both.
     """
-    remembered, drawn = ClipMemory(encoder, len(embeddings), num_frames), {}
-    reader = FrameReader(encoder, load, at_once)
-    for number, features in reader.read(key_frames):
-        prediction = ask(encoder, features, embeddings)
+    remembered, drawn = ClipMemory(frames.encoder, len(embeddings), num_frames), {}
+    for number, features in frames.read(key_frames):
+        prediction = ask(frames.encoder, features, embeddings)
         drawn[number] = prediction.masks, prediction.ious.amax(1)
         if num_frames > len(key_frames):
             remembered.prompt_with_masks(number, features, prediction.masks)
-    others = reader.read([number for number in range(num_frames) if number not in drawn])
+    others = frames.read([number for number in range(num_frames) if number not in drawn])
     for number in range(num_frames):
         masks, ious = drawn.pop(number) if number in drawn else remembered.follow(*next(others))
         yield masks.unsqueeze(1), ious.unsqueeze(1)
@@ -127,7 +108,7 @@ class VideoMode:
     """`key_frames(clip length, how many)` are the frames the LLM reads; `masks` draws on all of them."""
 
     key_frames: Callable[[int, int], list[int]]
-    masks: Callable[[Sa2VAGroundingEncoder, LoadFrames, int, list[int], Tensor, int], ClipMasks]
+    masks: Callable[[FrameReader, int, list[int], Tensor], ClipMasks]
     constants: torch.dtype = torch.float32  # precision of the pixels' mean and standard deviation
 
 
@@ -161,8 +142,9 @@ def clip_masks(
     expects of them (objects, n).
     """
     at_once = at_once or (4 if embeddings.device.type == "cuda" else 1)
-    draw = get_video_mode(mode or model.config.video_mode).masks
-    steps = draw(model.grounding_encoder, load, num_frames, key_frames, embeddings, at_once)
+    how = get_video_mode(mode or model.config.video_mode)
+    frames = FrameReader(model.grounding_encoder, load, at_once, how.constants)
+    steps = how.masks(frames, num_frames, key_frames, embeddings)
     while True:
         with torch.no_grad(), model.grounding_precision():  # entered per step: the caller runs in between
             step = next(steps, None)

@@ -146,7 +146,7 @@ def test_objects_do_not_mix_and_frames_may_be_encoded_together(mode):
     keys = [0, 1, 2] if mode is memory else [0, 5, 11]
 
     def draw(embeddings, at_once):
-        steps = mode(encoder, lambda numbers: clip[numbers], 12, keys, embeddings, at_once)
+        steps = mode(FrameReader(encoder, lambda numbers: clip[numbers], at_once), 12, keys, embeddings)
         return torch.cat([masks for masks, _ in steps], dim=1)
 
     together = draw(prompts, 1)
@@ -165,7 +165,7 @@ def test_what_was_seen_matters_later(mode):
     ends = []
     for seed in (0, 1):
         prompts = torch.randn(1, 64, generator=torch.Generator().manual_seed(seed)) * 3
-        steps = list(mode(encoder, lambda numbers: clip[numbers], 8, keys, prompts, 1))
+        steps = list(mode(FrameReader(encoder, lambda numbers: clip[numbers], 1), 8, keys, prompts))
         ends.append(steps[5][0])
     assert (ends[0] - ends[1]).abs().mean() > 0.02
 

@@ -20,6 +20,8 @@ SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "refcoco": partial(refcoco, name="refcoco"),
     "refcoco+": partial(refcoco, name="refcoco+"),
     "refcocog": partial(refcoco, name="refcocog"),
+    "refclef": partial(refcoco, name="refclef"),
+    "grefcoco": partial(refcoco, name="grefcoco"),
     "finetune_json": finetune_json,
     "coco_json": coco_json,
     "png_masks": png_masks,

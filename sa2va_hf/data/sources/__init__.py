@@ -14,6 +14,7 @@ from sa2va_hf.data.sources.coco_json import coco_json
 from sa2va_hf.data.sources.finetune_json import finetune_json
 from sa2va_hf.data.sources.png_masks import png_masks
 from sa2va_hf.data.sources.refcoco import refcoco
+from sa2va_hf.data.sources.video_referring import video_referring
 
 SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "shapes": shapes,
@@ -25,6 +26,11 @@ SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "finetune_json": finetune_json,
     "coco_json": coco_json,
     "png_masks": png_masks,
+    "mevis": partial(video_referring, name="mevis"),
+    "revos": partial(video_referring, name="revos"),
+    "ref_youtube_vos": partial(video_referring, name="ref_youtube_vos"),
+    "ref_davis17": partial(video_referring, name="ref_davis17"),
+    "ref_sav_eval": partial(video_referring, name="ref_sav_eval"),
 }
 
 __all__ = ["SOURCES"]

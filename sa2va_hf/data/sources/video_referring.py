@@ -1,0 +1,277 @@
+"""Phrases for objects of videos: MeViS, ReVOS, Ref-YouTube-VOS, Ref-DAVIS17, and the evaluation part of Ref-SAV.
+
+    MeViS       ROOT/train/meta_expressions.json, mask_dict.json, JPEGImages/VIDEO/00000.jpg
+    ReVOS       ROOT/meta_expressions_train_.json, mask_dict.json; videos are named by their path (TAO/frames/...)
+    Ref-YT-VOS  ROOT/meta_expressions/train/meta_expressions.json, ROOT/train/JPEGImages/VIDEO/00000.jpg, and the masks
+                as ROOT/mask_dict.pkl or as ROOT/train/Annotations/VIDEO/00000.png (the palette's index is the obj_id)
+    Ref-DAVIS17 the same for valid, or DAVIS itself with ROOT/davis_text_annotations/Davis17_annot1.txt, ...
+    Ref-SAV     ROOT/meta_expressions_valid.json, mask_dict.json, videos/VIDEO/00000.jpg
+
+    meta_expressions.json   {"videos": {VIDEO: {"frames": ["00000", ...], "expressions": {"0": {"exp": TEXT,
+                             "anno_id": [0, 1], "obj_id": [0, 1], "type_id": 0}}}}}
+    mask_dict               {"0": [RLE or null, one per frame], ...}, null where the object is not in the frame
+
+An anno_id is a key of mask_dict. Ref-YouTube-VOS and Ref-DAVIS17 have none: there the expressions themselves are
+numbered through, by the sorted names of the videos and, within one, by the keys of its expressions sorted as text
+("10" before "2"); see the option `numbering`.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sa2va_hf import masks
+from sa2va_hf.data.schema import Expression, Object, Reject, Sample
+from sa2va_hf.data.sources.clips import clip_size, frame_number, named_frames, paths, read_mask_dict, read_names, track
+from sa2va_hf.data.sources.files import (
+    annotation_file,
+    expect_keys,
+    first_existing,
+    read_annotation,
+    read_json,
+    sized_ids,
+)
+
+EXPRESSION_FILES = (
+    "{split}/meta_expressions.json",
+    "meta_expressions/{split}/meta_expressions.json",
+    "meta_expressions_{split}_.json",  # ReVOS's name, underscore and all
+    "meta_expressions_{split}.json",
+)
+MASK_FILES = ("{split}/mask_dict.json", "{split}/mask_dict.pkl", "mask_dict.json", "mask_dict.pkl")
+MASK_FOLDERS = (
+    "{split}/Annotations",
+    "Annotations/480p",
+    "DAVIS/Annotations/480p",
+    "Annotations",
+)  # palette pictures
+FRAME_FOLDERS = (
+    "{split}/JPEGImages",
+    "JPEGImages/480p",
+    "DAVIS/JPEGImages/480p",
+    "JPEGImages",
+    "videos",
+    "{split}/videos",
+    "",
+)
+DAVIS_LISTS = ("ImageSets/2017/{split}.txt", "DAVIS/ImageSets/2017/{split}.txt")
+DAVIS_SPLITS = {"valid": "val"}
+DAVIS_TEXTS = "davis_text_annotations"
+
+REVOS_TYPES = {0: "referring", 1: "reasoning", 2: "no_target"}
+DAVIS_ANNOTATORS = ("first_frame_1", "full_video_1", "first_frame_2", "full_video_2")  # of each object, in this order
+
+NUMBERINGS = ("sorted", "file")
+
+
+@dataclass
+class _Masks:
+    """Where masks come from: a dict by annotation id, or (when `folder`) palette pictures, one per frame."""
+
+    by_id: dict[str, Any]
+    folder: Path | None = None
+    numbers: dict[tuple[str, str], str] | None = None  # (video, expression) -> annotation id, where the file has none
+
+
+def video_referring(
+    root: Path | str,
+    split: str,
+    *,
+    name: str = "mevis",
+    annotations: Path | str | None = None,
+    masks_from: Path | str | None = None,
+    frames: Path | str | None = None,
+    numbering: str = "sorted",
+) -> Iterator[Sample | Reject]:
+    """One sample per video with all its objects and expressions; every frame listed is annotated.
+
+    Expressions with several anno_ids mean them together; with none (ReVOS type 2) they match nothing. kind: ReVOS's
+    types; for Ref-DAVIS17 the annotator, where each object has the published four expressions.
+
+    annotations, masks_from, frames: the file of expressions, the mask_dict or the folder of palette pictures, and the
+    folder of videos, where they lie elsewhere. numbering: how expressions without anno_id are numbered into mask_dict:
+    "sorted" (as published) or "file" (in the order of the file). Wrong numbers are found: their count must be that
+    of the masks, and expressions of one object must have the same masks. Raises ValueError when a file is missing, not
+    of this form, or of a split whose masks were never published.
+    """
+    if numbering not in NUMBERINGS:
+        raise ValueError(f"numbering must be one of {', '.join(NUMBERINGS)}, got {numbering!r}")
+    root = Path(root)
+    usual = [root / place.format(split=split) for place in EXPRESSION_FILES]
+    if annotations is None and (root / DAVIS_TEXTS).is_dir() and not any(path.exists() for path in usual):
+        path, videos = root / DAVIS_TEXTS, _davis_texts(root, split)
+    else:
+        path = annotation_file(root, annotations, usual)
+        videos = read_json(path, dict).get("videos")
+    if not isinstance(videos, dict) or not videos:
+        raise ValueError(f"{path} must have a dict 'videos' with at least one video, got {videos!r:.80}")
+    source = _find_masks(root, split, masks_from, videos, path, numbering)
+    folders = [Path(frames)] if frames else [root / place.format(split=split) for place in FRAME_FOLDERS]
+    folders = [folder for folder in folders if folder.is_dir()] or folders
+    for video, record in videos.items():
+        try:
+            expect_keys(record, {"frames": list, "expressions": dict}, f"video {video}")
+            files = named_frames(sorted(map(str, record["frames"])), video, folders)
+            width, height = clip_size(files)
+        except ValueError as error:
+            yield Reject(f"{name}/{video}", str(error), str(path))
+            continue
+        sample = Sample(f"{name}/{video}", "referring", width, height, frames=paths(files), source=name)
+        yield from _fill(sample, video, record["expressions"], source, str(path))
+        if sample.expressions:
+            yield sample
+
+
+def _fill(sample: Sample, video: str, expressions: dict, source: _Masks, file: str) -> Iterator[Reject]:
+    """Adds objects and expressions of a video to the sample; yields what had to be left out."""
+    load = _folder_loader(sample, video, source.folder) if source.folder else _dict_loader(sample, source.by_id)
+    index_of: dict[str, int] = {}  # annotation -> object
+    kinds = _annotators(expressions) if sample.source == "ref_davis17" else {}
+    for key, expression in expressions.items():
+        try:
+            expect_keys(expression, {"exp": str}, f"expression {key}")
+            if not (text := expression["exp"].strip(" .")):
+                raise ValueError(f"'exp' must be a non-empty text, got {expression['exp']!r}")
+            targets = []
+            for annotation, own in _annotations(video, key, expression, source):
+                if own not in index_of:
+                    thing = load(annotation)
+                    index_of[own] = len(sample.objects)
+                    sample.objects.append(thing)
+                elif source.numbers is not None and load(annotation) != sample.objects[index_of[own]]:
+                    raise ValueError(
+                        f"mask {annotation} is not the one that another expression of object {own} has: "
+                        f"the masks seem to be numbered in another way; try the option numbering"
+                    )
+                targets += [index_of[own]] if index_of[own] not in targets else []
+            kind = REVOS_TYPES.get(expression.get("type_id"), "") if "type_id" in expression else kinds.get(key, "")
+            sample.expressions.append(Expression(text, targets, kind))
+        except ValueError as error:
+            yield Reject(f"{sample.id}/expression {key}", str(error), file)
+
+
+def _annotations(video: str, key: str, expression: dict, source: _Masks) -> list[tuple[str, str]]:
+    """(where its mask is, which object that is) of each target of an expression."""
+    if source.folder or source.numbers is not None:
+        own = expression.get("obj_id")
+        if not isinstance(own, str | int) or isinstance(own, bool):
+            raise ValueError(f"'obj_id' must be the number of one object, got {own!r:.80}")
+        return [(str(own) if source.folder else source.numbers[video, key], str(own))]
+    if not isinstance(ids := expression.get("anno_id"), list):
+        raise ValueError(f"'anno_id' must be a list of keys of the masks, got {ids!r:.80}")
+    return [(str(number), str(number)) for number in ids]
+
+
+def _annotators(expressions: dict) -> dict[str, str]:
+    """Which annotator wrote which expression of Ref-DAVIS17; empty when there are not four per object, in a row."""
+    keys = list(expressions)
+    owners = [one.get("obj_id") if isinstance(one, dict) else None for one in expressions.values()]
+    count = len(DAVIS_ANNOTATORS)
+    whole = len(keys) % count == 0 and all(
+        len(set(map(str, owners[first : first + count]))) == 1 for first in range(0, len(keys), count)
+    )
+    if not whole or len(set(map(str, owners))) * count != len(keys):
+        return {}
+    return {key: DAVIS_ANNOTATORS[number % count] for number, key in enumerate(keys)}
+
+
+# ---------------------------------------------------------------- masks
+
+
+def _find_masks(root: Path, split: str, given: Path | str | None, videos: dict, file: Path, numbering: str) -> _Masks:
+    expressions = [
+        (video, key, one)
+        for video, record in videos.items()
+        if isinstance(record, dict) and isinstance(record.get("expressions"), dict)
+        for key, one in record["expressions"].items()
+    ]
+    named = any(isinstance(one, dict) and "anno_id" in one for _, _, one in expressions)
+    if not named and not any(isinstance(one, dict) and "obj_id" in one for _, _, one in expressions):
+        raise ValueError(
+            f"none of the {len(expressions)} expressions of {file} has an anno_id or obj_id: the masks of this split "
+            "were not published, so that it can be neither learnt from nor scored here"
+        )
+    places = MASK_FILES + (() if named else MASK_FOLDERS)
+    places = [root / place.format(split=split) for place in places]
+    if given is not None:
+        places = [Path(given), root / given]
+    place = first_existing(places, "the masks (mask_dict)", "Name them with --option masks_from=FILE")
+    if place.is_dir():
+        return _Masks({}, place)
+    by_id = read_mask_dict(place)
+    if named:
+        return _Masks(by_id)
+    if len(by_id) != len(expressions):
+        raise ValueError(
+            f"{place} has {len(by_id)} masks but {file} has {len(expressions)} expressions without anno_id: "
+            "they are numbered through, so there must be one mask for each"
+        )
+    order = sorted((video, key) for video, key, _ in expressions)
+    order = order if numbering == "sorted" else [(video, key) for video, key, _ in expressions]
+    return _Masks(by_id, None, {pair: str(number) for number, pair in enumerate(order)})
+
+
+def _dict_loader(sample: Sample, by_id: dict[str, Any]) -> Callable[[str], Object]:
+    def load(annotation: str) -> Object:
+        if annotation not in by_id:
+            raise ValueError(f"anno_id {annotation} is not among the {len(by_id)} masks")
+        try:
+            return track(by_id[annotation], sample.num_frames, sample.height, sample.width, null_is_absent=True)
+        except ValueError as error:
+            raise ValueError(f"anno_id {annotation}: {error}") from error
+
+    return load
+
+
+def _folder_loader(sample: Sample, video: str, folder: Path) -> Callable[[str], Object]:
+    pictures: list[np.ndarray] = []  # opened for the first object, kept for the others of the video
+
+    def load(annotation: str) -> Object:
+        if not annotation.isdigit() or int(annotation) == 0:
+            raise ValueError(f"'obj_id' must be an index of the palette from 1, got {annotation!r}")
+        if not pictures:
+            stems = [Path(frame).stem for frame in sample.frames]
+            pictures.extend(sized_ids(folder / video / f"{stem}.png", sample.height, sample.width) for stem in stems)
+        rles = [masks.encode(ids == int(annotation)) for ids in pictures]
+        try:
+            return track(rles, sample.num_frames, sample.height, sample.width, null_is_absent=True)
+        except ValueError as error:
+            raise ValueError(f"object {annotation} of {folder / video}: {error}") from error
+
+    return load
+
+
+# ---------------------------------------------------------------- Ref-DAVIS17's own texts
+
+
+def _davis_texts(root: Path, split: str) -> dict[str, dict]:
+    """`videos` of a meta_expressions file, from davis_text_annotations/*.txt with lines: VIDEO OBJECT "TEXT"."""
+    split = DAVIS_SPLITS.get(split, split)
+    listed = [root / place.format(split=split) for place in DAVIS_LISTS]
+    chosen = set(read_names(first_existing(listed, f"the list of the split {split}", "It comes with DAVIS-2017")))
+    texts: dict[tuple[str, str], list[str]] = {}
+    for path in sorted((root / DAVIS_TEXTS).glob("*.txt"), key=lambda one: one.stem):
+        data = read_annotation(path)
+        try:
+            lines = data.decode("utf-8")
+        except UnicodeDecodeError:
+            lines = data.decode("cp1252")
+        for number, line in enumerate(lines.splitlines(), start=1):
+            match = re.fullmatch(r'\s*(\S+)\s+(\d+)\s+"?(.*?)"?\s*', line)
+            if match and match[1] in chosen:
+                texts.setdefault((match[1], match[2]), []).append(match[3])
+            elif line.strip() and not match:
+                raise ValueError(f'{path}, line {number} must be VIDEO OBJECT "TEXT", got {line!r:.80}')
+    frame_folders = [root / place for place in FRAME_FOLDERS if "{" not in place and place]
+    videos: dict[str, dict] = {}
+    for (video, own), of_object in sorted(texts.items(), key=lambda item: (item[0][0], int(item[0][1]))):
+        folder = next((base / video for base in frame_folders if (base / video).is_dir()), None)
+        names = [path.stem for path in sorted(folder.glob("*.jpg"), key=frame_number)] if folder else []
+        expressions = videos.setdefault(video, {"frames": names, "expressions": {}})["expressions"]
+        for text in of_object:
+            expressions[str(len(expressions))] = {"exp": text, "obj_id": own}
+    return videos

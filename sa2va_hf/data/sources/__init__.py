@@ -13,8 +13,11 @@ from sa2va_hf.data.shapes import shapes
 from sa2va_hf.data.sources.coco_json import coco_json
 from sa2va_hf.data.sources.finetune_json import finetune_json
 from sa2va_hf.data.sources.png_masks import png_masks
+from sa2va_hf.data.sources.ref_sav import ref_sav
 from sa2va_hf.data.sources.refcoco import refcoco
+from sa2va_hf.data.sources.sav import sav
 from sa2va_hf.data.sources.video_referring import video_referring
+from sa2va_hf.data.sources.vos_folders import vos_folders
 
 SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "shapes": shapes,
@@ -30,7 +33,10 @@ SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "revos": partial(video_referring, name="revos"),
     "ref_youtube_vos": partial(video_referring, name="ref_youtube_vos"),
     "ref_davis17": partial(video_referring, name="ref_davis17"),
+    "ref_sav": ref_sav,
     "ref_sav_eval": partial(video_referring, name="ref_sav_eval"),
+    "vos_folders": vos_folders,
+    "sav": sav,
 }
 
 __all__ = ["SOURCES"]

@@ -15,6 +15,7 @@ from sa2va_hf.data.sources.finetune_json import finetune_json
 from sa2va_hf.data.sources.png_masks import png_masks
 from sa2va_hf.data.sources.ref_sav import ref_sav
 from sa2va_hf.data.sources.refcoco import refcoco
+from sa2va_hf.data.sources.sa1b import sa1b
 from sa2va_hf.data.sources.sav import sav
 from sa2va_hf.data.sources.video_referring import video_referring
 from sa2va_hf.data.sources.vos_folders import vos_folders
@@ -37,6 +38,7 @@ SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "ref_sav_eval": partial(video_referring, name="ref_sav_eval"),
     "vos_folders": vos_folders,
     "sav": sav,
+    "sa1b": sa1b,
 }
 
 __all__ = ["SOURCES"]

@@ -13,6 +13,7 @@ from sa2va_hf.data.shapes import shapes
 from sa2va_hf.data.sources.coco_json import coco_json
 from sa2va_hf.data.sources.finetune_json import finetune_json
 from sa2va_hf.data.sources.png_masks import png_masks
+from sa2va_hf.data.sources.reason_seg import reason_seg
 from sa2va_hf.data.sources.ref_sav import ref_sav
 from sa2va_hf.data.sources.refcoco import refcoco
 from sa2va_hf.data.sources.sa1b import sa1b
@@ -27,6 +28,7 @@ SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "refcocog": partial(refcoco, name="refcocog"),
     "refclef": partial(refcoco, name="refclef"),
     "grefcoco": partial(refcoco, name="grefcoco"),
+    "reason_seg": reason_seg,
     "finetune_json": finetune_json,
     "coco_json": coco_json,
     "png_masks": png_masks,

@@ -18,6 +18,7 @@ from sa2va_hf.data.sources.ref_sav import ref_sav
 from sa2va_hf.data.sources.refcoco import refcoco
 from sa2va_hf.data.sources.sa1b import sa1b
 from sa2va_hf.data.sources.sav import sav
+from sa2va_hf.data.sources.semantic_png import semantic_png
 from sa2va_hf.data.sources.video_referring import video_referring
 from sa2va_hf.data.sources.vos_folders import vos_folders
 
@@ -29,6 +30,9 @@ SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "refclef": partial(refcoco, name="refclef"),
     "grefcoco": partial(refcoco, name="grefcoco"),
     "reason_seg": reason_seg,
+    "cocostuff": partial(semantic_png, name="cocostuff"),
+    "ade20k": partial(semantic_png, name="ade20k"),
+    "mapillary": partial(semantic_png, name="mapillary"),
     "finetune_json": finetune_json,
     "coco_json": coco_json,
     "png_masks": png_masks,

@@ -5,6 +5,7 @@ toy_run.py RUN.json          # as a process of its own, also under torchrun; see
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from functools import cache
@@ -206,7 +207,15 @@ def launch(folder, processes, expect=0, **settings):
         command = [sys.executable, *launcher, *command[1:]]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # DeepSpeed calls ninja by name
     python_path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": path, "PYTHONPATH": python_path}
+    with socket.socket() as free:  # DeepSpeed alone would take 29500, which a test beside this one may have
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PATH": path,
+        "PYTHONPATH": python_path,
+        "MASTER_PORT": port,
+    }
     with open(folder / "log.txt", "w") as log:
         code = subprocess.run(
             command, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=PATIENCE, check=False

@@ -104,6 +104,11 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
             )
         return (model, info) if output_loading_info else model
 
+    def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
+        """As in transformers, under the names of `state_dict`: its default, InternVL's older names, differs from
+        version to version, and 5.0 does not read it back."""
+        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.mllm.get_input_embeddings()
 

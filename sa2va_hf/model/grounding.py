@@ -125,10 +125,6 @@ class ImageFeatures:
     levels: list[Tensor]
     unprojected: list[Tensor] | None = None
 
-    @property
-    def num_frames(self) -> int:
-        return len(self.levels[-1])
-
     def __getitem__(self, frames: slice) -> ImageFeatures:
         raw = self.unprojected
         return ImageFeatures([x[frames] for x in self.levels], None if raw is None else [x[frames] for x in raw])

@@ -39,8 +39,8 @@ TRIES = 200  # scenes to draw for one sample before giving up
 
 
 def shapes(
-    root: Path | str | None,
-    split: str,
+    root: Path | str | None = None,
+    split: str = "train",
     *,
     size: int = 128,
     world: str = "default",

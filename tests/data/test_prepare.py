@@ -13,59 +13,20 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from datasets import load_from_disk
 from PIL import Image
+from records import clip, contents, given, picture, read, sample
 
 from sa2va_hf import masks
-from sa2va_hf.data import prepare as module
+from sa2va_hf.data import shards
 from sa2va_hf.data.media import load_image
-from sa2va_hf.data.prepare import PrepareError, prepare
-from sa2va_hf.data.schema import Expression, Object, Reject, Sample, Turn, from_row
+from sa2va_hf.data.prepare import PrepareError, check, prepare
+from sa2va_hf.data.releases import RELEASES
+from sa2va_hf.data.schema import Expression, Object, Reject, Turn
 from sa2va_hf.data.sources import SOURCES
 from sa2va_hf.data.sources.files import read_json
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prepare_data.py"
 SHAPES = {"count": 70, "size": 48, "clip_fraction": 0.2, "tasks": ["referring", "region_caption"]}
-
-
-def picture(path, size=(40, 30), mode="RGB", **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(len(path.name))
-    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    image.convert(mode).save(path, **options)
-    return str(path)
-
-
-def sample(name, frame, size=(40, 30), **changes):
-    mask = np.zeros(size[::-1], dtype=bool)
-    mask[2:9, 3:11] = True
-    thing = Object([masks.encode(mask)], [masks.mask_to_box(mask)])
-    made = Sample(name, "referring", *size, frames=[frame], objects=[thing], expressions=[Expression("it", [0], "k")])
-    for field, value in changes.items():
-        setattr(made, field, value)
-    return made
-
-
-@pytest.fixture
-def source(monkeypatch):
-    """Makes a list of records the source "given"."""
-
-    def give(*records):
-        monkeypatch.setitem(SOURCES, "given", lambda root, split: iter(records))
-
-    return give
-
-
-def given(tmp_path, **options):
-    return prepare("given", tmp_path, "train", tmp_path / "out", **options)
-
-
-def read(folder):
-    return [from_row(row) for row in load_from_disk(str(folder))]
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
 # ---------------------------------------------------------------- the way through
@@ -115,7 +76,7 @@ def test_manifest_counts_and_hashes(tmp_path, monkeypatch):
 
 
 def test_many_shards_read_as_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SHARD_BYTES", 1)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1)
     manifest = prepare("shapes", None, "train", tmp_path / "out", options=SHAPES)
     assert len(manifest.shards) == 3  # of 32, 32 and 6 records
     assert read(tmp_path / "out") == list(SOURCES["shapes"](None, "train", **SHAPES))
@@ -312,16 +273,6 @@ def test_leftovers_of_a_killed_run_do_no_harm(tmp_path, source):
     assert len(read(tmp_path / "out")) == 1 and not (tmp_path / ".out.partial").exists()
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path, source):
-    def interrupt(count):
-        raise KeyboardInterrupt
-
-    source(sample("a", picture(tmp_path / "a.png")))
-    with pytest.raises(KeyboardInterrupt):
-        given(tmp_path, progress=interrupt)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -343,6 +294,39 @@ def test_a_source_that_fails_midway_fails_prepare_and_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="annotation file not found"):
         prepare("finetune_json", tmp_path, "train", tmp_path / "out", num_proc=2)
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- looking
+
+
+def test_check_lists_every_missing_file_and_writes_nothing(tmp_path, source):
+    source(
+        sample("a", picture(tmp_path / "a.png")),
+        sample("b", str(tmp_path / "gone.jpg")),
+        garbage_mask(tmp_path),
+        Reject("r", "broken"),
+        clip("c", [picture(tmp_path / "v0.jpg"), str(tmp_path / "v1.jpg")]),
+    )
+    before = sorted(tmp_path.rglob("*"))
+    manifest = check("given", tmp_path, "train", num_proc=2)
+    assert [reject.id for reject in manifest.rejects] == ["b", "bad", "r", "c"] and manifest.samples == 1
+    assert manifest.rejects[3].file == str(tmp_path / "v1.jpg")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_partial_download_is_noticed(tmp_path, source, monkeypatch, caplog):
+    monkeypatch.setitem(RELEASES, "given", {"train": {"samples": 3, "expressions": 1}})
+    source(sample("a", picture(tmp_path / "a.png")), Reject("r", "broken"))
+    given(tmp_path, skip_bad=True)
+    assert "given train: 1 samples, where the public release has 3 (1 rejects, 0 excluded). Is the" in caplog.text
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["release"] == {"samples": 3, "expressions": 1}
+    caplog.clear()
+    given(tmp_path, limit=1, overwrite=True)  # asked for less
+    assert "public release" not in caplog.text
+
+
+def test_releases_are_of_sources():
+    assert set(RELEASES) <= set(SOURCES)
 
 
 # ---------------------------------------------------------------- the command
@@ -394,6 +378,24 @@ def test_options_of_the_command_are_yaml_and_checked(tmp_path, run):
     assert "--option size is given twice" in run(*command, "--option", "size=64", "--option", "size=65")[2]
     assert "is prepared already" in run(*command)[2]
     assert run("--source", "nothing")[0] == 2
+    assert run("--source", "shapes", "--split", "val")[0] == 2  # neither --output nor --check
+    assert run(*command, "--shard", "1")[0] == 2
+
+
+def test_the_command_checks_and_shares_out(tmp_path, run):
+    picture(tmp_path / "a.jpg")
+    records = [{"image": name, "mask": [[[0, 0, 10, 0, 10, 10]]], "text": ["x"]} for name in ("a.jpg", "b.jpg")]
+    (tmp_path / "annotations.json").write_text(json.dumps(records))
+    command = ["--source", "finetune_json", "--root", tmp_path, "--split", "train"]
+    status, summary, problems = run(*command, "--check")
+    assert status == 1 and "image b.jpg not found" in problems and "1 samples" in summary and "1 rejects" in summary
+    picture(tmp_path / "b.jpg")
+    assert run(*command, "--check")[0] == 0 and not (tmp_path / "out").exists()
+    assert run(*command, "--output", tmp_path / "out", "--shard", "1/2")[0] == 0
+    assert "2 samples" in run(*command, "--output", tmp_path / "out", "--shard", "2/2")[1]
+    (tmp_path / "list.txt").write_text("a\n")
+    summary = run(*command, "--output", tmp_path / "less", "--exclude", tmp_path / "list.txt")[1]
+    assert "1 samples, 1 objects, 1 masks, 1 expressions, 0 rejects, 1 excluded" in summary
 
 
 # ---------------------------------------------------------------- genuine data

@@ -273,8 +273,18 @@ def mask_to_box(mask: np.ndarray) -> Box | None:
 
 
 def rle_to_box(rle: dict) -> Box | None:
-    """`mask_to_box` of an RLE."""
-    return mask_to_box(decode(rle))
+    """`mask_to_box` of an RLE, from its runs: the mask is not decoded. ValueError when the RLE is garbage."""
+    height, _ = _size(rle)
+    runs = _runs(rle)
+    ends = np.cumsum(runs)[1::2]
+    lengths = runs[1::2]
+    starts, lasts = (ends - lengths)[lengths > 0], ends[lengths > 0] - 1
+    if len(starts) == 0:
+        return None
+    x0, x1 = starts[0] // height, lasts[-1] // height + 1
+    if (starts // height != lasts // height).any():  # a run into the next column holds the last row and the first
+        return float(x0), 0.0, float(x1), float(height)
+    return float(x0), float((starts % height).min()), float(x1), float((lasts % height).max() + 1)
 
 
 def box_to_text(box: Sequence[float], width: int, height: int) -> str:

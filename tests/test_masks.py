@@ -56,6 +56,18 @@ def test_own_parser_agrees_with_pycocotools():
         assert masks.area(rle) == int(coco.area(rle))
 
 
+def test_a_box_from_runs_is_the_box_of_the_pixels():
+    rng = np.random.default_rng(3)
+    for _ in range(300):  # blocks too: in noise nearly every box is the whole picture
+        height, width = rng.integers(1, 12, 2)
+        (y0, y1), (x0, x1) = np.sort(rng.integers(0, height + 1, 2)), np.sort(rng.integers(0, width + 1, 2))
+        mask = block(height, width, y0, x0, y1, x1) & (rng.random((height, width)) < rng.choice([0.3, 1]))
+        assert masks.rle_to_box(masks.encode(mask)) == masks.mask_to_box(mask)
+    assert masks.rle_to_box({"size": [2, 3], "counts": [2, 0, 1, 1, 2]}) == (1.0, 1.0, 2.0, 2.0)  # an empty run
+    with pytest.raises(ValueError, match="they fill 5"):
+        masks.rle_to_box({"size": [2, 3], "counts": [2, 3]})
+
+
 def test_str_bytes_and_list_counts_are_one_mask():
     for mask in random_masks(50, seed=2):
         flat = mask.flatten(order="F").astype(int)

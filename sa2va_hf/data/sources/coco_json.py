@@ -8,9 +8,10 @@ A phrase is the name of a category: "dog", and where a picture holds several, "e
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sa2va_hf import masks
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
@@ -59,67 +60,112 @@ def coco_json(
     or not of this form.
     """
     root = Path(root)
-    for name, phrase in (("one", one), ("several", several)):
-        if "{}" not in phrase:
-            raise ValueError(f"option {name} must contain {{}} for the name of the category, got {phrase!r}")
+    check_phrases(one=one, several=several)
     own = [root / name.format(split=split) for name in ANNOTATION_FILES]
     path = annotation_file(root, annotations, own + [root / name for name in UNSPLIT_FILES])
-    pictures, by_id, categories, rejects = index_instances(path)
-    yield from rejects
-    of_image: dict[int, list[dict]] = {}
-    for ann_id, annotation in by_id.items():
-        if annotation is None:
-            yield Reject(f"annotation {ann_id}", f"annotation id {ann_id} occurs twice", str(path))
-        elif annotation.get("image_id") not in pictures:
-            reason = f"its image_id {annotation.get('image_id')!r} is not among the images"
-            yield Reject(f"annotation {ann_id}", reason, str(path))
-        else:
-            of_image.setdefault(annotation["image_id"], []).append(annotation)
-    if bare := len(pictures) - len(of_image):
-        logger.info("%s: %d of %d pictures have no annotations and are left out", path, bare, len(pictures))
-    chosen = {str(image_id) for image_id in of_image}
+    instances = read_instances(path)
+    yield from instances.rejects
+    if bare := len(instances.pictures) - len(instances.of_image):
+        logger.info("%s: %d of %d pictures have no annotations and are left out", path, bare, len(instances.pictures))
+    chosen = {str(image_id) for image_id in instances.of_image}
     if path not in own and (val_fraction or annotations is None):
         chosen = keep_split(chosen, split, val_fraction, f"name it in ROOT/annotations/instances_{split}.json")
     folders = [Path(images)] if images else [root / place.format(split=split) for place in IMAGE_FOLDERS]
     folders = [folder for folder in folders if folder.is_dir()] or folders
-    for image_id, its_annotations in of_image.items():
-        if str(image_id) not in chosen:
+    instances.of_image = {key: value for key, value in instances.of_image.items() if str(key) in chosen}
+    for filled in fill_samples(instances, lambda picture: find_picture(picture["file_name"], folders), "coco_json"):
+        if isinstance(filled, Reject):
+            yield filled
             continue
+        for category, targets in filled.of_category.items():
+            phrase = several if len(targets) > 1 or category in filled.crowded else one
+            filled.sample.expressions.append(Expression(phrase.replace("{}", category), targets, "category"))
+        if filled.sample.expressions:
+            yield filled.sample
+
+
+# ---------------------------------------------------------------- what readers of such files share
+
+
+def check_phrases(**phrases: str) -> None:
+    """ValueError when a phrase, named by its option, has no place for the name of the category."""
+    for name, phrase in phrases.items():
+        if "{}" not in phrase:
+            raise ValueError(f"option {name} must contain {{}} for the name of the category, got {phrase!r}")
+
+
+@dataclass
+class Instances:
+    """An instances json, indexed.
+
+    pictures, categories: record and name by id. of_image: annotations by id of their picture, pictures without any
+    left out. rejects: entries that belong nowhere.
+    """
+
+    path: Path
+    pictures: dict[int, Any]
+    of_image: dict[int, list[dict]]
+    categories: dict[int, str | None]
+    rejects: list[Reject]
+
+
+class Filled(NamedTuple):
+    """A sample with its objects, for the expressions to be added.
+
+    picture: its record. of_category: indices of the objects by name of their category, in order of appearance.
+    crowded: names of which an annotation is of a crowd.
+    """
+
+    sample: Sample
+    picture: dict
+    of_category: dict[str, list[int]]
+    crowded: set[str]
+
+
+def read_instances(path: Path) -> Instances:
+    """`index_instances`, with the annotations by picture."""
+    pictures, by_id, categories, rejects = index_instances(path)
+    of_image: dict[int, list[dict]] = {}
+    for ann_id, annotation in by_id.items():
+        if annotation is None:
+            rejects.append(Reject(f"annotation {ann_id}", f"annotation id {ann_id} occurs twice", str(path)))
+        elif annotation.get("image_id") not in pictures:
+            reason = f"its image_id {annotation.get('image_id')!r} is not among the images"
+            rejects.append(Reject(f"annotation {ann_id}", reason, str(path)))
+        else:
+            of_image.setdefault(annotation["image_id"], []).append(annotation)
+    return Instances(path, pictures, of_image, categories, rejects)
+
+
+def fill_samples(instances: Instances, find: Callable[[dict], Path], source: str) -> Iterator[Filled | Reject]:
+    """A sample with objects per picture of `of_image`. find: the file of an image record, ValueError when missing."""
+    for image_id, annotations in instances.of_image.items():
         try:
-            picture = picture_of(pictures, image_id)
-            file = find_picture(picture["file_name"], folders)
+            picture = picture_of(instances.pictures, image_id)
+            frames = [os.path.abspath(find(picture))]
         except ValueError as error:
-            yield Reject(str(image_id), str(error), str(path))
+            yield Reject(str(image_id), str(error), str(instances.path))
             continue
         size = (picture["width"], picture["height"])
-        sample = Sample(str(image_id), "referring", *size, frames=[os.path.abspath(file)], source="coco_json")
-        yield from _fill(sample, its_annotations, categories, (one, several), str(path))
-        if sample.expressions:
-            yield sample
+        filled = Filled(Sample(str(image_id), "referring", *size, frames=frames, source=source), picture, {}, set())
+        for annotation in annotations:
+            try:
+                _add_object(filled, annotation, instances.categories)
+            except ValueError as error:
+                yield Reject(f"{image_id}/annotation {annotation['id']}", str(error), str(instances.path))
+        yield filled
 
 
-def _fill(
-    sample: Sample, annotations: list[dict], categories: dict, phrases: tuple[str, str], file: str
-) -> Iterator[Reject]:
-    """Adds objects, and one expression per category, to the sample; yields what had to be left out."""
-    of_category: dict[str, list[int]] = {}
-    crowded: set[str] = set()
-    for annotation in annotations:
-        name = f"{sample.id}/annotation {annotation['id']}"
-        try:
-            category = categories.get(annotation.get("category_id"))
-            if not category:
-                raise ValueError(f"its category_id {annotation.get('category_id')!r} has no name among the categories")
-            rle = object_mask(annotation, sample.height, sample.width)
-        except ValueError as error:
-            yield Reject(name, str(error), file)
-            continue
-        of_category.setdefault(category, []).append(len(sample.objects))
-        crowded |= {category} if annotation.get("iscrowd") else set()
-        sample.objects.append(Object([rle], [masks.rle_to_box(rle)], category))
-    for category, targets in of_category.items():
-        template = phrases[len(targets) > 1 or category in crowded]
-        sample.expressions.append(Expression(template.replace("{}", category), targets, "category"))
+def _add_object(filled: Filled, annotation: dict, categories: dict[int, str | None]) -> None:
+    sample = filled.sample
+    category = categories.get(annotation.get("category_id"))
+    if not category:
+        raise ValueError(f"its category_id {annotation.get('category_id')!r} has no name among the categories")
+    rle = object_mask(annotation, sample.height, sample.width)
+    filled.of_category.setdefault(category, []).append(len(sample.objects))
+    if annotation.get("iscrowd"):
+        filled.crowded.add(category)
+    sample.objects.append(Object([rle], [masks.rle_to_box(rle)], category))
 
 
 def object_mask(annotation: dict, height: int, width: int) -> masks.RLE:

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "checkpoints": {"model"},
     "inference": {"model"},
     "evaluation": {"inference", "masks"},
+    "inspection": {"data", "masks", "drawing"},
     "search": {"inference"},
     "demo": {"inference"},
 }

@@ -13,7 +13,6 @@ import json
 import os
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, get_type_hints
 
@@ -22,7 +21,8 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
-from .yaml_values import coerce, read_yaml
+from .mixtures import mixture
+from .yaml_values import coerce, read_yaml, suggest
 
 LLM_LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CONFIG_NAME = "train_config.yaml"
@@ -116,45 +116,6 @@ class ModelArguments:
 
 
 @dataclass
-class Part:
-    """One prepared dataset of a mixture: the folder that prepare_data.py wrote, and how often it counts."""
-
-    path: str
-    repeats: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.repeats <= 0:
-            raise ValueError(f"`repeats` of {self.path}: expected a number above 0, got {self.repeats}")
-
-
-def mixture(value: list[dict[str, Any]] | str | None, name: str) -> list[Part]:
-    """`value` as a list of parts: a list of {path, repeats}, a YAML file holding such a list, or one prepared folder.
-
-    Errors: ValueError naming `name`, the entry, and what an entry looks like.
-    """
-    source = f"`{name}`"
-    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
-        source, value = value, read_yaml(value, list)
-    elif isinstance(value, str) and value.lstrip().startswith("["):
-        value = json.loads(value)
-    elif isinstance(value, str):
-        value = [{"path": value}]
-    return [_part(entry, f"{source} entry {number}") for number, entry in enumerate(value or [], start=1)]
-
-
-def _part(entry: Any, source: str) -> Part:
-    if isinstance(entry, str):
-        entry = {"path": entry}
-    if not isinstance(entry, dict) or "path" not in entry:
-        raise ValueError(f"{source}: expected {{path: DIR, repeats: 1.0}}, got {entry!r}")
-    hints = get_type_hints(Part)
-    for key in entry:
-        if key not in hints:
-            raise ValueError(f"{source}: unknown key `{key}`{_suggest(key, hints)}; known: {', '.join(hints)}")
-    return Part(**{key: coerce(item, hints[key], key, source) for key, item in entry.items()})
-
-
-@dataclass
 class DataArguments:
     """What is trained on, what is evaluated on, and how a row becomes a conversation."""
 
@@ -176,8 +137,9 @@ class DataArguments:
         if not self.train_parts:
             raise ValueError("`train_data` is missing: a list of {path: DIR, repeats: 1.0}, a YAML file, or a folder")
         for part in self.eval_parts:
-            if part.repeats != 1:
-                raise ValueError(f"`eval_data` {part.path}: every sample counts once, got `repeats: {part.repeats}`")
+            if part.repeats_of(1) != 1:
+                key, amount = ("repeats", part.repeats) if part.samples is None else ("samples", part.samples)
+                raise ValueError(f"`eval_data` {part.path}: every sample counts once, got `{key}: {amount}`")
         for name in ("num_frames", "max_expressions", "max_length", "eval_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}`: expected at least 1, got {getattr(self, name)}")
@@ -296,21 +258,16 @@ def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, Sa2VATraining
         config = read_yaml(path, dict)
         for key in config:
             if key not in names:
-                raise ValueError(f"{path}: unknown key `{key}`{_suggest(key, names)}")
+                raise ValueError(f"{path}: unknown key `{key}`{suggest(key, names)}")
         parser.set_defaults(**{key: coerce(value, hints[key], key, path) for key, value in config.items()})
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise ValueError(f"command line: unknown argument {unknown[0]!r}{_suggest(unknown[0].lstrip('-'), names)}")
+        raise ValueError(f"command line: unknown argument {unknown[0]!r}{suggest(unknown[0].lstrip('-'), names)}")
     built = tuple(
         kind(**{item.name: getattr(namespace, item.name) for item in fields(kind) if item.init}) for kind in ARGUMENTS
     )
     built[2].resolved = _resolved(namespace)
     return built
-
-
-def _suggest(key: str, known: Any) -> str:
-    matches = get_close_matches(key, known, n=3)
-    return f" (did you mean {' or '.join(f'`{match}`' for match in matches)}?)" if matches else ""
 
 
 def _resolved(namespace: Namespace) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import types
 import typing
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +23,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def read_yaml(path: str | Path, kind: type) -> Any:
-    """The file's content, which must be a `kind` (dict or list). Errors: ValueError naming the file."""
+def read_yaml(path: str | Path, kind: type | tuple[type, ...]) -> Any:
+    """The file's content, which must be a `kind` (dict, list, or either). Errors: ValueError naming the file."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file (relative paths start at {Path.cwd()})")
     with open(path, encoding="utf-8") as file:
@@ -32,7 +33,8 @@ def read_yaml(path: str | Path, kind: type) -> Any:
         except yaml.YAMLError as error:
             raise ValueError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(value, kind):
-        expected = "a list" if kind is list else "a mapping (key: value)"
+        names = {list: "a list", dict: "a mapping (key: value)"}
+        expected = " or ".join(names[one] for one in (kind if isinstance(kind, tuple) else (kind,)))
         raise ValueError(f"{path}: expected {expected}, got {type(value).__name__}")
     return value
 
@@ -46,6 +48,12 @@ def coerce(value: Any, hint: Any, key: str, source: str) -> Any:
     if not fits:
         raise ValueError(f"{source}: `{key}` expected {_describe(hint)}, got {value!r} ({type(value).__name__})")
     return result
+
+
+def suggest(key: Any, known: Any) -> str:
+    """What may have been meant by a key that is not known: " (did you mean `x`?)", or "" when nothing is near."""
+    matches = get_close_matches(str(key), known, n=3)
+    return f" (did you mean {' or '.join(f'`{match}`' for match in matches)}?)" if matches else ""
 
 
 def _fit(value: Any, hint: Any) -> tuple[bool, Any]:

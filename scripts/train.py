@@ -21,9 +21,10 @@ import torch
 from datasets import load_from_disk
 from torch.utils.data import Dataset, Subset
 
-from sa2va_hf.arguments import DataArguments, Part, parse, save_config
+from sa2va_hf.arguments import DataArguments, parse, save_config
 from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.data.dataset import Sa2VADataset
+from sa2va_hf.mixtures import Part
 from sa2va_hf.training.trainable import load
 from sa2va_hf.training.trainer import Sa2VATrainer, find_checkpoint
 
@@ -31,7 +32,8 @@ from sa2va_hf.training.trainer import Sa2VATrainer, find_checkpoint
 def open_part(part: Part) -> tuple:
     if not (Path(part.path) / "dataset_info.json").is_file():
         raise ValueError(f"{part.path}: no prepared dataset; run scripts/prepare_data.py with --output {part.path}")
-    return load_from_disk(part.path), part.repeats
+    rows = load_from_disk(part.path)
+    return rows, part.repeats_of(len(rows))
 
 
 def build_dataset(parts: list[tuple], data: DataArguments, processor: object, seed: int, train: bool) -> Dataset:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sa2va_hf.arguments import Part, mixture, parse, save_config
+from sa2va_hf.arguments import parse, save_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPE = CONFIGS / "shapes_tiny.yaml"  # several runs in one file, for make_shapes_tiny.py
@@ -67,7 +67,8 @@ def test_secrets_are_not_written_down(write):
         ({"train_data": [{"repeats": 2}]}, r"`train_data` entry 1: expected {path: DIR"),
         ({"train_data": []}, r"`train_data` is missing"),
         ({"train_data": "missing.yaml"}, r"missing\.yaml: no such file"),
-        ({"eval_data": [{"path": "x", "repeats": 2}]}, r"`eval_data` x: every sample counts once"),
+        ({"eval_data": [{"path": "x", "repeats": 2}]}, r"`eval_data` x: every sample counts once, got `repeats: 2"),
+        ({"eval_data": [{"path": "x", "samples": 9}]}, r"`eval_data` x: every sample counts once, got `samples: 9"),
         ({"lora_dropout": 1.0}, r"`lora_dropout`: expected a number in \[0, 1\)"),
         ({"model_name_or_path": None}, r"`model_name_or_path` is missing"),
         ({"remove_unused_columns": True}, r"`remove_unused_columns`: must stay False"),
@@ -103,15 +104,6 @@ def test_a_mistake_on_the_command_line_is_named(write, argv, message):
 def test_a_broken_yaml_file_is_named(write, text, message):
     with pytest.raises(ValueError, match=message):
         parse([write(text=text)])
-
-
-def test_a_mixture_may_be_a_file_a_folder_or_a_list(write):
-    path = write("mix.yaml", "- {path: a, repeats: 2.5}\n- b\n")
-    expected = [Part("a", 2.5), Part("b", 1.0)]
-    assert mixture(path, "train_data") == expected
-    assert mixture([{"path": "a", "repeats": 2.5}, {"path": "b"}], "train_data") == expected
-    assert mixture('[{"path": "a", "repeats": 2.5}, "b"]', "train_data") == expected
-    assert mixture("folder", "train_data") == [Part("folder", 1.0)]
 
 
 @pytest.mark.parametrize("path", sorted(set(CONFIGS.glob("*.yaml")) - {RECIPE}), ids=lambda path: path.stem)

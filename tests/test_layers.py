@@ -15,7 +15,8 @@ PACKAGE = ROOT / "sa2va_hf"
 # The longest key that fits a module decides.
 MAY_IMPORT = {
     "": {"arguments", "model", "data", "masks", "training", "inference", "evaluation", "checkpoints", "drawing"},
-    "arguments": {"yaml_values"},
+    "arguments": {"mixtures", "yaml_values"},
+    "mixtures": {"yaml_values"},
     "yaml_values": set(),
     "masks": set(),
     "drawing": set(),

@@ -1,0 +1,94 @@
+"""A mixture says how much each dataset counts, by repeats, by samples or by weights, and says what it does not know.
+
+Run: pytest tests/test_mixtures.py
+"""
+
+from pathlib import Path
+
+import pytest
+
+from sa2va_hf.mixtures import Part, mixture
+
+MIXTURES = sorted((Path(__file__).parents[1] / "configs" / "mixtures").glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="mix.yaml"):
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_a_mixture_may_be_a_file_a_folder_or_a_list(write):
+    path = write("- {path: a, repeats: 2.5}\n- b\n")
+    expected = [Part("a", 2.5), Part("b", 1.0)]
+    assert mixture(path, "train_data") == expected
+    assert mixture([{"path": "a", "repeats": 2.5}, {"path": "b"}], "train_data") == expected
+    assert mixture('[{"path": "a", "repeats": 2.5}, "b"]', "train_data") == expected
+    assert mixture("folder", "train_data") == [Part("folder", 1.0)]
+    assert mixture(None, "eval_data") == []
+
+
+def test_samples_are_held_whatever_the_size():
+    (part,) = mixture([{"path": "a", "samples": 300}], "train_data")
+    assert part.repeats_of(1000) == 0.3 and part.repeats_of(100) == 3
+    assert Part("a", 2.5).repeats_of(100) == 2.5
+
+
+def test_weights_share_out_an_epoch_level_by_level(write):
+    path = write(
+        "samples_per_epoch: 1600\nparts:\n"
+        "  - {weight: 9, parts: [a, {path: b, weight: 2}]}\n"
+        "  - {path: c, weight: 6, split: val}\n"
+        "  - d\n"
+    )
+    assert mixture(path, "train_data") == [
+        Part("a", samples=300),
+        Part("b", samples=600),
+        Part("c", samples=600, split="val"),
+        Part("d", samples=100),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- {path: x, sample: 3}", r"mix.yaml entry 1: unknown key `sample` \(did you mean `samples`\?\)"),
+        ("- {path: x, samples: 3, repeats: 2}", "x: `samples` and `repeats` exclude each other"),
+        ("- {path: x, samples: 0}", "`samples` of x: expected a number above 0"),
+        ("parts: [a]", "mix.yaml: expected `samples_per_epoch` and `parts`, got parts"),
+        ("samples_per_epoch: many\nparts: [a]", "`samples_per_epoch` expected a number, got 'many'"),
+        ("samples_per_epoch: 0\nparts: [a]", "`samples_per_epoch` expected a number above 0"),
+        ("samples_per_epoch: 5\nparts: []", "`parts` expected a non-empty list"),
+        ("samples_per_epoch: 5\nparts: [{path: a, weight: -1}]", "entry 1: `weight` expected a number above 0"),
+        (
+            "samples_per_epoch: 5\nparts: [{path: a, repeats: 2}]",
+            "entry 1: unknown key `repeats`; known: weight, path",
+        ),
+        ("samples_per_epoch: 5\nparts: [b, {path: a, parts: [c]}]", "entry 2: expected {path: DIR, weight: 1} or"),
+        ("samples_per_epoch: 5\nparts: [b, {parts: [c, {x: 1}]}]", "entry 2 entry 2: expected {path: DIR"),
+        ("samples_per_epoch: 5\nparts: [b]\nfamilies: 3", "unknown key `families`"),
+        ("just words", "expected a list or a mapping"),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_entry(write, text, message):
+    with pytest.raises(ValueError, match=message):
+        mixture(write(text), "train_data")
+
+
+@pytest.mark.parametrize("path", MIXTURES, ids=lambda path: path.stem)
+def test_every_shipped_mixture_is_read_and_names_no_folder_twice(path):
+    paths = [part.path for part in mixture(str(path), "train_data")]
+    assert paths and len(paths) == len(set(paths))
+
+
+def test_the_published_shares():
+    lisa = mixture(str(MIXTURES[0].parent / "lisa.yaml"), "train_data")
+    assert sum(part.samples for part in lisa) == pytest.approx(500 * 160)
+    assert [round(part.samples * 16 / 80000, 6) for part in lisa] == [1.8] * 5 + [0.75] * 4 + [3, 1]
+    vstar = {part.path.rsplit("/")[-1]: part.samples for part in mixture(str(MIXTURES[0].parent / "vstar.yaml"), "x")}
+    assert sum(vstar.values()) == pytest.approx(2500 * 64)
+    assert vstar["objects365_train"] == pytest.approx(160000 * 15 / 38 / 2)
+    assert vstar["llava_80k"] == pytest.approx(160000 * 15 / 38 / 3)

@@ -1,0 +1,25 @@
+"""The folder of numbers that the original code gave, for tests that compare with it: formulas and stored arrays."""
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+def references(shared_data: Path) -> Path:
+    """golden/refs beside the samples; the test is skipped without it."""
+    folder = shared_data.parent / "golden/refs"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    return folder
+
+
+@cache
+def formulas(folder: Path) -> ModuleType:
+    """The deterministic inputs: `sam2_tensor`, `probe`, `draw`, `unpack`, ..."""
+    specification = importlib.util.spec_from_file_location("golden_formulas", folder / "formulas.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module

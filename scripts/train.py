@@ -24,6 +24,7 @@ from torch.utils.data import Dataset, Subset
 from sa2va_hf.arguments import DataArguments, parse, save_config
 from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.data.dataset import Sa2VADataset
+from sa2va_hf.data.length_cache import default_folder
 from sa2va_hf.mixtures import Part
 from sa2va_hf.training.trainable import load
 from sa2va_hf.training.trainer import Sa2VATrainer, find_checkpoint
@@ -45,6 +46,7 @@ def build_dataset(parts: list[tuple], data: DataArguments, processor: object, se
         max_expressions=data.max_expressions,
         max_length=data.max_length,
         train=train,
+        length_cache=default_folder(),
     )
     if train or data.eval_samples is None or data.eval_samples >= len(dataset):
         return dataset

@@ -1,6 +1,7 @@
 """Fixtures for every test: a model small enough to build in one, and the folder of real samples when there is one."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 # Before transformers is imported: tests never ask the Hub, and a failing test's output is not buried in progress bars.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+# What is cached goes where it harms nobody; processes that a test starts share it.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="sa2va-tests-")
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ do not depend on the number of workers, on the order of access, or on anything t
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from sa2va_hf import masks
+from sa2va_hf.data.length_cache import cached, fingerprint, processor_fingerprint
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.planning import Plan, Planner, TokenCounter, region_masks
 from sa2va_hf.data.rows import Part, Row, phrases, scan
@@ -46,6 +48,8 @@ class Sa2VADataset(torch.utils.data.Dataset):
     region prompts on clips, which the model's prompt has no form for (with Qwen-VL: all of them), and regions too
     small for the model's grid.
 
+    length_cache: a folder where `lengths` are kept from run to run (`length_cache.default_folder()`); None: nowhere.
+
     Raises:
         ValueError: no items left; repeats that are not positive, or not 1 in evaluation; a dataset of another schema.
     """
@@ -60,13 +64,17 @@ class Sa2VADataset(torch.utils.data.Dataset):
         max_expressions: int = 5,
         max_length: int = 8192,
         train: bool = True,
+        length_cache: Path | str | None = None,
     ):
         self.processor, self.seed, self.train = processor, seed, train
+        self.length_cache = None if length_cache is None else Path(length_cache)
         self.planner = Planner(TokenCounter(processor), num_frames, max_expressions, max_length, train)
         self.rejected: list[Reject] = []
         self.parts = [self._open(place, rows, repeats) for place, (rows, repeats) in enumerate(parts)]
         self._starts = np.cumsum([0] + [len(part) for part in self.parts])
         self._lengths: dict[int, np.ndarray] = {}  # of one epoch
+        settings = (seed, num_frames, max_expressions, max_length, train)
+        self._facts = [(rows._fingerprint, repeats) for rows, repeats in parts], settings
         self._fixed_lengths: dict[int, np.ndarray] = {}  # of the items of a part that are the same in every epoch
         if self.rejected:
             listed = "; ".join(f"{reject.id}: {reject.reason}" for reject in self.rejected)
@@ -120,10 +128,16 @@ class Sa2VADataset(torch.utils.data.Dataset):
         """Exact token counts of an epoch's items: (len,) ints. Kept until another epoch is asked for.
 
         Costs one pass over the texts: about 60 s per million rows of 5 expressions on one busy core, and 0.2 ms more
-        for each question or answer met for the first time. Fixed dialogues are counted once, not per epoch.
+        for each question or answer met for the first time. Fixed dialogues are counted once, not per epoch. With a
+        `length_cache` folder it is done once for the same data, processor, settings and epoch.
         """
         if epoch not in self._lengths:
-            self._lengths = {epoch: np.concatenate([self._lengths_of(p, epoch) for p in range(len(self.parts))])}
+
+            def count() -> np.ndarray:
+                return np.concatenate([self._lengths_of(place, epoch) for place in range(len(self.parts))])
+
+            key = fingerprint(processor_fingerprint(self.processor), *self._facts, epoch) if self.length_cache else ""
+            self._lengths = {epoch: cached(self.length_cache, key, len(self), count)}
         return self._lengths[epoch]
 
     def _lengths_of(self, place: int, epoch: int) -> np.ndarray:

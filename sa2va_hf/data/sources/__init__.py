@@ -12,6 +12,9 @@ from sa2va_hf.data.schema import Reject, Sample
 from sa2va_hf.data.shapes import shapes
 from sa2va_hf.data.sources.coco_json import coco_json
 from sa2va_hf.data.sources.finetune_json import finetune_json
+from sa2va_hf.data.sources.lvis import lvis
+from sa2va_hf.data.sources.panoptic import panoptic
+from sa2va_hf.data.sources.parts import parts
 from sa2va_hf.data.sources.png_masks import png_masks
 from sa2va_hf.data.sources.reason_seg import reason_seg
 from sa2va_hf.data.sources.ref_sav import ref_sav
@@ -33,6 +36,10 @@ SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "cocostuff": partial(semantic_png, name="cocostuff"),
     "ade20k": partial(semantic_png, name="ade20k"),
     "mapillary": partial(semantic_png, name="mapillary"),
+    "coco_panoptic": panoptic,
+    "lvis": lvis,
+    "paco_lvis": partial(parts, name="paco_lvis"),
+    "pascal_part": partial(parts, name="pascal_part"),
     "finetune_json": finetune_json,
     "coco_json": coco_json,
     "png_masks": png_masks,

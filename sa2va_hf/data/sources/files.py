@@ -100,6 +100,21 @@ def sized_ids(path: Path, height: int, width: int) -> np.ndarray:
     )
 
 
+def read_colours(path: Path, height: int, width: int) -> np.ndarray:
+    """uint8 (height, width, 3) of a PNG whose colours are numbers. ValueError when it is no such PNG of this size."""
+    try:
+        with Image.open(path) as image:
+            kind, values = f"{image.format} of mode {image.mode}", np.asarray(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+    if kind != "PNG of mode RGB":
+        raise ValueError(f"{path} must be a PNG of mode RGB, whose colours are numbers, got a {kind}")
+    if values.shape[:2] != (height, width):
+        found = f"{values.shape[1]} x {values.shape[0]} (width x height)"
+        raise ValueError(f"{path} is {found} but its photo is {width} x {height}")
+    return values
+
+
 def expect_keys(record: Any, keys: dict[str, type | tuple[type, ...]], name: str) -> None:
     """ValueError when a record is not a dict or lacks one of the keys or has it with another type."""
     if not isinstance(record, dict):

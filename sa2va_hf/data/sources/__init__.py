@@ -10,9 +10,11 @@ from functools import partial
 
 from sa2va_hf.data.schema import Reject, Sample
 from sa2va_hf.data.shapes import shapes
+from sa2va_hf.data.sources.ade20k_full import ade20k_full
 from sa2va_hf.data.sources.coco_json import coco_json
 from sa2va_hf.data.sources.finetune_json import finetune_json
 from sa2va_hf.data.sources.lvis import lvis
+from sa2va_hf.data.sources.open_images import open_images
 from sa2va_hf.data.sources.panoptic import panoptic
 from sa2va_hf.data.sources.parts import parts
 from sa2va_hf.data.sources.png_masks import png_masks
@@ -40,6 +42,8 @@ SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "lvis": lvis,
     "paco_lvis": partial(parts, name="paco_lvis"),
     "pascal_part": partial(parts, name="pascal_part"),
+    "ade20k_full": ade20k_full,
+    "open_images": open_images,
     "finetune_json": finetune_json,
     "coco_json": coco_json,
     "png_masks": png_masks,

@@ -15,17 +15,22 @@ from sa2va_hf.data.sources.coco_json import coco_json
 from sa2va_hf.data.sources.finetune_json import finetune_json
 from sa2va_hf.data.sources.lvis import lvis
 from sa2va_hf.data.sources.open_images import open_images
+from sa2va_hf.data.sources.paired_frames import paired_frames
 from sa2va_hf.data.sources.panoptic import panoptic
 from sa2va_hf.data.sources.parts import parts
 from sa2va_hf.data.sources.png_masks import png_masks
+from sa2va_hf.data.sources.prepared import prepared
 from sa2va_hf.data.sources.reason_seg import reason_seg
 from sa2va_hf.data.sources.ref_sav import ref_sav
 from sa2va_hf.data.sources.refcoco import refcoco
 from sa2va_hf.data.sources.sa1b import sa1b
 from sa2va_hf.data.sources.sav import sav
 from sa2va_hf.data.sources.semantic_png import semantic_png
+from sa2va_hf.data.sources.spatial_relations import spatial_relations
 from sa2va_hf.data.sources.video_referring import video_referring
 from sa2va_hf.data.sources.vos_folders import vos_folders
+from sa2va_hf.data.sources.vos_relations import vos_relations
+from sa2va_hf.data.sources.youtube_vos import youtube_vos
 
 SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "shapes": shapes,
@@ -38,12 +43,12 @@ SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "cocostuff": partial(semantic_png, name="cocostuff"),
     "ade20k": partial(semantic_png, name="ade20k"),
     "mapillary": partial(semantic_png, name="mapillary"),
+    "ade20k_full": ade20k_full,
+    "open_images": open_images,
     "coco_panoptic": panoptic,
     "lvis": lvis,
     "paco_lvis": partial(parts, name="paco_lvis"),
     "pascal_part": partial(parts, name="pascal_part"),
-    "ade20k_full": ade20k_full,
-    "open_images": open_images,
     "finetune_json": finetune_json,
     "coco_json": coco_json,
     "png_masks": png_masks,
@@ -54,8 +59,15 @@ SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "ref_sav": ref_sav,
     "ref_sav_eval": partial(video_referring, name="ref_sav_eval"),
     "vos_folders": vos_folders,
+    "youtube_vos": youtube_vos,
     "sav": sav,
     "sa1b": sa1b,
+    "paired_frames": paired_frames,
+    "spatial_relative": partial(spatial_relations, kind="relative"),
+    "spatial_absolute": partial(spatial_relations, kind="absolute"),
+    "spatial_switch": partial(spatial_relations, kind="switch"),
+    "prepared": prepared,
 }
+SOURCES["vos_relations"] = partial(vos_relations, SOURCES)  # of any of the others
 
 __all__ = ["SOURCES"]

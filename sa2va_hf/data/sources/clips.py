@@ -1,18 +1,33 @@
 """What the video sources share: frames of a clip found and ordered, masks per frame checked, mask_dicts and lists.
 
-The sources of clips give masks and leave boxes None: a box is the mask's (`masks.rle_to_box`), and decoding every
-mask of a large video set for it would take hours.
+The sources of clips give masks and leave boxes None, but for boxes that come in a file of their own: a box is the
+mask's (`masks.rle_to_box`).
 """
 
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sa2va_hf import masks
-from sa2va_hf.data.schema import Object
-from sa2va_hf.data.sources.files import IMAGE_SUFFIXES, read_annotation, read_json, upright_size
+from sa2va_hf.data.schema import Object, Sample
+from sa2va_hf.data.sources.files import (
+    IMAGE_SUFFIXES,
+    first_existing,
+    read_annotation,
+    read_json,
+    sized_ids,
+    upright_size,
+)
 from sa2va_hf.data.sources.refcoco import load_plain
+from sa2va_hf.masks import Box
+
+ENDS = ("inclusive", "exclusive")  # whether x1 and y1 of a box are the last pixel in it, or the first one behind it
+SLACK = 2  # pixels that a box may differ from its mask's: rounding, and the ends
+ABSENT_BOX: Box = (0.0, 0.0, 0.0, 0.0)  # a box without area, like a mask without pixels: known to be absent
 
 
 def frame_number(path: Path) -> int:
@@ -84,6 +99,106 @@ def track(segmentations: Any, count: int, height: int, width: int, *, null_is_ab
     if not pixels:
         raise ValueError(f"its masks cover no pixel on any of the {count} annotated frames")
     return Object(rles, [None] * count)
+
+
+def dict_loader(sample: Sample, by_id: dict[str, Any]) -> Callable[[str], Object]:
+    """What makes an object of the clip from the masks of an annotation id, as `track` does."""
+
+    def load(annotation: str) -> Object:
+        if annotation not in by_id:
+            raise ValueError(f"anno_id {annotation} is not among the {len(by_id)} masks")
+        try:
+            return track(by_id[annotation], sample.num_frames, sample.height, sample.width, null_is_absent=True)
+        except ValueError as error:
+            raise ValueError(f"anno_id {annotation}: {error}") from error
+
+    return load
+
+
+def folder_loader(sample: Sample, video: str, folder: Path) -> Callable[[str], Object]:
+    """What makes an object of the clip from an index of the palette pictures FOLDER/video, as `track` does."""
+    pictures: list[np.ndarray] = []  # opened for the first object, kept for the others of the video
+
+    def load(annotation: str) -> Object:
+        if not annotation.isdigit() or int(annotation) == 0:
+            raise ValueError(f"'obj_id' must be an index of the palette from 1, got {annotation!r}")
+        if not pictures:
+            stems = [Path(frame).stem for frame in sample.frames]
+            pictures.extend(sized_ids(folder / video / f"{stem}.png", sample.height, sample.width) for stem in stems)
+        rles = [masks.encode(ids == int(annotation)) for ids in pictures]
+        try:
+            return track(rles, sample.num_frames, sample.height, sample.width, null_is_absent=True)
+        except ValueError as error:
+            raise ValueError(f"object {annotation} of {folder / video}: {error}") from error
+
+    return load
+
+
+def box_track(entries: Any, count: int, height: int, width: int, ends: str) -> list[Box]:
+    """The boxes of an object, one [x0, y0, x1, y1] or null (it is absent) per frame. ValueError as `track`."""
+    if not isinstance(entries, list | tuple):
+        raise ValueError(f"boxes must be a list with one entry per frame, got {entries!r:.80}")
+    if len(entries) != count:
+        raise ValueError(f"it has {len(entries)} boxes for {count} frames: which belongs to which?")
+    boxes = []
+    for number, entry in enumerate(entries):
+        try:
+            boxes.append(ABSENT_BOX if entry is None else pixel_box(entry, height, width, ends))
+        except ValueError as error:
+            raise ValueError(f"box {number}: {error}") from error
+    return boxes
+
+
+def boxed_loader(
+    sample: Sample, by_id: dict[str, Any], ends: str, load: Callable[[str], Object] | None = None
+) -> Callable[[str], Object]:
+    """What makes an object of the clip from the boxes of an annotation id, with the masks that `load` gives, if any.
+
+    ValueError when the boxes are not those of the masks: they may be of other frames, or of a picture of another size.
+    """
+
+    def load_boxes(annotation: str) -> Object:
+        thing = Object([None] * sample.num_frames, []) if load is None else load(annotation)
+        if annotation not in by_id:
+            raise ValueError(f"anno_id {annotation} is not among the {len(by_id)} tracks of boxes")
+        try:
+            thing.boxes = box_track(by_id[annotation], sample.num_frames, sample.height, sample.width, ends)
+        except ValueError as error:
+            raise ValueError(f"anno_id {annotation}: {error}") from error
+        for number, (rle, box) in enumerate(zip(thing.masks, thing.boxes, strict=True)):
+            tight = box if rle is None else masks.rle_to_box(rle) or ABSENT_BOX
+            if (box == ABSENT_BOX) != (tight == ABSENT_BOX) or np.abs(np.subtract(box, tight)).max() > SLACK:
+                raise ValueError(
+                    f"anno_id {annotation}: box {number} is {box} but the mask's box is {tight}: "
+                    "do both have the same frames, and pictures of the same size?"
+                )
+        if all(box == ABSENT_BOX for box in thing.boxes):
+            raise ValueError(f"anno_id {annotation}: it is on none of the {sample.num_frames} frames")
+        return thing
+
+    return load_boxes
+
+
+def pixel_box(box: Any, height: int, width: int, ends: str) -> Box:
+    """A box of a file as the schema has it. ends: see `ENDS`. ValueError when it is none or beyond the picture."""
+    if ends not in ENDS:
+        raise ValueError(f"ends must be {' or '.join(ENDS)}, got {ends!r}")
+    numbers = isinstance(box, list | tuple) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in box
+    )
+    if not numbers or len(box) != 4:
+        raise ValueError(f"expected [x0, y0, x1, y1] in pixels or null, got {box!r:.80}")
+    past = 1 if ends == "inclusive" else 0
+    x0, y0, x1, y1 = float(box[0]), float(box[1]), float(box[2] + past), float(box[3] + past)
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        hint = "; if x1 and y1 are not within the box, give the option ends=exclusive" if past else ""
+        raise ValueError(f"{list(box)} is no box within {width} x {height} (ends {ends}){hint}")
+    return x0, y0, x1, y1
+
+
+def given_path(root: Path, given: Path | str, what: str) -> Path:
+    """A file or folder that an option names, from here or from root. ValueError when it is in neither."""
+    return first_existing([Path(given), root / given], what, "It was named by an option")
 
 
 def read_mask_dict(path: Path) -> dict[str, Any]:

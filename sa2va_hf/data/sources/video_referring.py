@@ -22,18 +22,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sa2va_hf import masks
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
-from sa2va_hf.data.sources.clips import clip_size, frame_number, named_frames, paths, read_mask_dict, read_names, track
+from sa2va_hf.data.sources.clips import (
+    ENDS,
+    boxed_loader,
+    clip_size,
+    dict_loader,
+    folder_loader,
+    frame_number,
+    given_path,
+    named_frames,
+    paths,
+    read_mask_dict,
+    read_names,
+)
 from sa2va_hf.data.sources.files import (
     annotation_file,
     expect_keys,
     first_existing,
     read_annotation,
     read_json,
-    sized_ids,
 )
 
 EXPRESSION_FILES = (
@@ -75,6 +83,7 @@ class _Masks:
     by_id: dict[str, Any]
     folder: Path | None = None
     numbers: dict[tuple[str, str], str] | None = None  # (video, expression) -> annotation id, where the file has none
+    boxes: dict[str, Any] | None = None  # by annotation id too
 
 
 def video_referring(
@@ -86,6 +95,8 @@ def video_referring(
     masks_from: Path | str | None = None,
     frames: Path | str | None = None,
     numbering: str = "sorted",
+    boxes: Path | str | None = None,
+    ends: str = "inclusive",
 ) -> Iterator[Sample | Reject]:
     """One sample per video with all its objects and expressions; every frame listed is annotated.
 
@@ -95,9 +106,12 @@ def video_referring(
     annotations, masks_from, frames: the file of expressions, the mask_dict or the folder of palette pictures, and the
     folder of videos, where they lie elsewhere. numbering: how expressions without anno_id are numbered into mask_dict:
     "sorted" (as published) or "file" (in the order of the file). Wrong numbers are found: their count must be that
-    of the masks, and expressions of one object must have the same masks. Raises ValueError when a file is missing, not
-    of this form, or of a split whose masks were never published.
+    of the masks, and expressions of one object must have the same masks. boxes: a file of boxes by anno_id, see
+    `spatial_relations`; with it masks may be missing. ends: of these boxes, see `clips.ENDS`. Raises ValueError when a
+    file is missing, not of this form, or of a split whose masks were never published.
     """
+    if ends not in ENDS:
+        raise ValueError(f"ends must be {' or '.join(ENDS)}, got {ends!r}")
     if numbering not in NUMBERINGS:
         raise ValueError(f"numbering must be one of {', '.join(NUMBERINGS)}, got {numbering!r}")
     root = Path(root)
@@ -109,7 +123,8 @@ def video_referring(
         videos = read_json(path, dict).get("videos")
     if not isinstance(videos, dict) or not videos:
         raise ValueError(f"{path} must have a dict 'videos' with at least one video, got {videos!r:.80}")
-    source = _find_masks(root, split, masks_from, videos, path, numbering)
+    by_id = None if boxes is None else read_mask_dict(given_path(root, boxes, "the boxes"))
+    source = _find_masks(root, split, masks_from, videos, path, numbering, by_id)
     folders = [Path(frames)] if frames else [root / place.format(split=split) for place in FRAME_FOLDERS]
     folders = [folder for folder in folders if folder.is_dir()] or folders
     for video, record in videos.items():
@@ -121,14 +136,16 @@ def video_referring(
             yield Reject(f"{name}/{video}", str(error), str(path))
             continue
         sample = Sample(f"{name}/{video}", "referring", width, height, frames=paths(files), source=name)
-        yield from _fill(sample, video, record["expressions"], source, str(path))
+        load = _loader(sample, video, source, ends)
+        yield from _fill(sample, video, record["expressions"], source, load, str(path))
         if sample.expressions:
             yield sample
 
 
-def _fill(sample: Sample, video: str, expressions: dict, source: _Masks, file: str) -> Iterator[Reject]:
+def _fill(
+    sample: Sample, video: str, expressions: dict, source: _Masks, load: Callable[[str], Object], file: str
+) -> Iterator[Reject]:
     """Adds objects and expressions of a video to the sample; yields what had to be left out."""
-    load = _folder_loader(sample, video, source.folder) if source.folder else _dict_loader(sample, source.by_id)
     index_of: dict[str, int] = {}  # annotation -> object
     kinds = _annotators(expressions) if sample.source == "ref_davis17" else {}
     for key, expression in expressions.items():
@@ -182,7 +199,23 @@ def _annotators(expressions: dict) -> dict[str, str]:
 # ---------------------------------------------------------------- masks
 
 
-def _find_masks(root: Path, split: str, given: Path | str | None, videos: dict, file: Path, numbering: str) -> _Masks:
+def _loader(sample: Sample, video: str, source: _Masks, ends: str) -> Callable[[str], Object]:
+    if source.folder:
+        return folder_loader(sample, video, source.folder)
+    if source.boxes is None:
+        return dict_loader(sample, source.by_id)
+    return boxed_loader(sample, source.boxes, ends, dict_loader(sample, source.by_id) if source.by_id else None)
+
+
+def _find_masks(
+    root: Path,
+    split: str,
+    given: Path | str | None,
+    videos: dict,
+    file: Path,
+    numbering: str,
+    boxes: dict[str, Any] | None,
+) -> _Masks:
     expressions = [
         (video, key, one)
         for video, record in videos.items()
@@ -195,16 +228,22 @@ def _find_masks(root: Path, split: str, given: Path | str | None, videos: dict, 
             f"none of the {len(expressions)} expressions of {file} has an anno_id or obj_id: the masks of this split "
             "were not published, so that it can be neither learnt from nor scored here"
         )
+    if boxes is not None and not named:
+        raise ValueError(f"boxes are told apart by their anno_id, which the expressions of {file} do not have")
     places = MASK_FILES + (() if named else MASK_FOLDERS)
     places = [root / place.format(split=split) for place in places]
     if given is not None:
         places = [Path(given), root / given]
+    elif boxes is not None and not any(place.exists() for place in places):
+        return _Masks({}, boxes=boxes)
     place = first_existing(places, "the masks (mask_dict)", "Name them with --option masks_from=FILE")
     if place.is_dir():
+        if boxes is not None:
+            raise ValueError(f"boxes go with a mask_dict (both by anno_id), the masks are the folder {place}")
         return _Masks({}, place)
     by_id = read_mask_dict(place)
     if named:
-        return _Masks(by_id)
+        return _Masks(by_id, boxes=boxes)
     if len(by_id) != len(expressions):
         raise ValueError(
             f"{place} has {len(by_id)} masks but {file} has {len(expressions)} expressions without anno_id: "
@@ -213,36 +252,6 @@ def _find_masks(root: Path, split: str, given: Path | str | None, videos: dict, 
     order = sorted((video, key) for video, key, _ in expressions)
     order = order if numbering == "sorted" else [(video, key) for video, key, _ in expressions]
     return _Masks(by_id, None, {pair: str(number) for number, pair in enumerate(order)})
-
-
-def _dict_loader(sample: Sample, by_id: dict[str, Any]) -> Callable[[str], Object]:
-    def load(annotation: str) -> Object:
-        if annotation not in by_id:
-            raise ValueError(f"anno_id {annotation} is not among the {len(by_id)} masks")
-        try:
-            return track(by_id[annotation], sample.num_frames, sample.height, sample.width, null_is_absent=True)
-        except ValueError as error:
-            raise ValueError(f"anno_id {annotation}: {error}") from error
-
-    return load
-
-
-def _folder_loader(sample: Sample, video: str, folder: Path) -> Callable[[str], Object]:
-    pictures: list[np.ndarray] = []  # opened for the first object, kept for the others of the video
-
-    def load(annotation: str) -> Object:
-        if not annotation.isdigit() or int(annotation) == 0:
-            raise ValueError(f"'obj_id' must be an index of the palette from 1, got {annotation!r}")
-        if not pictures:
-            stems = [Path(frame).stem for frame in sample.frames]
-            pictures.extend(sized_ids(folder / video / f"{stem}.png", sample.height, sample.width) for stem in stems)
-        rles = [masks.encode(ids == int(annotation)) for ids in pictures]
-        try:
-            return track(rles, sample.num_frames, sample.height, sample.width, null_is_absent=True)
-        except ValueError as error:
-            raise ValueError(f"object {annotation} of {folder / video}: {error}") from error
-
-    return load
 
 
 # ---------------------------------------------------------------- Ref-DAVIS17's own texts

@@ -6,7 +6,7 @@
 
 A mask picture holds an index per object (a palette PNG), or there is a folder per object with masks of 0 and 255. Its
 frame is found by the number in its name, whatever its digits. The videos have no texts: they are for training and
-scoring the masks alone, and for `relations`.
+scoring the masks alone, and for `vos_relations`.
 """
 
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def vos_folders(
     folders of videos, where they lie elsewhere. Raises ValueError when a folder or a listed video is missing.
     """
     root = Path(root)
-    frame_base, mask_base = _bases(root, split, frames, annotations)
+    frame_base, mask_base = find_folders(root, split, frames, annotations)
     lists = [base / name.format(split=split) for base in (root, frame_base.parent) for name in LISTS]
     file = Path(videos) if videos is not None else next((path for path in lists if path.is_file()), None)
     names = read_names(file) if file else sorted(path.name for path in mask_base.iterdir() if path.is_dir())
@@ -56,10 +56,7 @@ def vos_folders(
         if name in left_out:
             continue
         try:
-            files = numbered_frames(frame_base / name)
-            width, height = clip_size(list(files.values()))
-            sample = Sample(name, "referring", width, height, frames=paths(files.values()), source="vos_folders")
-            problems = _fill(sample, mask_base / name, {number: at for at, number in enumerate(files)})
+            sample, _, problems = read_clip(name, frame_base / name, mask_base / name)
         except ValueError as error:
             yield Reject(name, str(error), str(mask_base / name))
             continue
@@ -70,7 +67,10 @@ def vos_folders(
             yield Reject(name, "its mask pictures hold no object on any frame", str(mask_base / name))
 
 
-def _bases(root: Path, split: str, frames: Path | str | None, annotations: Path | str | None) -> tuple[Path, Path]:
+def find_folders(
+    root: Path, split: str, frames: Path | str | None, annotations: Path | str | None
+) -> tuple[Path, Path]:
+    """The folders of the videos' frames and of their masks. ValueError that lists where they were looked for."""
     pairs = [
         (Path(frames or base / pictures), Path(annotations or base / its_masks))
         for base in (root / name.format(split=split) for name in BASES)
@@ -83,8 +83,20 @@ def _bases(root: Path, split: str, frames: Path | str | None, annotations: Path 
     raise ValueError(f"no folders of frames and of masks for split {split!r}; looked for {looked}")
 
 
-def _fill(sample: Sample, folder: Path, index_of: dict[int, int]) -> list[Reject]:
-    """Adds the annotated frames and the objects to the sample; the mask pictures that cannot be used come back."""
+def read_clip(name: str, frames: Path, annotations: Path) -> tuple[Sample, list[str], list[Reject]]:
+    """The clip with its objects, the name of each (its index, or its folder), and mask pictures that cannot be used.
+
+    ValueError when there are no frames or no masks.
+    """
+    files = numbered_frames(frames)
+    width, height = clip_size(list(files.values()))
+    sample = Sample(name, "referring", width, height, frames=paths(files.values()), source="vos_folders")
+    names, problems = _fill(sample, annotations, {number: at for at, number in enumerate(files)})
+    return sample, names, problems
+
+
+def _fill(sample: Sample, folder: Path, index_of: dict[int, int]) -> tuple[list[str], list[Reject]]:
+    """Adds the annotated frames and the objects to the sample; returns names and problems of `read_clip`."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder of masks {folder}")
     of_object = sorted(path for path in folder.iterdir() if path.is_dir())
@@ -114,9 +126,11 @@ def _fill(sample: Sample, folder: Path, index_of: dict[int, int]) -> list[Reject
                 ignored[at] = masks.encode(ids == VOID)
     sample.annotated = sorted(found)
     absent = masks.empty(sample.height, sample.width)
+    names = []
     for name in sorted({name for of_frame in found.values() for name in of_frame}):
         rles = [found[at].get(name, absent) for at in sample.annotated]
         if any(masks.area(rle) for rle in rles):
+            names.append(name)
             sample.objects.append(Object(rles, [None] * len(rles)))
     sample.ignore = [ignored.get(at) for at in sample.annotated] if ignored else []
-    return problems
+    return names, problems

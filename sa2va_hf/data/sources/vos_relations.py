@@ -1,0 +1,60 @@
+"""Spatial relations between the objects of any source that gives masks; `relations` says which and when.
+
+    --source vos_relations --root DAVIS --split train
+    --source vos_relations --root sav --split train --option base=sav --option masklets=auto --option margin=0.1
+
+Published relation files need boxes and masks of five datasets merged into one; this needs one dataset.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from sa2va_hf.data.relations import KINDS, MARGIN, relate
+from sa2va_hf.data.schema import Reject, Sample
+
+NAME = "vos_relations"
+
+
+def vos_relations(
+    sources: Mapping[str, Callable[..., Iterator[Sample | Reject]]],
+    root: Path | str | None = None,
+    split: str = "train",
+    *,
+    base: str = "vos_folders",
+    kinds: Sequence[str] = KINDS,
+    per_clip: int = 8,
+    margin: float = MARGIN,
+    **options,
+) -> Iterator[Sample | Reject]:
+    """The base's samples with relations as their only expressions; its rejects, and samples without a clear relation.
+
+    sources: SOURCES. base: a key of it; options: the base's own. kinds: some of relations.KINDS. per_clip: expressions
+    per sample at most. margin: of the picture's width, between objects whose order is taken for clear.
+    Raises ValueError for a base, a kind or an option that is not there, and whatever the base raises.
+    """
+    if base not in sources or base == NAME:
+        raise ValueError(f"base must be a source that gives masks, as vos_folders or sav, got {base!r}")
+    parameters = inspect.signature(sources[base]).parameters
+    own = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY]
+    open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    if (unknown := sorted(set(options) - set(own))) and not open_ended:
+        raise ValueError(f"base {base!r} has no option {', '.join(unknown)}; it has {', '.join(own)}")
+    if root is None and parameters["root"].default is inspect.Parameter.empty:
+        raise ValueError(f"base {base!r} reads files: a root folder is needed")
+    if isinstance(kinds, str) or not kinds or not set(kinds) <= set(KINDS):
+        raise ValueError(f"kinds must be a list of some of {', '.join(KINDS)}, got {kinds!r}")
+    if per_clip < 1 or not 0 < margin < 1:
+        raise ValueError(f"per_clip must be positive and margin within 0 and 1, got {per_clip} and {margin}")
+    for record in sources[base](root, split, **options):
+        if isinstance(record, Reject):
+            yield record
+            continue
+        related = relate(record, kinds, per_clip, margin)
+        if related is None:
+            count = len(record.objects)
+            reason = f"no relation between its {count} objects is clear" if count > 1 else "it has not two objects"
+            yield Reject(record.id, reason)
+        else:
+            related.source = NAME
+            yield related

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "inference": {"model"},
     "evaluation": {"inference", "masks"},
     "inspection": {"data", "masks", "drawing"},
+    "benchmarks": {"", "data", "masks", "inference", "evaluation", "training", "arguments", "checkpoints", "model"},
     "search": {"inference"},
     "demo": {"inference"},
 }

@@ -9,46 +9,16 @@ import torch
 from accelerate.data_loader import BatchSamplerShard, skip_first_batches
 from torch.utils.data import BatchSampler, DataLoader
 
+from sa2va_hf.benchmarks.data import heavy_tailed, rank_correlation, three_modalities, worst_share_of_a_tenth
 from sa2va_hf.data.sampler import Sa2VASampler
 
 WORLD, BATCH = 8, 8
-
-
-def heavy_tailed(count: int) -> np.ndarray:
-    """8 to 4000 tokens, half of them below 60; the noise is bounded, else the tail alone decides the efficiency."""
-    z = (np.random.default_rng(1).random((count, 4)).sum(axis=1) - 2) * 3**0.5
-    return np.clip(60 * np.exp(1.2 * z), 8, 8192).astype(int)
-
-
-def three_modalities(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Short texts with a tail, long pictures, clips of nearly one length: (lengths, modalities)."""
-    rng = np.random.default_rng(2)
-    modalities = rng.choice([0, 2, 4], count, p=[0.5, 0.35, 0.15])
-    z = rng.normal(size=count)
-    lengths = {0: 180 * np.exp(0.7 * z), 2: 1800 + 260 * z, 4: 1500 + 90 * z}
-    return np.maximum(np.choose(modalities // 2, list(lengths.values())), 10).astype(int), modalities
 
 
 def sampler_of(lengths, modalities=None, parts=None, **options) -> Sa2VASampler:
     modalities = np.zeros(len(lengths), int) if modalities is None else modalities
     parts_fn = None if parts is None else lambda epoch: parts
     return Sa2VASampler(lambda epoch: lengths, lambda epoch: modalities, parts_fn=parts_fn, **options)
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    ranks = []
-    for values in (a, b):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - counts / 2)[inverse])  # mean rank of ties
-    return np.corrcoef(*ranks)[0, 1]
-
-
-def worst_share_of_a_tenth(order: np.ndarray, labels: np.ndarray) -> float:
-    """Largest deviation of a label's share in one of the epoch's ten stretches from its share in all samples."""
-    shares = [
-        [np.mean(labels[stretch] == label) for label in np.unique(labels)] for stretch in np.array_split(order, 10)
-    ]
-    return np.abs(np.array(shares) - [np.mean(labels == label) for label in np.unique(labels)]).max()
 
 
 @pytest.mark.parametrize("epoch", [0, 3])

@@ -1,0 +1,255 @@
+"""Data: preparing, starting with a million rows, reading at random against plain decoding, the sampler's order.
+
+Sources are measured on files made for it (photos of 640 x 480, clips of 24 frames), or on yours: --source NAME ROOT
+SPLIT, which may be repeated.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from sa2va_hf import Sa2VAPredictor, masks
+from sa2va_hf.benchmarks.report import Memory, measure, table
+from sa2va_hf.data.checking import UNIT, Checked
+from sa2va_hf.data.dataset import Sa2VADataset
+from sa2va_hf.data.manifest import Manifest
+from sa2va_hf.data.prepare import prepare
+from sa2va_hf.data.sampler import Sa2VASampler
+from sa2va_hf.data.schema import FEATURES, Expression, Object, Sample, Turn, to_row
+from sa2va_hf.data.shards import ShardWriter, write_index
+
+SIDE = 448
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", nargs=3, action="append", default=[], metavar=("NAME", "ROOT", "SPLIT"))
+    parser.add_argument("--photos", type=int, default=400, help="photos made for the measurement")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the large synthetic cache")
+
+
+def run(arguments: argparse.Namespace) -> Iterator[str]:
+    """Yields the tables, one by one."""
+    with tempfile.TemporaryDirectory(prefix="sa2va-benchmark-") as folder:
+        own = _make_files(Path(folder) / "raw", arguments.photos)
+        yield _preparing([*own, *arguments.source], Path(folder) / "prepared")
+        yield _reading(Path(folder), arguments.photos, arguments.repeats)
+        yield _starting(Path(folder) / "large", arguments.rows)
+    yield _ordering(arguments.rows)
+
+
+# ---------------------------------------------------------------- preparing
+
+
+def _photo(number: int, size: tuple[int, int]) -> Image.Image:
+    """Smooth noise: a JPEG of it is about as large as that of a photo."""
+    rng = np.random.default_rng(number)
+    coarse = Image.fromarray(rng.integers(0, 255, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8))
+    return coarse.resize(size, Image.Resampling.BICUBIC)
+
+
+def _make_files(root: Path, photos: int) -> list[tuple[str, str, str]]:
+    """A small dataset in each of four forms: (source, root, split)."""
+    size = (640, 480)
+    images = root / "finetune_json" / "images"
+    images.mkdir(parents=True)
+    angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    polygon = np.stack([320 + 90 * np.cos(angles), 240 + 90 * np.sin(angles)], axis=1).reshape(-1).tolist()
+    records, coco = [], {"images": [], "annotations": [], "categories": [{"id": 1, "name": "disc"}]}
+    for number in range(photos):
+        name = f"{number:06d}.jpg"
+        _photo(number, size).save(images / name, quality=90)
+        records.append({"image": name, "mask": [[polygon]], "text": ["the disc"]})
+        coco["images"].append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
+        annotation = {"id": number, "image_id": number, "category_id": 1, "segmentation": [polygon], "iscrowd": 0}
+        coco["annotations"].append(annotation)
+    (root / "finetune_json" / "annotations.json").write_text(json.dumps(records))
+    for name in ("coco_json", "png_masks"):
+        (root / name).mkdir()
+        (root / name / "images").symlink_to(images)
+    (root / "coco_json" / "annotations.json").write_text(json.dumps(coco))
+    disc = Image.fromarray(masks.decode(masks.from_polygons([polygon], size[1], size[0])).astype(np.uint8) * 255)
+    (root / "png_masks" / "masks").mkdir()
+    for number in range(photos):
+        disc.save(root / "png_masks" / "masks" / f"{number:06d}_disc.png")
+    for clip in range(max(1, photos // 24)):
+        for kind in ("JPEGImages", "Annotations"):
+            (root / "vos_folders" / kind / f"{clip:03d}").mkdir(parents=True)
+        for frame in range(24):
+            place = root / "vos_folders" / "JPEGImages" / f"{clip:03d}" / f"{frame:05d}.jpg"
+            place.symlink_to(images / f"{(24 * clip + frame) % photos:06d}.jpg")
+            labels = disc.point(lambda value: value // 255).convert("P")
+            labels.save(root / "vos_folders" / "Annotations" / f"{clip:03d}" / f"{frame:05d}.png")
+    return [(name, str(root / name), "train") for name in ("finetune_json", "coco_json", "png_masks", "vos_folders")]
+
+
+def _preparing(sources: list, folder: Path) -> str:
+    rows = []
+    for name, root, split in sources:
+        rates = []
+        for num_proc in (1, 2):
+            start = time.perf_counter()
+            manifest = prepare(name, root, split, folder / f"{name}-{num_proc}", num_proc=num_proc, skip_bad=True)
+            rates.append((manifest.samples / (time.perf_counter() - start), manifest.frames))
+        (one, frames), (two, _) = rates
+        rows.append([name, manifest.samples, frames, one, one * frames / manifest.samples, two, two / one])
+    columns = ["source", "samples", "pictures", "samples/s, 1 process", "pictures/s", "2 processes", "times 1"]
+    return "### Preparing: every picture decoded, every mask checked\n\n" + table(columns, rows)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _reading(folder: Path, photos: int, repeats: int) -> str:
+    """Random items of datasets of 448 px photos against opening the same files with Pillow."""
+    paths = []
+    for number in range(photos):
+        paths.append(folder / f"{number:06d}.jpg")
+        _photo(number, (SIDE, SIDE)).save(paths[-1], quality=90)
+    disc = np.hypot(*np.indices((SIDE, SIDE)) - SIDE / 2) < 100
+    masked = {"objects": [Object([masks.encode(disc)], [None])], "expressions": [Expression("the disc", [0])]}
+    kinds = {"items: a question": {"turns": [Turn("What is it?", "Noise.")]}, "items: a phrase and its mask": masked}
+    order = np.random.default_rng(0).permutation(photos).tolist()
+    processor = Sa2VAPredictor.from_pretrained("shapes-tiny").processor
+
+    def plain() -> None:
+        for number in order:
+            with Image.open(paths[number]) as image:
+                image.convert("RGB")
+
+    def read(dataset: Sa2VADataset) -> None:
+        for number in order:
+            dataset[number]
+
+    bare, _ = measure(plain, "cpu", repeats)
+    rows = [["Pillow alone", photos / bare, 1.0]]
+    for name, fields in kinds.items():
+        samples = [Sample(str(n), "referring", SIDE, SIDE, [str(path)], **fields) for n, path in enumerate(paths)]
+        cache = folder / name.replace(" ", "_")
+        _write_cache(cache, [[to_row(sample) for sample in samples]])
+        dataset = Sa2VADataset([(datasets.load_from_disk(str(cache)), 1)], processor)
+        seconds, _ = measure(partial(read, dataset), "cpu", repeats)
+        rows.append([name, photos / seconds, bare / seconds])
+    return f"### Random reading at {SIDE} px\n\n" + table(["", "samples/s", "times Pillow alone"], rows)
+
+
+# ---------------------------------------------------------------- starting
+
+
+def _write_cache(folder: Path, batches: Iterator[list[dict]] | list[list[dict]]) -> None:
+    folder.mkdir(parents=True)
+    manifest = Manifest("finetune_json", "train", None, {}, False, None)
+    writer = ShardWriter(folder, manifest)
+    for batch in batches:
+        writer.write(Checked(pa.RecordBatch.from_pylist(batch, schema=FEATURES.arrow_schema)))
+    writer.finish()
+    write_index(folder, manifest)
+
+
+def _talks(rows: int) -> Iterator[list[dict]]:
+    for first in range(0, rows, 100 * UNIT):
+        yield [
+            to_row(Sample(f"{n}", "question", turns=[Turn(f"What is {n}?", "A number. " * (1 + n % 7))]))
+            for n in range(first, min(first + 100 * UNIT, rows))
+        ]
+
+
+def _starting(folder: Path, rows: int) -> str:
+    _write_cache(folder, _talks(rows))
+    processor = Sa2VAPredictor.from_pretrained("shapes-tiny").processor
+    found = []
+    with Memory("cpu") as memory:
+        start = time.perf_counter()
+        dataset = Sa2VADataset([(datasets.load_from_disk(str(folder)), 1)], processor)
+        found.append(["to open and scan it, s", time.perf_counter() - start])
+    found.append(["memory of that, MiB", memory.peak])
+    loader = DataLoader(dataset, batch_size=8, shuffle=False, num_workers=2, collate_fn=list)
+    start = time.perf_counter()
+    batches = iter(loader)
+    next(batches)
+    found.append(["to the first batch of 2 workers, s", time.perf_counter() - start])
+    for _ in range(200):
+        next(batches)
+    found.append(["each worker's own memory, MiB", max(map(_private, (one.pid for one in batches._workers)))])
+    start = time.perf_counter()
+    dataset.lengths(0)
+    found.append(["to count the tokens of all rows, once, s", time.perf_counter() - start])
+    return f"### A cache of {rows:,} rows\n\n" + table(["", ""], found)
+
+
+def _private(pid: int) -> float:
+    """MiB that only this process has."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
+
+
+# ---------------------------------------------------------------- ordering
+
+
+def heavy_tailed(count: int) -> np.ndarray:
+    """Lengths of 8 to 4000 tokens, half of them below 60: (count,) ints.
+
+    The noise is bounded, or the tail alone would decide the efficiency.
+    """
+    z = (np.random.default_rng(1).random((count, 4)).sum(axis=1) - 2) * 3**0.5
+    return np.clip(60 * np.exp(1.2 * z), 8, 8192).astype(int)
+
+
+def three_modalities(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Short texts with a tail, long pictures, clips of nearly one length: (lengths, modalities)."""
+    rng = np.random.default_rng(2)
+    modalities = rng.choice([0, 2, 4], count, p=[0.5, 0.35, 0.15])
+    z = rng.normal(size=count)
+    lengths = {0: 180 * np.exp(0.7 * z), 2: 1800 + 260 * z, 4: 1500 + 90 * z}
+    return np.maximum(np.choose(modalities // 2, list(lengths.values())), 10).astype(int), modalities
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's: the correlation of the mean ranks."""
+    ranks = []
+    for values in (a, b):
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - counts / 2)[inverse])
+    return np.corrcoef(*ranks)[0, 1]
+
+
+def worst_share_of_a_tenth(order: np.ndarray, labels: np.ndarray) -> float:
+    """Largest deviation of a label's share in one of the epoch's ten stretches from its share in all samples."""
+    shares = [
+        [np.mean(labels[stretch] == label) for label in np.unique(labels)] for stretch in np.array_split(order, 10)
+    ]
+    return np.abs(np.array(shares) - [np.mean(labels == label) for label in np.unique(labels)]).max()
+
+
+def _sampler(lengths: np.ndarray, modalities: np.ndarray, **options: int) -> Sa2VASampler:
+    return Sa2VASampler(lambda epoch: lengths, lambda epoch: modalities, **options)
+
+
+def _ordering(rows: int) -> str:
+    found = []
+    heavy = heavy_tailed(50_000)
+    cases = {"heavy tail, 50,000": (heavy, np.zeros_like(heavy)), "three modalities, 30,000": three_modalities(30_000)}
+    for name, (lengths, modalities) in cases.items():
+        sampler = _sampler(lengths, modalities, batch_size=8, world_size=8)
+        order = sampler.order()
+        steps = lengths[order].reshape(sampler.num_batches, -1).mean(axis=1)
+        drift = rank_correlation(steps, np.arange(len(steps)))
+        shares = worst_share_of_a_tenth(order, modalities)
+        efficiency = sampler.padding_efficiency(), sampler.padding_efficiency(across_ranks=True)
+        found.append([name, *(f"{value:.4f}" for value in (*efficiency, drift, shares))])
+    columns = ["lengths", "real tokens in a batch", "in a step of all ranks", "correlation with time", "worst share"]
+    parts = ["### Order at 8 ranks of 8 samples\n\n" + table(columns, found)]
+    lengths, modalities = heavy_tailed(rows), np.zeros(rows, int)
+    build: Callable[[], Sa2VASampler] = partial(_sampler, lengths, modalities, batch_size=8, world_size=8)
+    seconds, peak = measure(lambda: build().order(), "cpu", 3)
+    parts.append(f"The order of {rows:,} samples takes {seconds:.2f} s and {peak:.0f} MiB.")
+    return "\n\n".join(parts)

@@ -1,0 +1,122 @@
+"""Inference: clips with 1, 3 and 8 [SEG]; longer and longer clips; a batch of 8 pictures against 8 single ones.
+
+Random weights by default: time and memory do not depend on their values.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import InternVLConfig, PreTrainedTokenizerFast
+
+from sa2va_hf import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAPredictor, Sa2VAProcessor
+from sa2va_hf.benchmarks.report import measure, table
+from sa2va_hf.model.configuration_sa2va import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, SPECIAL_TOKENS
+
+QUESTION = "Please segment everything."
+TINY_SAM2 = {"size": "tiny", "image_size": 256, "hidden_dim": 64, "embed_dim": 48, "memory_dim": 32}
+TINY_SAM2 |= {"stages": [1, 2, 3, 1], "global_att_blocks": [5], "memory_layers": 2, "memory_feedforward": 256}
+
+
+def answer(objects: int) -> str:
+    return "Sure, " + ", ".join(["[SEG]"] * objects) + "."
+
+
+def make_predictor(size: str, device: str) -> Sa2VAPredictor:
+    """Random weights: a language model of width 256, and SAM 2 small (256 px) or as released (large, 1024 px)."""
+    marks = ["<|im_start|>", "<|im_end|>", IMAGE_START, IMAGE_CONTEXT, IMAGE_END, *SPECIAL_TOKENS]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+    fast.add_tokens(marks, special_tokens=True)
+    width = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+    mllm = InternVLConfig(
+        vision_config=width | {"image_size": [224, 224], "patch_size": [14, 14]},
+        text_config=width | {"model_type": "qwen2", "num_key_value_heads": 4, "vocab_size": len(fast)},
+        image_token_id=fast.convert_tokens_to_ids(IMAGE_CONTEXT),
+        image_seq_length=64,
+    )
+    grounding = TINY_SAM2 if size == "tiny" else {"size": "large"}
+    config = Sa2VAConfig(
+        mllm_config=mllm, grounding_config=grounding, seg_token_id=fast.convert_tokens_to_ids("[SEG]")
+    )
+    torch.manual_seed(0)
+    model = Sa2VAForConditionalGeneration(config)
+    if device == "cuda":
+        model = model.to(torch.bfloat16)
+        model.grounding_encoder.float()
+        model.text_hidden_fcs.float()
+    side = config.grounding_config.image_size
+    processor = Sa2VAProcessor(fast, tile_size=224, patch_size=14, max_tiles=1, grounding_image_size=side)
+    return Sa2VAPredictor(model.to(device), processor)
+
+
+class Clip(Sequence[Image.Image]):
+    """Noise that is made when it is asked for, so that only what the package keeps takes memory."""
+
+    def __init__(self, length: int, size: tuple[int, int]) -> None:
+        self.length, self.size = length, size
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: int) -> Image.Image:
+        if not 0 <= number < self.length:
+            raise IndexError(number)
+        noise = np.random.default_rng(number).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+        return Image.fromarray(noise).resize(self.size)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", choices=["tiny", "large"], default="tiny", help="large: SAM 2 large at 1024 px")
+    parser.add_argument("--model", help="a model folder, instead of random weights")
+    parser.add_argument("--frames", type=int, default=16, help="of the clips with several [SEG]")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[8, 64, 256], help="of the longer clips")
+
+
+def run(arguments: argparse.Namespace) -> Iterator[str]:
+    """Yields the tables, one by one."""
+    device, repeats = arguments.device, arguments.repeats
+    if arguments.model:
+        predictor = Sa2VAPredictor.from_pretrained(arguments.model, device)
+    else:
+        predictor = make_predictor(arguments.size, device)
+    size = (320, 240)
+
+    def clip(frames: int, objects: int, mode: str) -> Callable[[], object]:
+        return lambda: predictor.segment(
+            video=Clip(frames, size), text=QUESTION, answer=answer(objects), video_mode=mode
+        )
+
+    for mode in ("consistent", "memory"):
+        rows, base = [], None
+        for objects in (1, 3, 8):
+            seconds, peak = measure(clip(arguments.frames, objects, mode), device, repeats)
+            base = base or seconds
+            rows.append([objects, seconds, seconds / base, peak])
+        title = f"### A clip of {arguments.frames} frames, video mode {mode!r}\n\n"
+        yield title + table(["[SEG]", "seconds", "times one [SEG]", "peak MiB"], rows)
+    rows = []
+    for frames in arguments.lengths:
+        seconds, peak = measure(clip(frames, 1, "consistent"), device, 1)
+        side = predictor.model.grounding_encoder.mask_size
+        result = frames * (size[0] * size[1] + 4 * side * side) / 2**20
+        rows.append([frames, seconds, seconds / frames, peak, result, peak - result])
+    columns = ["frames", "seconds", "per frame", "peak MiB", "of which masks and logits", "the rest"]
+    yield "### Longer clips, one [SEG]\n\n" + table(columns, rows)
+    pictures = [Clip(8, size)[number] for number in range(8)]
+
+    def one_by_one() -> None:
+        for picture in pictures:
+            predictor.segment(image=picture, text=QUESTION, answer=answer(1))
+
+    def at_once() -> None:
+        predictor.segment(image=pictures, text=[QUESTION] * 8, answer=[answer(1)] * 8)
+
+    single, batch = (measure(run, device, repeats) for run in (one_by_one, at_once))
+    rows = [["one by one", *single, 1.0], ["as a batch", *batch, batch[0] / single[0]]]
+    yield "### Eight pictures\n\n" + table(["", "seconds", "peak MiB", "times one by one"], rows)

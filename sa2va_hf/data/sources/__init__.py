@@ -13,6 +13,7 @@ from sa2va_hf.data.shapes import shapes
 from sa2va_hf.data.sources.ade20k_full import ade20k_full
 from sa2va_hf.data.sources.coco_json import coco_json
 from sa2va_hf.data.sources.finetune_json import finetune_json
+from sa2va_hf.data.sources.folder_parts import folder_parts
 from sa2va_hf.data.sources.lvis import lvis
 from sa2va_hf.data.sources.open_images import open_images
 from sa2va_hf.data.sources.paired_frames import paired_frames
@@ -49,6 +50,7 @@ SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "lvis": lvis,
     "paco_lvis": partial(parts, name="paco_lvis"),
     "pascal_part": partial(parts, name="pascal_part"),
+    "folder_parts": folder_parts,
     "finetune_json": finetune_json,
     "coco_json": coco_json,
     "png_masks": png_masks,

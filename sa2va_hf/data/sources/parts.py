@@ -53,7 +53,7 @@ def parts(
     path = annotation_file(root, annotations, [root / one.format(split=split) for one in ANNOTATION_FILES[name]])
     instances = read_instances(path)
     yield from instances.rejects
-    instances.categories = {key: one and _spoken(one) for key, one in instances.categories.items()}
+    instances.categories = {key: one and spoken(one) for key, one in instances.categories.items()}
     usual = (
         [path.parent / VOC_FOLDER, root / VOC_FOLDER] if name == "pascal_part" else [root / f for f in COCO_FOLDERS]
     )
@@ -82,7 +82,7 @@ def _unfinished(picture: dict, categories: dict[int, str | None]) -> set[str | N
     return {categories.get(one) for one in given["not_exhaustive_category_ids"] if isinstance(one, int)}
 
 
-def _spoken(name: str) -> str | None:
+def spoken(name: str) -> str | None:
     """ "mouse_(computer_equipment):scroll_wheel" -> "mouse:scroll wheel"; None when nothing is left of a side."""
     sides = [re.sub(r"_?\(.*?\)", "", side).replace("_", " ").strip() for side in name.split(":")]
     return ":".join(sides) if all(sides) and len(sides) <= 2 else None

@@ -75,7 +75,7 @@ def _explanations(path: Path | None) -> tuple[dict[str, str], list[Reject]]:
     return found, rejects
 
 
-def _read(path: Path) -> Any:
+def read_shapes_json(path: Path) -> Any:
     """The json in UTF-8 or, as some of the published files are, in cp1252."""
     data = read_annotation(path)
     for encoding in ("utf-8", "cp1252"):
@@ -89,7 +89,7 @@ def _read(path: Path) -> Any:
 
 
 def _sample(path: Path) -> Sample:
-    record = _read(path)
+    record = read_shapes_json(path)
     expect_keys(record, {"text": list, "is_sentence": bool, "shapes": list}, path.name)
     texts = [text.strip() if isinstance(text, str) else "" for text in record["text"]]
     if not texts or not all(text.strip(" .") for text in texts):
@@ -97,7 +97,7 @@ def _sample(path: Path) -> Sample:
     photo = next((path.with_suffix(suffix) for suffix in SUFFIXES if path.with_suffix(suffix).is_file()), None)
     photo = photo or find_picture(f"{path.stem}.jpg", [path.parent])
     width, height = upright_size(photo)
-    labels = _paint(record["shapes"], width, height)
+    labels = paint_shapes(record["shapes"], width, height)
     if not (labels == TARGET).any():
         raise ValueError("no pixel is labelled 'target'")
     rle = masks.encode(labels == TARGET)
@@ -109,8 +109,11 @@ def _sample(path: Path) -> Sample:
     return sample
 
 
-def _paint(shapes: list, width: int, height: int) -> np.ndarray:
-    """Labels (height, width): 0, TARGET or IGNORED. Outlines belong to the polygons, as in LISA."""
+def paint_shapes(shapes: list, width: int, height: int) -> np.ndarray:
+    """Labels (height, width): 0, TARGET or IGNORED. Outlines belong to the polygons, as in LISA.
+
+    ValueError naming the shape whose label or points cannot be used.
+    """
     layers = []
     for number, shape in enumerate(shapes):
         expect_keys(shape, {"label": str, "points": list}, f"shape {number}")

@@ -1,4 +1,4 @@
-"""What SAM 2 is trained on (arXiv 2408.00714, section D.2.2): focal, dice, IoU and object-score losses, as pure functions.
+"""SAM 2's losses (arXiv 2408.00714, section D.2.2): focal, dice, IoU and object score, as pure functions.
 
 A step is one answer of the mask decoder for all O objects of a frame: M = 3 candidates where the prompt is ambiguous,
 else one. Masks are learnt by the best candidate alone, IoUs by all. Everything is a sum over objects divided by
@@ -66,7 +66,7 @@ def step_losses(
     """The losses of one step on one frame.
 
     Args:
-        logits: (O, M, H, W) of the masks; ious (O, M) predicted, in 0..1; scores (O, 1), logits that the object is there.
+        logits: (O, M, H, W) of the masks; ious (O, M) predicted, in 0..1; scores (O, 1), logits of being there at all.
         targets: bool (O, H, W). ignore: None or bool (O, H, W), pixels that do not count.
         objects: the mean number of objects of a batch, over all processes; what the sums are divided by.
     """

@@ -1,4 +1,4 @@
-"""Who is told what: simulated prompts, correction clicks, and the frames that get them (arXiv 2408.00714, section D.2.2).
+"""Who is told what: simulated prompts, clicks, and the frames that get them (arXiv 2408.00714, section D.2.2).
 
 The decisions are drawn from one numpy generator, in the order of the original (sam2: `training/model/sam2.py`), so
 that the same generator gives the same training; the places of points come from torch's default generator. All objects

@@ -139,7 +139,8 @@ def assert_gradients(inputs, expected, meta, arrays, case, combo):
     y, x = torch.tensor(meta["pixel_list_yx"]).T
     for name, entries in expected["grad_entries_float64"].items():
         gradient = inputs[name].grad.flatten(0, 1)[:, y, x]
-        assert torch.allclose(gradient, torch.tensor(entries, dtype=torch.float64).view_as(gradient), rtol=1e-9, atol=0)
+        wanted = torch.tensor(entries, dtype=torch.float64).view_as(gradient)
+        assert torch.allclose(gradient, wanted, rtol=1e-9, atol=0)
     if case == "mose":
         for name in (name for name in inputs if not name.startswith("logits")):
             if (stored := arrays.get(f"grad.{combo}.{name}")) is not None:

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "evaluation": {"inference", "masks"},
     "inspection": {"data", "masks", "drawing"},
     "benchmarks": {"", "data", "masks", "inference", "evaluation", "training", "arguments", "checkpoints", "model"},
+    "pseudo_labels": {"inference", "data", "masks", "model"},
     "search": {"inference"},
     "demo": {"inference"},
 }

@@ -18,7 +18,7 @@ import pyarrow as pa
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from sa2va_hf import Sa2VAPredictor, masks
+from sa2va_hf import masks
 from sa2va_hf.benchmarks.report import Memory, measure, table
 from sa2va_hf.data.checking import UNIT, Checked
 from sa2va_hf.data.dataset import Sa2VADataset
@@ -27,6 +27,7 @@ from sa2va_hf.data.prepare import prepare
 from sa2va_hf.data.sampler import Sa2VASampler
 from sa2va_hf.data.schema import FEATURES, Expression, Object, Sample, Turn, to_row
 from sa2va_hf.data.shards import ShardWriter, write_index
+from sa2va_hf.inference import Sa2VAPredictor
 
 SIDE = 448
 

@@ -17,6 +17,7 @@ from sa2va_hf.data.exclusion import sample_keys
 from sa2va_hf.data.media import load_image, video_shape
 from sa2va_hf.data.schema import FEATURES, Media, Reject, Sample, to_row, validate
 from sa2va_hf.data.sources import SOURCES
+from sa2va_hf.data.sources.portions import Portion, portions_of
 
 UNIT = 32  # records checked together and written as one Arrow batch: fixed, so that bytes do not depend on num_proc
 
@@ -36,9 +37,9 @@ class Checked:
 
 
 def units(source: str, root: Any, split: str, options: dict, limit: int | None) -> Iterator[Unit]:
-    """The source's records in portions of UNIT. A source that can start anywhere is left to the workers to run.
+    """The source's records in portions of UNIT; slow ones as calls, which the workers make.
 
-    The second record of an id is a `Reject`.
+    A source that can start anywhere is left to the workers as a whole.
     """
     function = SOURCES[source]
     place = None if root is None else Path(root)
@@ -49,19 +50,9 @@ def units(source: str, root: Any, split: str, options: dict, limit: int | None) 
         for first in range(start, end, UNIT):
             yield partial(function, place, split, **options | {"start": first, "count": min(UNIT, end - first)})
         return
-    records = _once(islice(function(place, split, **options), limit))
+    records = islice(portions_of(function)(place, split, **options), limit)
     while unit := list(islice(records, UNIT)):
         yield unit
-
-
-def _once(records: Iterable[Sample | Reject]) -> Iterator[Sample | Reject]:
-    seen: set[str] = set()
-    for record in records:
-        if isinstance(record, Sample) and record.id in seen:
-            record = Reject(record.id, f"id {record.id!r} occurs twice")
-        elif isinstance(record, Sample):
-            seen.add(record.id)
-        yield record
 
 
 def map_in_order(function: Callable, work: Iterable[Unit], num_proc: int) -> Iterator[Any]:
@@ -90,7 +81,7 @@ def check_unit(unit: Unit, embed_media: bool, exclude: frozenset[str], open_medi
     open_media: decode and measure every picture; otherwise only see whether its file is there.
     """
     rows, rejects, excluded = [], [], 0
-    for record in unit() if callable(unit) else unit:
+    for record in (record for item in (unit() if callable(unit) else unit) for record in _made(item)):
         if isinstance(record, Reject):
             rejects.append(record)
             continue
@@ -105,6 +96,10 @@ def check_unit(unit: Unit, embed_media: bool, exclude: frozenset[str], open_medi
         except ValueError as error:
             rejects.append(Reject(record.id, str(error).removeprefix(f"sample {record.id!r}: ")))
     return Checked(pa.RecordBatch.from_pylist(rows, schema=FEATURES.arrow_schema), rejects, excluded)
+
+
+def _made(item: Sample | Reject | Portion) -> Iterable[Sample | Reject]:
+    return item() if callable(item) else (item,)
 
 
 class _BadMedia(ValueError):

@@ -21,6 +21,7 @@ PATH_OPTIONS = {"images", "annotations"}  # where a release lies does not change
 class Manifest:
     """What a prepared folder was made from and holds. masks: those annotated, per object and frame.
 
+    annotation_files: those that many records come from; not the ones of a single picture or clip.
     shard: "2/4" for the second of four machines' parts. exclude: lists of pictures that were left out -> their sha256;
     excluded: samples left out for that. release: counts of the public release, where known.
     """

@@ -20,7 +20,8 @@ from typing import Any
 from sa2va_hf.data.checking import check_unit, map_in_order, units
 from sa2va_hf.data.exclusion import read_exclusions
 from sa2va_hf.data.manifest import NAME, Manifest, PrepareError, joined, judge
-from sa2va_hf.data.shards import PROGRESS, ShardWriter, resume, write_index
+from sa2va_hf.data.schema import Reject
+from sa2va_hf.data.shards import PROGRESS, ShardWriter, resume, sample_ids, write_index
 from sa2va_hf.data.sources import SOURCES
 from sa2va_hf.data.sources.files import recorded_hashes
 
@@ -193,7 +194,7 @@ def _fill(writer: ShardWriter, num_proc: int, exclude: Sequence, progress: Calla
             writer.finish()
         finally:
             writer.close()
-    if changed := [file for file, digest in manifest.annotation_files.items() if hashes.get(file) != digest]:
+    if changed := [file for file, digest in hashes.items() if manifest.annotation_files[file] != digest]:
         raise ValueError(f"{', '.join(changed)} changed since the run that was interrupted: run it again")
 
 
@@ -232,10 +233,25 @@ def _prepare_part(
         logger.info("%s: still missing: %s", output, ", ".join(missing))
         return Manifest.load(own)
     whole = joined([Manifest.load(part) for part in parts], names)
+    _check_ids(output, whole)
     judge(whole)
     write_index(output, whole)
     whole.save(output)  # last: a folder with a manifest is complete
     return whole
+
+
+def _check_ids(output: Path, whole: Manifest) -> None:
+    """PrepareError when two machines have the same id: which sample is meant is not known."""
+    places: dict[str, str] = {}
+    rejects = []
+    for sample_id, place in sample_ids(output, whole):
+        if sample_id in places:
+            rejects.append(Reject(sample_id, f"id {sample_id!r} occurs in {places[sample_id]} and in {place}"))
+        places[sample_id] = place
+    if rejects:
+        raise PrepareError(
+            f"{len(rejects)} ids occur in two parts, as {rejects[0].id!r}: prepare them as one", rejects
+        )
 
 
 def _of_parts(name: str) -> bool:

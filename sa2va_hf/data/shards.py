@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from datasets import DatasetInfo
 
 from sa2va_hf.data.checking import Checked
 from sa2va_hf.data.manifest import Manifest, read_json, write_json
-from sa2va_hf.data.schema import FEATURES
+from sa2va_hf.data.schema import FEATURES, Reject
 
 SHARD_BYTES = 500 * 2**20
 SHARD_FRAMES = 20_000  # a few minutes of decoding: no more than that is lost when a run is killed
@@ -30,21 +30,31 @@ class ShardWriter:
         self.stream: pa.RecordBatchStreamWriter | None = None
         self.file: pa.NativeFile | None = None
         self.frames = 0
+        self.seen = {sample_id for sample_id, _ in sample_ids(folder, manifest)}
 
     def write(self, checked: Checked) -> None:
-        manifest = self.manifest
+        manifest, rows = self.manifest, checked.rows
+        fresh = []
+        for row, sample_id in enumerate(rows["id"].to_pylist()):
+            if sample_id in self.seen:
+                checked.rejects.append(Reject(sample_id, f"id {sample_id!r} occurs twice"))
+            else:
+                fresh.append(row)
+                self.seen.add(sample_id)
+        if len(fresh) < rows.num_rows:
+            rows = rows.take(pa.array(fresh, pa.int64()))
         manifest.rejects += checked.rejects
         manifest.excluded += checked.excluded
-        manifest.count(checked.rows)
+        manifest.count(rows)
         self.units_done += 1
         if manifest.rejects and not manifest.skip_bad:
             return  # nothing will be kept: the rest is only looked at, to list all that is wrong
-        if checked.rows.num_rows:
+        if rows.num_rows:
             if self.stream is None:
                 self.file = pa.OSFile(str(self._path), "wb")
                 self.stream = pa.ipc.new_stream(self.file, FEATURES.arrow_schema)
-            self.stream.write_batch(checked.rows)
-            self.frames += sum(max(count, 1) for count in checked.rows["num_frames"].to_pylist())
+            self.stream.write_batch(rows)
+            self.frames += sum(max(count, 1) for count in rows["num_frames"].to_pylist())
             if self.file.tell() >= SHARD_BYTES or self.frames >= SHARD_FRAMES:
                 self.finish()
 
@@ -69,6 +79,14 @@ class ShardWriter:
             self.stream.close()
             self.file.close()
             self.stream = None
+
+
+def sample_ids(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """(id, Arrow file) of all samples in the files that are written."""
+    for name in manifest.shards:
+        with pa.memory_map(str(folder / name)) as file:
+            for batch in pa.ipc.open_stream(file):
+                yield from ((sample_id, name) for sample_id in batch["id"].to_pylist())
 
 
 def resume(folder: Path, manifest: Manifest) -> ShardWriter | None:

@@ -3,12 +3,18 @@
 Run: pytest tests/data/test_shards.py
 """
 
+from functools import partial
+
 import pytest
 from records import contents, given, picture, read, sample
 
 from sa2va_hf.data import shards
 from sa2va_hf.data.manifest import Manifest
-from sa2va_hf.data.prepare import prepare
+from sa2va_hf.data.prepare import PrepareError, prepare
+from sa2va_hf.data.schema import Reject, Sample
+from sa2va_hf.data.sources import SOURCES
+from sa2va_hf.data.sources.files import read_json
+from sa2va_hf.data.sources.portions import in_portions
 
 
 def interrupt_after(units):
@@ -109,3 +115,43 @@ def test_parts_that_do_not_belong_together_are_not_joined(tmp_path, annotated_so
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="holds thesis.tex, which is no part of a dataset"):
         prepare("given", tmp_path, "train", tmp_path / "other", shard=(1, 2), overwrite=True)
+
+
+def test_an_id_in_two_parts_is_found(tmp_path, source):
+    frame = picture(tmp_path / "a.png")
+    source(*(sample(f"s{number % 40}", frame) for number in range(41)))  # the second unit repeats s0
+    given(tmp_path, shard=(1, 2))
+    with pytest.raises(PrepareError, match="1 ids occur in two parts, as 's0': prepare them as one") as error:
+        given(tmp_path, shard=(2, 2))
+    assert "part-1-of-2/data-00000.arrow and in part-2-of-2/" in error.value.rejects[0].reason
+
+
+# ---------------------------------------------------------------- slow parts
+
+
+def _slow(root, number, frame):
+    read_json(root / f"{number}.json", list)
+    yield sample(f"s{number}", frame)
+    if number % 3 == 0:
+        yield Reject(f"r{number}", "broken")
+
+
+def test_workers_make_the_calls_of_a_source_in_portions(tmp_path, monkeypatch):
+    frame = picture(tmp_path / "a.png")
+    for number in range(40):
+        (tmp_path / f"{number}.json").write_text(f"[{number}]")
+
+    def lazy(root, split, *, count=40):
+        yield Reject("first", "by itself")
+        for number in range(count):
+            yield partial(_slow, root, number, frame)
+
+    monkeypatch.setitem(SOURCES, "given", partial(in_portions(lazy), count=39))
+    records = list(SOURCES["given"](tmp_path, "train"))
+    assert [record.id for record in records][:4] == ["first", "s0", "r0", "s1"]
+    for num_proc in (1, 2):
+        manifest = given(tmp_path, num_proc=num_proc, skip_bad=True, overwrite=True)
+        assert read(tmp_path / "out") == [record for record in records if isinstance(record, Sample)]
+        assert manifest.rejects == [record for record in records if isinstance(record, Reject)]
+    with pytest.raises(ValueError, match="has no option counts; it has count"):
+        given(tmp_path, options={"counts": 3}, overwrite=True)

@@ -14,6 +14,7 @@ of the car". A part belongs to what most of it lies on.
 import json
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from sa2va_hf.data.sources.files import (
     upright_size,
 )
 from sa2va_hf.data.sources.parts import check_part_phrase, part_phrase
+from sa2va_hf.data.sources.portions import Portion, in_portions
 
 SPLITS = {"train": "training", "val": "validation"}
 FOLDERS = (
@@ -42,7 +44,10 @@ FOLDERS = (
 Segment = tuple[int, int]  # class and instance, as the colours say
 
 
-def ade20k_full(root: Path | str, split: str, *, part: str = "{part} of the {object}") -> Iterator[Sample | Reject]:
+@in_portions
+def ade20k_full(
+    root: Path | str, split: str, *, part: str = "{part} of the {object}"
+) -> Iterator[Sample | Reject | Portion]:
     """One sample per picture, with one object per instance of a thing or part and one expression per class in it.
 
     Pixels of no class do not count. An object's category is "car" or "car:wheel". part: the phrase for a part. Raises
@@ -58,10 +63,14 @@ def ade20k_full(root: Path | str, split: str, *, part: str = "{part} of the {obj
     for path in maps:
         stem = path.name.removesuffix("_seg.png")
         name = (path.parent.relative_to(folder) / stem).as_posix()
-        try:
-            yield _sample(name, path.parent, stem, part)
-        except ValueError as error:
-            yield Reject(name, str(error), str(path))
+        yield partial(_records, name, path, stem, part)
+
+
+def _records(name: str, path: Path, stem: str, part: str) -> Iterator[Sample | Reject]:
+    try:
+        yield _sample(name, path.parent, stem, part)
+    except ValueError as error:
+        yield Reject(name, str(error), str(path))
 
 
 def _sample(name: str, folder: Path, stem: str, part: str) -> Sample:

@@ -14,6 +14,7 @@ import csv
 import io
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from sa2va_hf.data.sources.files import (
     read_annotation,
     upright_size,
 )
+from sa2va_hf.data.sources.portions import Portion, in_portions
 
 SPLITS = {"val": "validation"}
 COLUMNS = ("MaskPath", "ImageID", "LabelName", "BoxXMin", "BoxXMax", "BoxYMin", "BoxYMax")
@@ -44,6 +46,7 @@ CLASS_FILES = (
 Row = tuple[str, ...]  # the values of COLUMNS
 
 
+@in_portions
 def open_images(
     root: Path | str,
     split: str,
@@ -53,7 +56,7 @@ def open_images(
     classes: Path | str | None = None,
     one: str = "{}",
     several: str = "every {}",
-) -> Iterator[Sample | Reject]:
+) -> Iterator[Sample | Reject | Portion]:
     """One sample per picture that has masks, with one expression per class in it.
 
     Masks are brought to the size of the picture without blending. Not every box of the dataset has a mask: "every
@@ -84,19 +87,26 @@ def open_images(
             yield Reject(image_id, str(error), str(path))
             continue
         sample.source = "open_images"
-        for row in rows:
-            try:
-                sample.objects.append(_object(row, names, mask_folders, sample.width, sample.height))
-            except ValueError as error:
-                yield Reject(f"{image_id}/{Path(row[0]).stem}", str(error), str(path))
-        targets: dict[str, list[int]] = {}
-        for index, thing in enumerate(sample.objects):
-            targets.setdefault(thing.category, []).append(index)
-        for category, indices in targets.items():
-            text = (several if len(indices) > 1 else one).replace("{}", category)
-            sample.expressions.append(Expression(text, indices, "category"))
-        if sample.expressions:
-            yield sample
+        own = {row[2]: names[row[2]] for row in rows if row[2] in names}
+        yield partial(_records, sample, rows, own, mask_folders, (one, several), str(path))
+
+
+def _records(
+    sample: Sample, rows: list[Row], names: dict[str, str], folders: list[Path], phrases: tuple[str, str], file: str
+) -> Iterator[Sample | Reject]:
+    for row in rows:
+        try:
+            sample.objects.append(_object(row, names, folders, sample.width, sample.height))
+        except ValueError as error:
+            yield Reject(f"{sample.id}/{Path(row[0]).stem}", str(error), file)
+    targets: dict[str, list[int]] = {}
+    for index, thing in enumerate(sample.objects):
+        targets.setdefault(thing.category, []).append(index)
+    for category, indices in targets.items():
+        text = phrases[len(indices) > 1].replace("{}", category)
+        sample.expressions.append(Expression(text, indices, "category"))
+    if sample.expressions:
+        yield sample
 
 
 def _read_masks(path: Path) -> Iterator[Row]:

@@ -7,6 +7,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from PIL import Image
 from sa2va_hf import masks
 from sa2va_hf.data.schema import Object, Reject, Sample
 from sa2va_hf.data.sources.files import keep_split
+from sa2va_hf.data.sources.portions import Portion, in_portions
 
 PATTERN = "masklet_data_*.npz"
 ARRAYS = ("frame1", "mask1", "frame2", "mask2")
 
 
-def paired_frames(root: Path | str, split: str, *, val_fraction: float = 0.0) -> Iterator[Sample | Reject]:
+@in_portions
+def paired_frames(root: Path | str, split: str, *, val_fraction: float = 0.0) -> Iterator[Sample | Reject | Portion]:
     """One clip of two frames (embedded, as PNG) with one object per file, without text.
 
     val_fraction: see `keep_split`; there are no splits. Raises ValueError when there are no such files.
@@ -31,12 +34,15 @@ def paired_frames(root: Path | str, split: str, *, val_fraction: float = 0.0) ->
         raise ValueError(f"there are no files {PATTERN} below {root}")
     chosen = keep_split(files, split, val_fraction, "pairs of frames have none")
     for name, file in files.items():
-        if name not in chosen:
-            continue
-        try:
-            yield _sample(name, file)
-        except ValueError as error:
-            yield Reject(name, str(error), str(file))
+        if name in chosen:
+            yield partial(_records, name, file)
+
+
+def _records(name: str, file: Path) -> Iterator[Sample | Reject]:
+    try:
+        yield _sample(name, file)
+    except ValueError as error:
+        yield Reject(name, str(error), str(file))
 
 
 def _sample(name: str, file: Path) -> Sample:

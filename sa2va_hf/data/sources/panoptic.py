@@ -12,6 +12,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from sa2va_hf import masks
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
 from sa2va_hf.data.sources.coco_json import IMAGE_FOLDERS, check_phrases, picture_of
 from sa2va_hf.data.sources.files import annotation_file, expect_keys, find_picture, read_colours, read_json
+from sa2va_hf.data.sources.portions import Portion, in_portions
 
 logger = logging.getLogger(__name__)
 
 ANNOTATION_FILES = ("annotations/panoptic_{split}2017.json", "annotations/panoptic_{split}.json", "{split}.json")
 
 
+@in_portions
 def panoptic(
     root: Path | str,
     split: str,
@@ -36,7 +39,7 @@ def panoptic(
     maps: Path | str | None = None,
     one: str = "{}",
     several: str = "every {}",
-) -> Iterator[Sample | Reject]:
+) -> Iterator[Sample | Reject | Portion]:
     """One sample per picture, with one object per segment and one expression per category.
 
     A crowd segment (iscrowd 1) belongs to the "every" of its category. Pixels of no segment, and those of a segment
@@ -64,16 +67,27 @@ def panoptic(
             expect_keys(annotation, {"image_id": int, "file_name": str, "segments_info": list}, name)
             name = str(annotation["image_id"])
             picture = picture_of(pictures, annotation["image_id"])
-            frames = [os.path.abspath(find_picture(picture["file_name"], folders))]
-            size = (picture["width"], picture["height"])
-            sample = Sample(name, "referring", *size, frames=frames, source="coco_panoptic")
-            ids = _segment_ids(find_picture(annotation["file_name"], map_folders), picture)
+            frame = find_picture(picture["file_name"], folders)
+            its_map = find_picture(annotation["file_name"], map_folders)
         except ValueError as error:
             yield Reject(name, str(error), str(path))
             continue
-        yield from _fill(sample, ids, annotation["segments_info"], categories, (one, several), str(path))
-        if sample.expressions:
-            yield sample
+        size = (picture["width"], picture["height"])
+        sample = Sample(name, "referring", *size, frames=[os.path.abspath(frame)], source="coco_panoptic")
+        yield partial(_records, sample, its_map, annotation["segments_info"], categories, (one, several), str(path))
+
+
+def _records(
+    sample: Sample, its_map: Path, segments: list, categories: dict[int, Any], phrases: tuple[str, str], file: str
+) -> Iterator[Sample | Reject]:
+    try:
+        ids = _segment_ids(its_map, sample.width, sample.height)
+    except ValueError as error:
+        yield Reject(sample.id, str(error), file)
+        return
+    yield from _fill(sample, ids, segments, categories, phrases, file)
+    if sample.expressions:
+        yield sample
 
 
 def _by_id(records: list, name: str) -> dict[int, Any]:
@@ -85,9 +99,9 @@ def _by_id(records: list, name: str) -> dict[int, Any]:
     return by_id
 
 
-def _segment_ids(path: Path, picture: dict) -> np.ndarray:
+def _segment_ids(path: Path, width: int, height: int) -> np.ndarray:
     """The id of every pixel's segment, int64 (H, W)."""
-    red, green, blue = read_colours(path, picture["height"], picture["width"]).astype(np.int64).transpose(2, 0, 1)
+    red, green, blue = read_colours(path, height, width).astype(np.int64).transpose(2, 0, 1)
     return red + 256 * green + 65536 * blue
 
 

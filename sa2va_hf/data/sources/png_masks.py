@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from sa2va_hf import masks
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
 from sa2va_hf.data.sources.files import IMAGE_SUFFIXES, keep_split, read_json, sized_ids, upright_size
+from sa2va_hf.data.sources.portions import Portion, in_portions
 
 LAYOUTS = """Accepted layouts (photos of any picture format; masks as PNG, 0 is background):
     images/X.jpg + masks/X.png             one mask per photo; several values are several objects
@@ -33,9 +35,10 @@ BLURRED = 16  # more values than this beside 255: an anti-aliased edge, not obje
 NO_PHRASES = frozenset(("mask", "masks", "segmentation", "seg", "label", "labels", "gt", "annotation"))  # "X_mask.png"
 
 
+@in_portions
 def png_masks(
     root: Path | str, split: str, *, phrase: str | None = None, val_fraction: float = 0.0
-) -> Iterator[Sample | Reject]:
+) -> Iterator[Sample | Reject | Portion]:
     """One sample per photo. Masks of one photo with the same phrase are meant together by it.
 
     A mask without pixels says that the phrase matches nothing in the photo. phrase: what masks show when nothing else
@@ -58,10 +61,14 @@ def png_masks(
     chosen = keep_split(photos, split, val_fraction, f"make a folder {root / split}") if whole else set(photos)
     yield from problems + orphans
     for stem in sorted(chosen):
-        try:
-            yield _sample(stem, photos[stem], found.get(stem, []), labels)
-        except ValueError as error:
-            yield Reject(stem, str(error), str(photos[stem]))
+        yield partial(_records, stem, photos[stem], found.get(stem, []), labels)
+
+
+def _records(stem: str, photo: Path, mask_files: list, labels: Any) -> Iterator[Sample | Reject]:
+    try:
+        yield _sample(stem, photo, mask_files, labels)
+    except ValueError as error:
+        yield Reject(stem, str(error), str(photo))
 
 
 # ---------------------------------------------------------------- which files belong together

@@ -11,6 +11,7 @@ folder that the option `frames` names. SA-V's val and test are folders of mask p
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from sa2va_hf.data.media import video_shape
 from sa2va_hf.data.schema import Reject, Sample
 from sa2va_hf.data.sources.clips import clip_size, numbered_frames, paths, track
 from sa2va_hf.data.sources.files import first_existing, read_json
+from sa2va_hf.data.sources.portions import Portion, in_portions
 
 EVERY = 4  # frames of the video per entry of a masklet
 KINDS = ("manual", "auto")
 
 
+@in_portions
 def sav(
     root: Path | str, split: str, *, masklets: str = "manual", frames: Path | str | None = None
-) -> Iterator[Sample | Reject]:
+) -> Iterator[Sample | Reject | Portion]:
     """One sample per video and json, without texts. An object whose entry is null was not annotated there.
 
     masklets: "manual", "auto" or "both" (then a video gives two samples: the same thing is in both). frames: folder of
@@ -40,16 +43,20 @@ def sav(
     if not files:
         raise ValueError(f"there are no files *_{'.json or *_'.join(kinds)}.json below {folder}")
     for file in files:
-        try:
-            sample, problems = read_masklets(file, None if frames is None else Path(frames))
-        except ValueError as error:
-            yield Reject(file.stem, str(error), str(file))
-            continue
-        for number, reason in problems.items():
-            yield Reject(f"{file.stem}/object {number}", reason, str(file))
-        sample.objects = [thing for thing in sample.objects if thing is not None]
-        if sample.objects:
-            yield sample
+        yield partial(_records, file, None if frames is None else Path(frames))
+
+
+def _records(file: Path, frames: Path | None) -> Iterator[Sample | Reject]:
+    try:
+        sample, problems = read_masklets(file, frames)
+    except ValueError as error:
+        yield Reject(file.stem, str(error), str(file))
+        return
+    for number, reason in problems.items():
+        yield Reject(f"{file.stem}/object {number}", reason, str(file))
+    sample.objects = [thing for thing in sample.objects if thing is not None]
+    if sample.objects:
+        yield sample
 
 
 def read_masklets(file: Path, frames: Path | None = None) -> tuple[Sample, dict[int, str]]:

@@ -13,6 +13,7 @@ ROOT may also be the dataset's own folder. A phrase is the name of a class, its 
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from sa2va_hf.data.sources.files import (
     sized_ids,
     upright_size,
 )
+from sa2va_hf.data.sources.portions import Portion, in_portions
 
 VOID = 255
 SPLITS = {
@@ -55,6 +57,7 @@ CLASSES = {
 }
 
 
+@in_portions
 def semantic_png(
     root: Path | str,
     split: str,
@@ -63,7 +66,7 @@ def semantic_png(
     version: str = "v2.0",
     classes: Path | str | None = None,
     images: Path | str | None = None,
-) -> Iterator[Sample | Reject]:
+) -> Iterator[Sample | Reject | Portion]:
     """One sample per map of classes, with one expression per class in it; pixels without a class do not count.
 
     Classes of COCO-Stuff with "-" in their name ("window-other") do not count either, as in LISA. version: of
@@ -84,13 +87,18 @@ def semantic_png(
     if not maps:
         raise ValueError(f"there are no .png files in {folder}")
     for path in maps:
-        try:
-            if path.stem not in photos:
-                where = images or ", ".join(str(root / place.format(**words)) for place in PHOTOS[name])
-                raise ValueError(f"there is no photo {path.stem}.jpg; looked in {where}")
-            yield _sample(path, photos[path.stem], names, name)
-        except ValueError as error:
-            yield Reject(path.stem, str(error), str(path))
+        if path.stem in photos:
+            yield partial(_records, path, photos[path.stem], names, name)
+        else:
+            where = images or ", ".join(str(root / place.format(**words)) for place in PHOTOS[name])
+            yield Reject(path.stem, f"there is no photo {path.stem}.jpg; looked in {where}", str(path))
+
+
+def _records(path: Path, photo: Path, names: dict[int, str | None], source: str) -> Iterator[Sample | Reject]:
+    try:
+        yield _sample(path, photo, names, source)
+    except ValueError as error:
+        yield Reject(path.stem, str(error), str(path))
 
 
 def _sample(path: Path, photo: Path, names: dict[int, str | None], source: str) -> Sample:

@@ -10,6 +10,7 @@ scoring the masks alone, and for `vos_relations`.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from sa2va_hf import masks
 from sa2va_hf.data.schema import Object, Reject, Sample
 from sa2va_hf.data.sources.clips import clip_size, numbered_frames, paths, read_names
 from sa2va_hf.data.sources.files import sized_ids
+from sa2va_hf.data.sources.portions import Portion, in_portions
 from sa2va_hf.masks import RLE
 
 BASES = ("{split}", "sav_{split}", "DAVIS", "")
@@ -31,6 +33,7 @@ LISTS = ("ImageSets/2017/{split}.txt", "ImageSets/{split}.txt", "{split}.txt", "
 VOID = 255  # beside other values: pixels that do not count
 
 
+@in_portions
 def vos_folders(
     root: Path | str,
     split: str,
@@ -39,7 +42,7 @@ def vos_folders(
     exclude: Path | str | None = None,
     frames: Path | str | None = None,
     annotations: Path | str | None = None,
-) -> Iterator[Sample | Reject]:
+) -> Iterator[Sample | Reject | Portion]:
     """One sample per video with all its frames; those that have a mask picture are annotated.
 
     An object without pixels on an annotated frame is absent there. videos, exclude: files with one video name per
@@ -53,18 +56,21 @@ def vos_folders(
     names = read_names(file) if file else sorted(path.name for path in mask_base.iterdir() if path.is_dir())
     left_out = set(read_names(Path(exclude))) if exclude is not None else set()
     for name in names:
-        if name in left_out:
-            continue
-        try:
-            sample, _, problems = read_clip(name, frame_base / name, mask_base / name)
-        except ValueError as error:
-            yield Reject(name, str(error), str(mask_base / name))
-            continue
-        yield from problems
-        if sample.objects:
-            yield sample
-        elif not problems:
-            yield Reject(name, "its mask pictures hold no object on any frame", str(mask_base / name))
+        if name not in left_out:
+            yield partial(_records, name, frame_base / name, mask_base / name)
+
+
+def _records(name: str, frames: Path, masks_of_frames: Path) -> Iterator[Sample | Reject]:
+    try:
+        sample, _, problems = read_clip(name, frames, masks_of_frames)
+    except ValueError as error:
+        yield Reject(name, str(error), str(masks_of_frames))
+        return
+    yield from problems
+    if sample.objects:
+        yield sample
+    elif not problems:
+        yield Reject(name, "its mask pictures hold no object on any frame", str(masks_of_frames))
 
 
 def find_folders(

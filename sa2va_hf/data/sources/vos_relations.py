@@ -8,14 +8,17 @@ Published relation files need boxes and masks of five datasets merged into one; 
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from sa2va_hf.data.relations import KINDS, MARGIN, relate
 from sa2va_hf.data.schema import Reject, Sample
+from sa2va_hf.data.sources.portions import Portion, in_portions, portions_of
 
 NAME = "vos_relations"
 
 
+@in_portions
 def vos_relations(
     sources: Mapping[str, Callable[..., Iterator[Sample | Reject]]],
     root: Path | str | None = None,
@@ -26,7 +29,7 @@ def vos_relations(
     per_clip: int = 8,
     margin: float = MARGIN,
     **options,
-) -> Iterator[Sample | Reject]:
+) -> Iterator[Sample | Reject | Portion]:
     """The base's samples with relations as their only expressions; its rejects, and samples without a clear relation.
 
     sources: SOURCES. base: a key of it; options: the base's own. kinds: some of relations.KINDS. per_clip: expressions
@@ -46,7 +49,14 @@ def vos_relations(
         raise ValueError(f"kinds must be a list of some of {', '.join(KINDS)}, got {kinds!r}")
     if per_clip < 1 or not 0 < margin < 1:
         raise ValueError(f"per_clip must be positive and margin within 0 and 1, got {per_clip} and {margin}")
-    for record in sources[base](root, split, **options):
+    for item in portions_of(sources[base])(root, split, **options):
+        yield partial(_records, item, kinds, per_clip, margin)
+
+
+def _records(
+    item: Sample | Reject | Portion, kinds: Sequence[str], per_clip: int, margin: float
+) -> Iterator[Sample | Reject]:
+    for record in item() if callable(item) else (item,):
         if isinstance(record, Reject):
             yield record
             continue

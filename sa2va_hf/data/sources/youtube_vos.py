@@ -8,17 +8,20 @@ has sentences (`ref_youtube_vos`); here a phrase is a category: "giant panda", o
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from sa2va_hf import masks
 from sa2va_hf.data.schema import Expression, Reject, Sample
 from sa2va_hf.data.sources.clips import frame_number
 from sa2va_hf.data.sources.files import expect_keys, first_existing, read_json
+from sa2va_hf.data.sources.portions import Portion, in_portions
 from sa2va_hf.data.sources.vos_folders import find_folders, read_clip
 
 NO_CATEGORY = "others"  # a class of its own in YouTube-VOS, which says nothing
 
 
+@in_portions
 def youtube_vos(
     root: Path | str,
     split: str,
@@ -26,7 +29,7 @@ def youtube_vos(
     meta: Path | str | None = None,
     frames: Path | str | None = None,
     annotations: Path | str | None = None,
-) -> Iterator[Sample | Reject]:
+) -> Iterator[Sample | Reject | Portion]:
     """One sample per video of meta.json with an expression per category.
 
     meta, frames, annotations: that file and the two folders of videos, where they lie elsewhere. Raises ValueError
@@ -43,17 +46,21 @@ def youtube_vos(
     for video in unlisted:
         yield Reject(video, "it has a folder of masks but is not in meta.json", str(path))
     for video, record in videos.items():
-        try:
-            expect_keys(record, {"objects": dict}, f"video {video}")
-            sample, names, problems = read_clip(video, frame_base / video, mask_base / video)
-        except ValueError as error:
-            yield Reject(video, str(error), str(path))
-            continue
-        sample.source = "youtube_vos"
-        yield from problems
-        yield from _name(sample, names, record["objects"], str(path))
-        if sample.objects:
-            yield sample
+        yield partial(_records, video, record, frame_base / video, mask_base / video, str(path))
+
+
+def _records(video: str, record: dict, frames: Path, masks_of_frames: Path, file: str) -> Iterator[Sample | Reject]:
+    try:
+        expect_keys(record, {"objects": dict}, f"video {video}")
+        sample, names, problems = read_clip(video, frames, masks_of_frames)
+    except ValueError as error:
+        yield Reject(video, str(error), file)
+        return
+    sample.source = "youtube_vos"
+    yield from problems
+    yield from _name(sample, names, record["objects"], file)
+    if sample.objects:
+        yield sample
 
 
 def _name(sample: Sample, names: list[str], records: dict, file: str) -> Iterator[Reject]:

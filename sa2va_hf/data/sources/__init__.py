@@ -11,10 +11,13 @@ from functools import partial
 from sa2va_hf.data.schema import Reject, Sample
 from sa2va_hf.data.shapes import shapes
 from sa2va_hf.data.sources.ade20k_full import ade20k_full
+from sa2va_hf.data.sources.box_json import box_json
 from sa2va_hf.data.sources.coco_json import coco_json
 from sa2va_hf.data.sources.finetune_json import finetune_json
 from sa2va_hf.data.sources.folder_parts import folder_parts
 from sa2va_hf.data.sources.lvis import lvis
+from sa2va_hf.data.sources.mdetr import mdetr
+from sa2va_hf.data.sources.objects365 import objects365
 from sa2va_hf.data.sources.open_images import open_images
 from sa2va_hf.data.sources.paired_frames import paired_frames
 from sa2va_hf.data.sources.panoptic import panoptic
@@ -51,6 +54,10 @@ SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "paco_lvis": partial(parts, name="paco_lvis"),
     "pascal_part": partial(parts, name="pascal_part"),
     "folder_parts": folder_parts,
+    "objects365": objects365,
+    "flickr30k": partial(mdetr, name="flickr30k"),
+    "gqa_grounding": partial(mdetr, name="gqa_grounding"),
+    "box_json": box_json,
     "finetune_json": finetune_json,
     "coco_json": coco_json,
     "png_masks": png_masks,

@@ -137,8 +137,16 @@ def read_instances(path: Path) -> Instances:
     return Instances(path, pictures, of_image, categories, rejects)
 
 
-def fill_samples(instances: Instances, find: Callable[[dict], Path], source: str) -> Iterator[Filled | Reject]:
-    """A sample with objects per picture of `of_image`. find: the file of an image record, ValueError when missing."""
+def fill_samples(
+    instances: Instances,
+    find: Callable[[dict], Path],
+    source: str,
+    to_object: Callable[[dict, int, int], Object] | None = None,
+) -> Iterator[Filled | Reject]:
+    """A sample with objects per picture of `of_image`. find: the file of an image record, ValueError when missing.
+
+    to_object: an annotation of a picture (height, width) as an object; its mask (`mask_object`) unless it is given.
+    """
     for image_id, annotations in instances.of_image.items():
         try:
             picture = picture_of(instances.pictures, image_id)
@@ -150,22 +158,29 @@ def fill_samples(instances: Instances, find: Callable[[dict], Path], source: str
         filled = Filled(Sample(str(image_id), "referring", *size, frames=frames, source=source), picture, {}, set())
         for annotation in annotations:
             try:
-                _add_object(filled, annotation, instances.categories)
+                _add_object(filled, annotation, instances.categories, to_object or mask_object)
             except ValueError as error:
                 yield Reject(f"{image_id}/annotation {annotation['id']}", str(error), str(instances.path))
         yield filled
 
 
-def _add_object(filled: Filled, annotation: dict, categories: dict[int, str | None]) -> None:
+def _add_object(filled: Filled, annotation: dict, categories: dict[int, str | None], to_object: Callable) -> None:
     sample = filled.sample
     category = categories.get(annotation.get("category_id"))
     if not category:
         raise ValueError(f"its category_id {annotation.get('category_id')!r} has no name among the categories")
-    rle = object_mask(annotation, sample.height, sample.width)
+    thing = to_object(annotation, sample.height, sample.width)
+    thing.category = category
     filled.of_category.setdefault(category, []).append(len(sample.objects))
     if annotation.get("iscrowd"):
         filled.crowded.add(category)
-    sample.objects.append(Object([rle], [masks.rle_to_box(rle)], category))
+    sample.objects.append(thing)
+
+
+def mask_object(annotation: dict, height: int, width: int) -> Object:
+    """The object of a COCO annotation with a mask. ValueError as `object_mask`."""
+    rle = object_mask(annotation, height, width)
+    return Object([rle], [masks.rle_to_box(rle)])
 
 
 def object_mask(annotation: dict, height: int, width: int) -> masks.RLE:

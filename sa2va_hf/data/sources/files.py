@@ -53,6 +53,25 @@ def read_json(path: Path, expected: type) -> Any:
     return content
 
 
+def read_records(path: Path) -> list:
+    """The records of a JSON list, or of a file .jsonl with one per line. ValueError with file and place."""
+    if path.suffix != ".jsonl":
+        return read_json(path, list)
+    records = []
+    for number, line in enumerate(read_annotation(path).splitlines(), start=1):
+        try:
+            records += [json.loads(line)] if line.strip() else []
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not JSON in line {number}: {error}") from error
+    return records
+
+
+def unique_id(name: str, seen: dict[str, int]) -> str:
+    """`name` the first time, then "name#2", "name#3", ...; seen: how often each came, which is counted on."""
+    seen[name] = seen.get(name, 0) + 1
+    return name if seen[name] == 1 else f"{name}#{seen[name]}"
+
+
 def first_existing(candidates: Sequence[Path], what: str, advice: str) -> Path:
     """The first candidate that exists. ValueError that lists them all and says what to do."""
     for path in candidates:

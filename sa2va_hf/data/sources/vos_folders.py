@@ -51,7 +51,8 @@ def vos_folders(
     """
     root = Path(root)
     frame_base, mask_base = find_folders(root, split, frames, annotations)
-    lists = [base / name.format(split=split) for base in (root, frame_base.parent) for name in LISTS]
+    places = [root, *(root / base.format(split=split) for base in BASES), frame_base.parent]
+    lists = [place / name.format(split=split) for place in places for name in LISTS]
     file = Path(videos) if videos is not None else next((path for path in lists if path.is_file()), None)
     names = read_names(file) if file else sorted(path.name for path in mask_base.iterdir() if path.is_dir())
     left_out = set(read_names(Path(exclude))) if exclude is not None else set()

@@ -71,6 +71,43 @@ def test_palette_folders_become_exactly_this_sample(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("frames", "annotations", "videos", "digits"),
+    [
+        ("JPEGImages/480p", "Annotations/480p", "ImageSets/2017/train.txt", 5),  # DAVIS-2017
+        ("DAVIS/JPEGImages/480p", "DAVIS/Annotations/480p", "DAVIS/ImageSets/2017/train.txt", 5),
+        ("train/JPEGImages", "train/Annotations", None, 5),  # MOSE, YouTube-VOS
+        ("train/JPEGImages", "train/Annotations", None, 8),  # LVOS: 00000001.jpg
+        ("sav_train/JPEGImages_24fps", "sav_train/Annotations_6fps", "sav_train/sav_train.txt", 5),
+    ],
+)
+def test_the_layouts_of_the_datasets(tmp_path, frames, annotations, videos, digits):
+    names = ["zoo", "other"]
+    for name in names:
+        (tmp_path / frames / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / frames / name / f"{number:0{digits}d}.jpg")
+        save(tmp_path / annotations / name / f"{1:0{digits}d}.png", ids((2, 3)))
+    if videos:
+        (tmp_path / videos).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / videos).write_text("zoo\n")
+    samples, rejects = split_up(SOURCES["vos_folders"](tmp_path, "train"))
+    assert not rejects and [sample.id for sample in samples] == (["zoo"] if videos else sorted(names))
+    assert all(sample.annotated == [1] and sample.num_frames == 3 for sample in samples)
+    assert all(sample.objects == [Object([square(3)], [None])] for sample in samples)
+
+
+def test_mose_lists_name_their_videos(tmp_path, shared_data):
+    file = next(path for path in sorted((shared_data / "mose_lists").iterdir()) if "train" in path.name)
+    listed = file.read_text().split()[:2]
+    for name in (*listed, "unlisted"):
+        draw_frames(tmp_path / f"train/JPEGImages/{name}", 1)
+        save(tmp_path / f"train/Annotations/{name}/00000.png", ids((1, 0)))
+    samples, rejects = split_up(SOURCES["vos_folders"](tmp_path, "train", videos=file))
+    assert [sample.id for sample in samples] == listed
+    assert len(rejects) == len(file.read_text().split()) - 2  # those that were not downloaded are named
+
+
 def test_grey_masks_of_255_are_one_object(tmp_path):
     draw_frames(tmp_path / "JPEGImages/480p/zoo")
     save(tmp_path / "Annotations/480p/zoo/00001.png", ids((255, 3)), "L")

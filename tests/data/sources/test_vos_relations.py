@@ -1,0 +1,157 @@
+"""Relations of any source that gives masks: whose options, which rejects, and a real clip.
+
+Run: pytest tests/data/sources/test_vos_relations.py      (SA2VA_TEST_DATA adds DAVIS and SA-V)
+"""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sa2va_hf import masks
+from sa2va_hf.data.prepare import PrepareError, prepare
+from sa2va_hf.data.schema import Object, Reject, Sample, validate
+from sa2va_hf.data.sources import SOURCES
+
+WIDTH, HEIGHT = 40, 8
+
+
+def ids(*spots):
+    picture = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    for value, x in spots:
+        picture[2:6, x : x + 4] = value
+    return picture
+
+
+def write(root, video, *spots, frames=2):
+    for folder in ("JPEGImages", "Annotations"):
+        (root / "train" / folder / video).mkdir(parents=True, exist_ok=True)
+    for number in range(frames):
+        Image.new("RGB", (WIDTH, HEIGHT)).save(root / f"train/JPEGImages/{video}/{number:05d}.jpg")
+        picture = Image.fromarray(ids(*spots), "P")
+        picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0])
+        picture.save(root / f"train/Annotations/{video}/{number:05d}.png")
+    return root
+
+
+def read(root, **options):
+    records = list(SOURCES["vos_relations"](root, "train", **options))
+    samples = [record for record in records if isinstance(record, Sample)]
+    for sample in samples:
+        validate(sample)
+    return samples, [record for record in records if isinstance(record, Reject)]
+
+
+def test_a_clip_becomes_exactly_this_sample(tmp_path):
+    write(tmp_path, "zoo", (1, 2), (2, 30))
+    (sample,), rejects = read(tmp_path, kinds=["absolute"])
+    assert not rejects
+    boxes = {"left": (2.0, 2.0, 6.0, 6.0), "right": (30.0, 2.0, 34.0, 6.0)}
+    rles = {side: masks.encode(ids((1, int(box[0]))) == 1) for side, box in boxes.items()}
+    said = {one.text: sample.objects[one.targets[0]] for one in sample.expressions}
+    left, right = (Object([rles[side]] * 2, [boxes[side]] * 2) for side in ("left", "right"))
+    assert said == {
+        "the first object from the left": left,
+        "the second object from the left": right,
+        "the first object from the right": right,
+        "the second object from the right": left,
+    }
+    frames = [str(tmp_path / f"train/JPEGImages/zoo/0000{number}.jpg") for number in range(2)]
+    assert (sample.id, sample.source, sample.frames, sample.annotated) == ("zoo", "vos_relations", frames, [0, 1])
+    assert {one.kind for one in sample.expressions} == {"absolute"}
+
+
+def test_categories_of_the_base_name_its_objects(tmp_path):
+    write(tmp_path, "zoo", (1, 2), (2, 30), (3, 16))
+    names, frames = {"1": "dog", "2": "dog", "3": "cat"}, ["00000", "00001"]
+    objects = {number: {"category": name, "frames": frames} for number, name in names.items()}
+    (tmp_path / "train/meta.json").write_text(json.dumps({"videos": {"zoo": {"objects": objects}}}))
+    (sample,), rejects = read(tmp_path, base="youtube_vos", per_clip=100)
+    assert not rejects
+    said = {one.text: sample.objects[one.targets[0]].category for one in sample.expressions}
+    assert said["the first dog to the right of the cat"] == "dog" and said["the second object from the left"] == "cat"
+
+
+def test_clips_without_relations_and_rejects_of_the_base_are_listed(tmp_path):
+    write(tmp_path, "alone", (1, 2))
+    write(tmp_path, "close", (1, 2), (2, 3))
+    write(tmp_path, "zoo", (1, 2), (2, 30))
+    (tmp_path / "train/Annotations/noframes").mkdir()
+    samples, rejects = read(tmp_path, margin=0.1)
+    assert [sample.id for sample in samples] == ["zoo"]
+    reasons = {reject.id: reject.reason for reject in rejects}
+    assert reasons.pop("alone") == "it has not two objects"
+    assert reasons.pop("close") == "no relation between its 2 objects is clear"
+    assert "there are no frames in" in reasons.pop("noframes") and not reasons
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"base": "gone"}, "base must be a source that gives masks, as vos_folders or sav, got 'gone'"),
+        ({"base": "vos_relations"}, "base must be a source that gives masks"),
+        ({"base": "sav", "videos": "x"}, "base 'sav' has no option videos; it has masklets, frames"),
+        ({"base": "sav", "masklets": "all"}, "masklets must be manual, auto or both"),
+        ({"kinds": "absolute"}, "kinds must be a list of some of absolute, relative, switch, got 'absolute'"),
+        ({"kinds": []}, "kinds must be a list of some of"),
+        ({"kinds": ["above"]}, "kinds must be a list of some of"),
+        ({"per_clip": 0}, "per_clip must be positive and margin within 0 and 1, got 0 and 0.05"),
+        ({"margin": 1.5}, "per_clip must be positive and margin within 0 and 1"),
+    ],
+)
+def test_wrong_options(tmp_path, options, reason):
+    with pytest.raises(ValueError, match=reason):
+        read(tmp_path, **options)
+
+
+def test_a_base_that_reads_files_needs_a_root():
+    with pytest.raises(ValueError, match="base 'vos_folders' reads files: a root folder is needed"):
+        read(None)
+    (sample, *_), _ = read(None, base="shapes", count=8, min_objects=3)
+    assert sample.expressions and sample.expressions[0].kind in ("absolute", "relative")
+
+
+def test_prepare_takes_the_options_of_the_base_and_writes_the_same_twice(tmp_path):
+    root = write(write(tmp_path / "raw", "zoo", (1, 2), (2, 30)), "alone", (1, 2))
+    (root / "list.txt").write_text("zoo\n")
+    options = {"base": "vos_folders", "videos": str(root / "list.txt"), "per_clip": 3}
+    done = [prepare("vos_relations", root, "train", tmp_path / name, options=options) for name in "ab"]
+    assert done[0].samples == 1 and done[0].expressions == 3 and done[0].shards == done[1].shards
+    with pytest.raises(PrepareError, match="alone"):
+        prepare("vos_relations", root, "train", tmp_path / "c")
+
+
+# ---------------------------------------------------------------- genuine masks
+
+
+def test_relations_of_a_real_clip_hold_in_its_mask_pictures(shared_data):
+    folder = shared_data / "shaped/davis17_like/Annotations/480p"
+    options = {"frames": shared_data / "davis/JPEGImages/480p", "annotations": folder}
+    samples, rejects = read(shared_data / "shaped/davis17_like", per_clip=100, **options)
+    by_id = {sample.id: sample for sample in samples}
+    assert len(samples) + len(rejects) == 6
+    checked = 0
+    for expression in by_id["kite-surf"].expressions:
+        thing = by_id["kite-surf"].objects[expression.targets[0]]
+        for number, rle in zip(by_id["kite-surf"].annotated, thing.masks, strict=True):
+            if rle is None or expression.kind == "relative":
+                continue
+            with Image.open(folder / "kite-surf" / f"{4 * number:05d}.png") as picture:
+                values = np.asarray(picture)
+            columns = {value: np.flatnonzero((values == value).any(axis=0)) for value in np.unique(values) if value}
+            order = sorted(columns, key=lambda value: columns[value][0] + columns[value][-1])
+            sides = {"first": 0, "second": 1, "leftmost": 0, "rightmost": 0}
+            rank = sides[expression.text.split()[1]]
+            order = order[::-1] if "right" in expression.text else order
+            assert np.array_equal(masks.decode(rle), values == order[rank]), (expression, number)
+            checked += 1
+    assert checked > 20
+    assert "switch" in {one.kind for one in by_id["kite-surf"].expressions}
+
+
+def test_relations_between_genuine_masklets(shared_data):
+    (sample,), rejects = read(shared_data / "shaped/sav", base="sav", masklets="auto")
+    assert not rejects and sample.video is not None
+    assert [one.kind for one in sample.expressions[:3]] == ["absolute", "relative", "switch"]
+    assert set(sample.annotated) <= set(range(0, 483, 4))

@@ -4,7 +4,7 @@ A mixture is a list, in a run's YAML or in a file of its own. `repeats`: how oft
 2.5 is every one twice and a random half once more. `samples`: how many an epoch has of it, whatever its size.
 
     - {path: data/prepared/refcoco_train, repeats: 4}
-    - {path: me/my-segmentation-data, samples: 10000}      # no such folder: a dataset of that name on the Hub
+    - {path: hf://datasets/me/my-segmentation-data, samples: 10000}  # a prepared one, pushed to the Hub
 
 A file may give weights instead, which may be nested; parts without a weight count alike (as in LISA's `sample_rates`):
 
@@ -25,12 +25,13 @@ from .yaml_values import coerce, read_yaml, suggest
 
 __all__ = ["Part", "mixture"]
 
+HUB = "hf://datasets/"  # in front of a dataset's id on the Hub
 _EXPECTED = "expected {path: DIR, repeats: 1.0}"
 
 
 @dataclass
 class Part:
-    """One dataset of a mixture: a folder that prepare_data.py wrote or a Hub id, and how much it counts."""
+    """One dataset of a mixture: a folder that prepare_data.py wrote or one on the Hub, and how much it counts."""
 
     path: str
     repeats: float = 1.0

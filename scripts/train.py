@@ -25,15 +25,22 @@ from sa2va_hf.arguments import DataArguments, parse, save_config
 from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.data.dataset import Sa2VADataset
 from sa2va_hf.data.length_cache import default_folder
-from sa2va_hf.mixtures import Part
+from sa2va_hf.data.sources.prepared import open_hub
+from sa2va_hf.mixtures import HUB, Part
 from sa2va_hf.training.trainable import load
 from sa2va_hf.training.trainer import Sa2VATrainer, find_checkpoint
 
 
 def open_part(part: Part) -> tuple:
-    if not (Path(part.path) / "dataset_info.json").is_file():
-        raise ValueError(f"{part.path}: no prepared dataset; run scripts/prepare_data.py with --output {part.path}")
-    rows = load_from_disk(part.path)
+    if part.path.startswith(HUB):
+        rows = open_hub(part.path.removeprefix(HUB), part.split)
+    elif (Path(part.path) / "dataset_info.json").is_file():
+        rows = load_from_disk(part.path)
+    else:
+        raise ValueError(
+            f"{part.path}: no prepared dataset; run scripts/prepare_data.py with --output {part.path}, or name one on "
+            f"the Hub as {HUB}OWNER/NAME"
+        )
     return rows, part.repeats_of(len(rows))
 
 

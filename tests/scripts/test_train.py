@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -19,6 +20,7 @@ from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_hf.arguments import CONFIG_NAME, parse
 from sa2va_hf.checkpoints.merge import merge
 from sa2va_hf.data.prepare import prepare
+from sa2va_hf.mixtures import Part
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,6 +113,17 @@ def test_a_run_in_which_nothing_fits_names_a_sample_and_its_length(config, train
 def test_a_folder_that_was_never_prepared_is_named(config, train):
     with pytest.raises(ValueError, match=r"nowhere: no prepared dataset; run scripts/prepare_data\.py"):
         train([config(train_data="nowhere")])
+
+
+def test_parts_count_by_samples_and_may_lie_on_the_hub(prepared, monkeypatch):
+    script = runpy.run_path(str(ROOT / "scripts/train.py"))
+    rows, repeats = script["open_part"](Part(str(prepared / "train"), samples=36))
+    assert (len(rows), repeats) == (24, 1.5)
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda place, **how: asked.append((place, how)) or rows)
+    monkeypatch.setattr("sa2va_hf.data.sources.prepared.load_dataset", datasets.load_dataset)
+    opened, repeats = script["open_part"](Part("hf://datasets/me/mine", 2.0, split="val"))
+    assert opened is rows and repeats == 2 and asked == [("me/mine", {"split": "val", "revision": None})]
 
 
 @pytest.mark.slow

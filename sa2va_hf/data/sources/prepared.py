@@ -35,7 +35,7 @@ def prepared(
     if revision is not None and repo_id is None:
         raise ValueError("prepared: revision is of a dataset on the Hub: it needs the option repo_id")
     name = repo_id or str(root)
-    rows = _open_folder(Path(root), split) if repo_id is None else _load(name, split, repo_id, revision=revision)
+    rows = _open_folder(Path(root), split) if repo_id is None else open_hub(repo_id, split, revision)
     _check_columns(rows, name)
     rows = rows.select_columns([column for column in FEATURES if column not in DERIVED])
     for number, row in enumerate(rows):
@@ -43,6 +43,13 @@ def prepared(
             yield from_row(row)
         except (TypeError, KeyError, ValueError) as error:  # a null where the schema has none
             yield Reject(str(row["id"] or f"row {number}"), f"it is not a row of this schema: {error}", name)
+
+
+def open_hub(repo_id: str, split: str, revision: str | None = None) -> Dataset:
+    """A split of a dataset of our schema on the Hub. ValueError when it is not there or of another schema."""
+    rows = _load(repo_id, split, repo_id, revision=revision)
+    _check_columns(rows, repo_id)
+    return rows
 
 
 def _open_folder(root: Path, split: str) -> Dataset:

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 import yaml
@@ -120,8 +119,8 @@ def test_parts_count_by_samples_and_may_lie_on_the_hub(prepared, monkeypatch):
     rows, repeats = script["open_part"](Part(str(prepared / "train"), samples=36))
     assert (len(rows), repeats) == (24, 1.5)
     asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda place, **how: asked.append((place, how)) or rows)
-    monkeypatch.setattr("sa2va_hf.data.sources.prepared.load_dataset", datasets.load_dataset)
+    module = sys.modules["sa2va_hf.data.sources.prepared"]  # the package's attribute of this name is the source
+    monkeypatch.setattr(module, "load_dataset", lambda place, **how: asked.append((place, how)) or rows)
     opened, repeats = script["open_part"](Part("hf://datasets/me/mine", 2.0, split="val"))
     assert opened is rows and repeats == 2 and asked == [("me/mine", {"split": "val", "revision": None})]
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sa2va_hf import masks
 from sa2va_hf.data.schema import FEATURES, Media
 from sa2va_hf.masks import RLE
 
@@ -161,6 +162,12 @@ class Row:
         """Which object has a mask (an empty one counts) on which annotated frame: bool (objects, annotated)."""
         valid = pc.and_(self._masks.is_valid(), self._masks.field("counts").is_valid())
         return _numpy(valid).reshape(len(self._list("objects")), -1)
+
+    def visible(self) -> np.ndarray:
+        """Which object has pixels on which annotated frame: bool (objects, annotated). Decodes nothing."""
+        counts = self._masks.field("counts")
+        nothing = pa.scalar(masks.empty(self["height"], self["width"])["counts"], counts.type)
+        return self.known() & _numpy(pc.fill_null(pc.not_equal(counts, nothing), False)).reshape(self.known().shape)
 
     def mask(self, thing: int, position: int) -> RLE | None:
         """The mask of an object on the annotated frame of that position."""

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "inspection": {"data", "masks", "drawing"},
     "benchmarks": {"", "data", "masks", "inference", "evaluation", "training", "arguments", "checkpoints", "model"},
     "pseudo_labels": {"inference", "data", "masks", "model"},
+    "pseudo_labels": {"inference", "data", "masks", "model"},
     "search": {"inference"},
     "demo": {"inference"},
 }

@@ -1,0 +1,224 @@
+"""Masks for pictures of parts that have none: drawn by a model, filtered, written beside the pictures.
+
+A folder as `data.sources.folder_parts` reads it goes in; X_mask.png beside each picture comes out, and
+ROOT/pseudo_labels.json says what became of every picture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, PngImagePlugin
+
+from sa2va_hf.data.prompts import SEG_ANSWERS, SEG_QUESTIONS, clean_phrase, fill
+from sa2va_hf.data.sources.folder_parts import MASK_END, PartPicture, Shapes, find_pictures, read_shapes
+from sa2va_hf.data.sources.parts import check_part_phrase, part_phrase
+from sa2va_hf.inference import Sa2VAPredictor
+from sa2va_hf.masks import keep_components, mask_to_box
+from sa2va_hf.model.visuals import open_image
+
+NAME = "pseudo_labels.json"
+MARK = "pseudo_label"  # key of a PNG's text, by which our masks are told from those of people
+QUESTION, ANSWER = SEG_QUESTIONS[1], SEG_ANSWERS[1]  # "Please segment the ... in this image.", "Sure, [SEG]."
+ON, OFF, CORNERS = 1, 0, (2, 3)  # SAM 2's labels of points
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which masks are good enough.
+
+    min_area_ratio: pieces of a mask below this share of the picture are left out, and a mask with no other is
+    rejected. max_area_ratio: a larger mask is rejected, as the background drawn instead of the part. min_score: so is
+    one of which SAM 2 expects a lower IoU. largest: of the pieces of a mask only the largest is kept.
+    """
+
+    min_area_ratio: float = 0.0005
+    max_area_ratio: float = 0.95
+    min_score: float = 0.5
+    largest: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_area_ratio < self.max_area_ratio <= 1:
+            ratios = f"{self.min_area_ratio} and {self.max_area_ratio}"
+            raise ValueError(f"min_area_ratio must be below max_area_ratio, both in [0, 1], got {ratios}")
+        if not 0 <= self.min_score <= 1:
+            raise ValueError(f"min_score must be in [0, 1], got {self.min_score}")
+
+
+def pseudo_label(
+    predictor: Sa2VAPredictor,
+    root: Path | str,
+    *,
+    model_name: str,
+    part: str = "{part} of the {object}",
+    filters: Filter | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Draws a mask for every picture of a folder_parts root that has none, and returns (and writes) the manifest.
+
+    The model is asked for `part` with the names put in, "handle of the mug"; where an X.json holds boxes or points,
+    SAM 2 is asked for these instead. A run that was stopped goes on: masks that are there are kept, and a picture
+    rejected before is not tried again unless the model, the phrase or the filter is another. overwrite: draw those
+    again that were drawn by a model. A mask or polygons that a person gave are never touched. progress: called with 1
+    for every picture.
+
+    The manifest: `model`, `part`, `filters`, `pictures`, by id {"status": "drawn" | "rejected" | "given", "reason" of
+    a reject, and of what was drawn "prompt" ("text" or "points"), "score", "area" in pixels, "area_ratio", "box"},
+    and `problems`, files that cannot be placed.
+
+    Raises ValueError when there are no such pictures, or the manifest there cannot be read.
+    """
+    check_part_phrase(part)
+    root, filters = Path(root), filters or Filter()
+    pictures, problems = find_pictures(root)
+    settings = {"model": model_name, "part": part, "filters": asdict(filters)}
+    before = {} if overwrite else _rejected_before(root / NAME, settings)
+    manifest = settings | {"pictures": {}, "problems": [asdict(problem) for problem in problems]}
+    try:
+        for picture in pictures:
+            entry = _present(picture, overwrite) or before.get(picture.id)
+            if entry is None:
+                entry = _label(predictor, picture, part_phrase(picture.category, part), filters)
+                if entry["status"] == "rejected" and picture.mask is not None:  # drawn before, and good enough then
+                    picture.mask.unlink()
+            manifest["pictures"][picture.id] = entry
+            if progress is not None:
+                progress(1)
+    finally:
+        _save(root / NAME, manifest)
+    return manifest
+
+
+# ---------------------------------------------------------------- what is there already
+
+
+def _rejected_before(path: Path, settings: dict[str, Any]) -> dict[str, dict]:
+    """Entries of the pictures that a run with the same settings rejected."""
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        same = {key: manifest[key] for key in settings} == settings
+        pictures = {key: entry for key, entry in manifest["pictures"].items() if entry["status"] == "rejected"}
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no manifest of pseudo-labels ({error!r}): remove it to start anew") from error
+    return pictures if same else {}
+
+
+def _present(picture: PartPicture, overwrite: bool) -> dict[str, Any] | None:
+    """The entry of a picture that needs no mask, None when one is to be drawn."""
+    if picture.mask is not None:
+        try:
+            with Image.open(picture.mask) as image:
+                mark = image.info.get(MARK)
+        except (OSError, SyntaxError):
+            return _rejected(f"{picture.mask.name} beside it cannot be read as a picture: remove it")
+        if mark is None:
+            return {"status": "given"}
+        return None if overwrite else json.loads(mark)
+    try:
+        given = picture.shapes is not None and read_shapes(picture.shapes, picture.category).polygons
+    except ValueError as error:
+        return _rejected(str(error))
+    return {"status": "given"} if given else None
+
+
+def _rejected(reason: str, **found: Any) -> dict[str, Any]:
+    return {"status": "rejected", "reason": reason} | found
+
+
+# ---------------------------------------------------------------- drawing
+
+
+def _label(predictor: Sa2VAPredictor, picture: PartPicture, phrase: str, filters: Filter) -> dict[str, Any]:
+    """Draws the mask of a picture, writes it when it is good enough, and returns the entry of the manifest."""
+    try:
+        if picture.shapes is None:
+            kind = "text"
+            question = fill(QUESTION, clean_phrase(phrase))
+            prediction = predictor.segment(image=picture.photo, text=question, answer=ANSWER)
+            mask, score = prediction.masks[0, 0], float(prediction.scores[0])
+        else:
+            kind = "points"
+            shapes = read_shapes(picture.shapes, picture.category)
+            mask, score = prompted_mask(predictor, open_image(picture.photo), shapes)
+    except ValueError as error:
+        return _rejected(str(error))
+    least = max(int(np.ceil(filters.min_area_ratio * mask.size)), 1)
+    kept = keep_components(mask, least, "largest" if filters.largest else "all")
+    found = {"prompt": kind, "score": round(score, 4), "area": int(kept.sum()), "area_ratio": float(kept.mean())}
+    if not kept.any():
+        return _rejected(f"no piece of the mask has {least} pixels (min_area_ratio)", **found)
+    found["box"] = list(mask_to_box(kept))
+    if found["area_ratio"] > filters.max_area_ratio:
+        ratio = f"{found['area_ratio']:.3f} > max_area_ratio {filters.max_area_ratio}"
+        return _rejected(f"the mask covers too much of the picture: {ratio}", **found)
+    if score < filters.min_score:
+        return _rejected(f"SAM 2 expects an IoU of {score:.3f} < min_score {filters.min_score}", **found)
+    entry = {"status": "drawn"} | found
+    _write_mask(picture.mask or picture.photo.with_name(f"{picture.photo.stem}{MASK_END}.png"), kept, entry)
+    return entry
+
+
+@torch.no_grad()
+def prompted_mask(predictor: Sa2VAPredictor, image: Image.Image, shapes: Shapes) -> tuple[np.ndarray, float]:
+    """What SAM 2 makes of the boxes or points: the union over boxes (H, W), and the lowest IoU it expects of them.
+
+    Points belong to the one box, or are a prompt of their own. ValueError when there are several boxes and points.
+    """
+    if len(shapes.boxes) > 1 and shapes.points:
+        raise ValueError(f"there are {len(shapes.boxes)} boxes and points: which box are the points of?")
+    model, encoder = predictor.model, predictor.model.grounding_encoder
+    sam, side = encoder.sam2_model, encoder.config.image_size
+    clicks = [((x, y), ON if is_on else OFF) for x, y, is_on in shapes.points]
+    corners = [[(box[:2], CORNERS[0]), (box[2:], CORNERS[1])] for box in shapes.boxes] or [[]]
+    prompts = [own + clicks for own in corners]
+    scale = torch.tensor([side / image.width, side / image.height])
+    points = (torch.tensor([[place for place, _ in prompt] for prompt in prompts]) * scale).to(model.device)
+    labels = torch.tensor([[label for _, label in prompt] for prompt in prompts], dtype=torch.int32).to(model.device)
+    pixels = predictor.processor.grounding_pixels([image]).to(model.device)
+    with model.grounding_precision():
+        features = encoder.encode(encoder.normalize(pixels))
+        high, middle, low = (level.expand(len(prompts), -1, -1, -1) for level in features.levels)
+        sparse, dense = sam.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
+        candidates, ious, _, _ = sam.sam_mask_decoder(
+            image_embeddings=low + sam.no_mem_embed.view(1, -1, 1, 1),
+            image_pe=sam.sam_prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+            repeat_image=False,
+            high_res_features=[high, middle],
+        )
+    best, scores = ious.argmax(dim=1), ious.float().amax(dim=1)
+    logits = candidates[torch.arange(len(best)), best].unsqueeze(1).float()
+    for size in ((side, side), (image.height, image.width)):  # by way of SAM 2's input size, as the predictor
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    return (logits > 0).any(dim=0)[0].cpu().numpy(), float(scores.min())
+
+
+# ---------------------------------------------------------------- writing
+
+
+def _write_mask(path: Path, mask: np.ndarray, entry: dict[str, Any]) -> None:
+    """The mask as PNG of 0 and 255, with the entry in its text; there in full or not at all."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text(MARK, json.dumps(entry))
+    partial = path.with_name(f".{path.name}.partial")
+    Image.fromarray(mask.astype(np.uint8) * 255).save(partial, "PNG", pnginfo=text)
+    os.replace(partial, path)
+
+
+def _save(path: Path, manifest: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)

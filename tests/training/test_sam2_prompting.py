@@ -105,8 +105,10 @@ def golden(shared_data):
     folder = references(shared_data)
     arrays = dict(np.load(folder / "B_prompt_plan.npz"))
     unpack = formulas(folder).unpack
-    return json.loads((folder / "B_prompt_plan.json").read_text()), arrays, lambda bits, shape: torch.from_numpy(
-        unpack(bits, shape)
+    return (
+        json.loads((folder / "B_prompt_plan.json").read_text()),
+        arrays,
+        lambda bits, shape: torch.from_numpy(unpack(bits, shape)),
     )
 
 

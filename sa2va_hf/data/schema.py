@@ -28,7 +28,8 @@ class Object:
     """One thing, with one entry per annotated frame of the sample.
 
     masks: None where it was not annotated (no loss there); an RLE without pixels where it is known to be absent.
-    boxes: (x0, y0, x1, y1) in pixels of the upright picture, x1 and y1 exclusive; None where unknown.
+    boxes: (x0, y0, x1, y1) in pixels of the upright picture, x1 and y1 exclusive; None where unknown; one without area
+        where it is known to be absent.
     """
 
     masks: list[RLE | None]

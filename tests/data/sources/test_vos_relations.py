@@ -7,11 +7,13 @@ import json
 
 import numpy as np
 import pytest
+from datasets import load_from_disk
 from PIL import Image
 
 from sa2va_hf import masks
+from sa2va_hf.data.dataset import Sa2VADataset
 from sa2va_hf.data.prepare import PrepareError, prepare
-from sa2va_hf.data.schema import Object, Reject, Sample, validate
+from sa2va_hf.data.schema import Object, Reject, Sample, from_row, validate
 from sa2va_hf.data.sources import SOURCES
 
 WIDTH, HEIGHT = 40, 8
@@ -120,6 +122,24 @@ def test_prepare_takes_the_options_of_the_base_and_writes_the_same_twice(tmp_pat
     assert done[0].samples == 1 and done[0].expressions == 3 and done[0].shards == done[1].shards
     with pytest.raises(PrepareError, match="alone"):
         prepare("vos_relations", root, "train", tmp_path / "c")
+
+
+def test_training_sees_a_phrase_only_on_frames_it_is_true_on(tmp_path, tiny_processor):
+    write(tmp_path / "raw", "zoo", (1, 2), (2, 20), frames=12)
+    for number, x in enumerate([2, 3, 4, 5, 6, 18, 22, 34, 34, 34, 34, 34]):  # the first passes by the second
+        picture = Image.fromarray(ids((2, 20), (1, x)), "P")
+        picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+        picture.save(tmp_path / f"raw/train/Annotations/zoo/{number:05d}.png")
+    prepare("vos_relations", tmp_path / "raw", "train", tmp_path / "arrow", options={"margin": 0.2})
+    rows = load_from_disk(str(tmp_path / "arrow"))
+    dataset = Sa2VADataset([(rows, 1)], tiny_processor, num_frames=4, max_expressions=3)
+    row, seen = from_row(rows[0]), set()
+    for epoch in range(30):
+        plan = dataset.plan(epoch)
+        known = [row.objects[n].masks[row.annotated.index(at)] for (n,) in plan.targets for at in plan.frames]
+        assert len(plan.frames) == 4 and None not in known
+        seen |= set(plan.frames)
+    assert seen == {0, 1, 2, 3, 4, 7, 8, 9, 10, 11}
 
 
 # ---------------------------------------------------------------- genuine masks

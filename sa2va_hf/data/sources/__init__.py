@@ -13,12 +13,16 @@ from sa2va_hf.data.shapes import shapes
 from sa2va_hf.data.sources.ade20k_full import ade20k_full
 from sa2va_hf.data.sources.box_json import box_json
 from sa2va_hf.data.sources.coco_json import coco_json
+from sa2va_hf.data.sources.describe_anything import describe_anything
 from sa2va_hf.data.sources.finetune_json import finetune_json
 from sa2va_hf.data.sources.folder_parts import folder_parts
+from sa2va_hf.data.sources.gcg import gcg
+from sa2va_hf.data.sources.llava import llava
 from sa2va_hf.data.sources.lvis import lvis
 from sa2va_hf.data.sources.mdetr import mdetr
 from sa2va_hf.data.sources.objects365 import objects365
 from sa2va_hf.data.sources.open_images import open_images
+from sa2va_hf.data.sources.osprey import osprey
 from sa2va_hf.data.sources.paired_frames import paired_frames
 from sa2va_hf.data.sources.panoptic import panoptic
 from sa2va_hf.data.sources.parts import parts
@@ -58,6 +62,19 @@ SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "flickr30k": partial(mdetr, name="flickr30k"),
     "gqa_grounding": partial(mdetr, name="gqa_grounding"),
     "box_json": box_json,
+    "grand_f": partial(gcg, name="grand_f"),
+    "openpsg_gcg": partial(gcg, name="openpsg_gcg"),
+    "refcocog_gcg": partial(gcg, name="refcocog_gcg"),
+    "flickr_gcg": partial(gcg, name="flickr_gcg"),
+    "osprey_conversation": partial(osprey, name="osprey_conversation"),
+    "osprey_detail": partial(osprey, name="osprey_detail"),
+    "osprey_short": partial(osprey, name="osprey_short"),
+    "osprey_part": partial(osprey, name="osprey_part"),
+    "osprey_positive_neg": partial(osprey, name="osprey_positive_neg"),
+    "describe_anything": describe_anything,
+    "llava": partial(llava, name="llava"),
+    "vstar_possible_locations": partial(llava, name="vstar_possible_locations"),
+    "chatunivi": partial(llava, name="chatunivi"),
     "finetune_json": finetune_json,
     "coco_json": coco_json,
     "png_masks": png_masks,

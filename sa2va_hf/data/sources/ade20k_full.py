@@ -41,8 +41,6 @@ FOLDERS = (
     "ADE20K_2021_17_01/images/ADE/{split}",
 )
 
-Segment = tuple[int, int]  # class and instance, as the colours say
-
 
 @in_portions
 def ade20k_full(
@@ -80,13 +78,13 @@ def _sample(name: str, folder: Path, stem: str, part: str) -> Sample:
     while (path := folder / f"{stem}_parts_{len(files)}.png").is_file():
         files.append(path)
     maps = [_segments(path, height, width) for path in files]
-    names = _names(folder, stem, [np.unique(one.reshape(-1, 2), axis=0).tolist() for one in maps])
+    names = _names(folder, stem, [np.flatnonzero(np.bincount(one.ravel())).tolist() for one in maps])
     sample = Sample(name, "referring", width, height, frames=[os.path.abspath(photo)], source="ade20k_full")
     below: list[np.ndarray] = []  # per level, for every pixel 1 + its object's index, 0 none
-    for classes_and_instances, of_level in zip(maps, names, strict=True):
+    for segments, of_level in zip(maps, names, strict=True):
         here = np.zeros((height, width), dtype=np.int32)
         for segment, text in of_level.items():
-            mask = (classes_and_instances == segment).all(axis=-1)
+            mask = segments == segment
             carrier = _carrier(mask, below)
             if carrier is not None:
                 text = f"{sample.objects[carrier].category.split(':')[-1]}:{text}"
@@ -107,9 +105,9 @@ def _sample(name: str, folder: Path, stem: str, part: str) -> Sample:
 
 
 def _segments(path: Path, height: int, width: int) -> np.ndarray:
-    """Class and instance of every pixel, int64 (H, W, 2)."""
-    red, green, blue = read_colours(path, height, width).astype(np.int64).transpose(2, 0, 1)
-    return np.stack([red // 10 * 256 + green, blue], axis=-1)
+    """Class and instance of every pixel as one number, 256 * class + instance, int32 (H, W)."""
+    red, green, blue = read_colours(path, height, width).astype(np.int32).transpose(2, 0, 1)
+    return (red // 10 * 256 + green) * 256 + blue
 
 
 def _carrier(mask: np.ndarray, below: list[np.ndarray]) -> int | None:
@@ -124,18 +122,18 @@ def _carrier(mask: np.ndarray, below: list[np.ndarray]) -> int | None:
 # ---------------------------------------------------------------- what the segments are called
 
 
-def _names(folder: Path, stem: str, segments: list[list[list[int]]]) -> list[dict[Segment, str]]:
+def _names(folder: Path, stem: str, segments: list[list[int]]) -> list[dict[int, str]]:
     """Per level the name of each segment that has a class. ValueError when colours and text do not fit together."""
-    of_level = [[(label, instance) for label, instance in one if label] for one in segments]
+    of_level = [[segment for segment in one if segment // 256] for one in segments]
     texts, attributes = folder / f"{stem}.json", folder / f"{stem}_atr.txt"
     if texts.is_file():
         names = _read_json(texts)
-        missing = sorted({label for one in of_level for label, _ in one} - set(names))
+        missing = sorted({segment // 256 for one in of_level for segment in one} - set(names))
         if missing:
             raise ValueError(
                 f"class {missing[0]} of its PNGs is no name_ndx of {texts.name}, which has {sorted(names)}"
             )
-        return [{segment: names[segment[0]] for segment in one} for one in of_level]
+        return [{segment: names[segment // 256] for segment in one} for one in of_level]
     if not attributes.is_file():
         raise ValueError(f"there is neither {attributes.name} (2017) nor {texts.name} (2020 and later) in {folder}")
     rows = _read_attributes(attributes)
@@ -179,15 +177,15 @@ def _spoken(name: str, path: Path) -> str:
     return text
 
 
-def _fit(segments: list[Segment], rows: dict[int, str], level: int, path: Path) -> dict[Segment, str]:
+def _fit(segments: list[int], rows: dict[int, str], level: int, path: Path) -> dict[int, str]:
     """The name of each segment by the number of its instance: B itself, or its place among the values of B.
 
     The release's own reader goes by the place. Both are tried, and the one is right by which a class has one name.
     """
-    values = sorted({instance for _, instance in segments})
+    values = sorted({segment % 256 for segment in segments})
     for numbers in ({value: value for value in values}, {value: 1 + place for place, value in enumerate(values)}):
-        names = {segment: rows.get(numbers[segment[1]]) for segment in segments}
-        pairs = {(segment[0], name) for segment, name in names.items()}
+        names = {segment: rows.get(numbers[segment % 256]) for segment in segments}
+        pairs = {(segment // 256, name) for segment, name in names.items()}
         if None not in names.values() and len(pairs) == len({label for label, _ in pairs}):
             return names
     what = "_seg.png" if level == 0 else f"_parts_{level}.png"

@@ -90,7 +90,7 @@ def coco_json(
 def check_phrases(**phrases: str) -> None:
     """ValueError when a phrase, named by its option, has no place for the name of the category."""
     for name, phrase in phrases.items():
-        if "{}" not in phrase:
+        if not isinstance(phrase, str) or "{}" not in phrase:
             raise ValueError(f"option {name} must contain {{}} for the name of the category, got {phrase!r}")
 
 

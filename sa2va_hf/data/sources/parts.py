@@ -47,7 +47,7 @@ def parts(
     file is missing or not of this form.
     """
     check_part_phrase(part)
-    if "{object}" not in whole:
+    if not isinstance(whole, str) or "{object}" not in whole:
         raise ValueError(f"option whole must contain {{object}}, got {whole!r}")
     root = Path(root)
     path = annotation_file(root, annotations, [root / one.format(split=split) for one in ANNOTATION_FILES[name]])
@@ -96,5 +96,5 @@ def part_phrase(category: str, part: str, whole: str = "{object}") -> str:
 
 def check_part_phrase(part: str) -> None:
     """ValueError when the option has no place for both names."""
-    if "{part}" not in part or "{object}" not in part:
+    if not isinstance(part, str) or "{part}" not in part or "{object}" not in part:
         raise ValueError(f"option part must contain {{part}} and {{object}}, got {part!r}")

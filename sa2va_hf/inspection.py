@@ -91,7 +91,8 @@ def _draw_frame(sample: Sample, picture: Image.Image, position: int) -> Image.Im
     for number, thing in enumerate(sample.objects):
         layers.append(_shrunk(thing.masks[position], sample, size))
         box = thing.boxes[position]
-        boxes.append(None if box is None else [value * scale for value in box])
+        absent = box is None or box[2] <= box[0] or box[3] <= box[1]
+        boxes.append(None if absent else [value * scale for value in box])
         region = f"region{sample.regions.index(number) + 1} " if number in sample.regions else ""
         names.append(f"{region}{number}{': ' + thing.category if thing.category else ''}")
     if sample.ignore and sample.ignore[position] is not None:

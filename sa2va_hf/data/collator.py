@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from sa2va_hf.model.configuration_sa2va import IGNORE_INDEX
+
 
 class Sa2VACollator:
     """Makes what `Sa2VAForConditionalGeneration.forward` takes, and `sample_ids`, the list of the samples' names.
@@ -12,14 +14,19 @@ class Sa2VACollator:
     `mask_labels` is always there, a list with one bool tensor (num_seg, num_frames, H, W) per sample; `ignore_labels`
     where some sample has it, with None for the others.
 
+    join: no padding: the samples follow each other in one row, each with positions from 0, and none sees another. The
+    losses are those of the padded batch. With `attn_implementation: flash_attention_2` it costs what its tokens cost;
+    other attention builds a mask of the whole row.
+
     Raises:
         ValueError: naming the sample that the processor refuses, or that has more than `max_length` tokens: nothing is
             cut off, since that could cut a [SEG] or a picture.
     """
 
-    def __init__(self, processor: Any, max_length: int | None = None):
+    def __init__(self, processor: Any, max_length: int | None = None, join: bool = False):
         self.processor = processor
         self.max_length = max_length
+        self.join = join
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         names = [example["sample_id"] for example in examples]
@@ -31,6 +38,8 @@ class Sa2VACollator:
                     f"sample {name!r} has {length} tokens, max_length is {self.max_length}: give the dataset the same "
                     "max_length and processor as the collator"
                 )
+        if self.join:
+            batch |= _joined(batch, self.processor.seg_token_id)
         batch["mask_labels"] = [example["mask_labels"] for example in examples]
         ignored: list[torch.Tensor | None] = [example.get("ignore_labels") for example in examples]
         if any(labels is not None for labels in ignored):
@@ -59,3 +68,19 @@ class Sa2VACollator:
             padding=True,
             return_labels=True,
         )
+
+
+def _joined(batch: dict[str, Any], seg_token_id: int) -> dict[str, torch.Tensor]:
+    """The rows (B, L) without their padding as one row, what its positions are, and how many [SEG] each sample has."""
+    real = batch["attention_mask"].bool()
+    lengths = real.sum(dim=1)
+    starts = lengths.cumsum(0) - lengths
+    labels = batch["labels"][real]
+    labels[starts] = IGNORE_INDEX  # what comes before is another sample
+    return {
+        "input_ids": batch["input_ids"][real].unsqueeze(0),
+        "attention_mask": torch.ones(1, int(lengths.sum()), dtype=batch["attention_mask"].dtype),
+        "labels": labels.unsqueeze(0),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths.tolist()]).unsqueeze(0),
+        "seg_counts": (batch["input_ids"] == seg_token_id).logical_and(real).sum(dim=1),
+    }

@@ -18,6 +18,7 @@ class InternVL:
 
     needs, takes = {"pixel_values"}, {"region_masks", "region_tiles"}
     projector_is_trained = True  # in the released training
+    can_be_joined = True  # conversations in one row: see `Sa2VACollator`
 
     @staticmethod
     def vision(mllm: nn.Module) -> list[nn.Module]:
@@ -66,10 +67,21 @@ class InternVL:
         check_counts(int(context.sum()), len(features), len(visuals["pixel_values"]), "tiles")
         return {"inputs_embeds": embeddings.masked_scatter(context.unsqueeze(-1), features)}
 
-    def read(self, mllm: nn.Module, input_ids: Tensor, mask: Tensor | None, visuals: dict[str, Tensor]) -> Tensor:
-        """Ids with pictures -> (B, L, D) after the language model's last norm; padding on the right has `mask` 0."""
+    def read(
+        self,
+        mllm: nn.Module,
+        input_ids: Tensor,
+        mask: Tensor | None,
+        visuals: dict[str, Tensor],
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Ids with pictures -> (B, L, D) after the language model's last norm; padding on the right has `mask` 0.
+
+        position_ids: of a row in which several conversations follow each other, each from 0; `mask` is None then.
+        """
         inputs = self.llm_inputs(mllm, input_ids, visuals)
-        return mllm.model.language_model(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
+        llm = mllm.model.language_model
+        return llm(**inputs, attention_mask=mask, position_ids=position_ids, use_cache=False).last_hidden_state
 
 
 class QwenVL:
@@ -80,6 +92,7 @@ class QwenVL:
 
     needs, takes = {"pixel_values", "image_grid_thw"}, set[str]()
     projector_is_trained = False  # in the released training: it froze all but the language model
+    can_be_joined = False  # the native model counts a picture's rows and columns per row of ids
 
     @staticmethod
     def vision(mllm: nn.Module) -> list[nn.Module]:

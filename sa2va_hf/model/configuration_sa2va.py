@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
+IGNORE_INDEX = -100  # of labels: no loss there
 SEG_TOKEN = "[SEG]"
 # Added to the tokenizer in this order; released checkpoints rely on it.
 SPECIAL_TOKENS = (SEG_TOKEN, "<p>", "</p>", "<vp>", "</vp>")

@@ -16,12 +16,12 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
 from .backbones import backbone_of
-from .configuration_sa2va import Sa2VAConfig, bundled
+from .configuration_sa2va import IGNORE_INDEX, Sa2VAConfig, bundled
 from .grounding import MaskPrediction, Sa2VAGroundingEncoder, touch
-from .losses import mask_losses, repeat_weights, soft_iou, uncertain_points
+from .losses import answer_cross_entropy, mask_losses, repeat_weights, soft_iou, uncertain_points
 from .zero3 import load_buffers, outside_zero_init
 
-IGNORE_INDEX = -100
+LOGITS_CHUNK = 1024  # tokens whose logits are held at a time in training
 # Heads of the mask decoder that no Sa2VA loss reaches: the mask is chosen by argmax and never gated by object score.
 UNREACHED_HEADS = ("iou_prediction_head", "pred_obj_score_head", "output_hypernetworks_mlps.0")
 
@@ -166,16 +166,24 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
         region_masks: Tensor | None = None,
         region_tiles: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> Tensor:
         """(B, L, D) after the LLM's last norm; right padding where `attention_mask` is 0."""
+        joined = {}
+        if position_ids is not None:
+            if not self.backbone.can_be_joined:
+                raise ValueError(f"{self.config.mllm_config.model_type} cannot read conversations joined into one row")
+            joined, attention_mask = {"position_ids": position_ids}, None
         visuals = self._visuals(input_ids, pixel_values, region_masks, region_tiles, image_grid_thw)
         if visuals:
-            return self.backbone.read(self.mllm, input_ids, attention_mask, visuals)
+            return self.backbone.read(self.mllm, input_ids, attention_mask, visuals, **joined)
         embeddings = self.get_input_embeddings()(input_ids)
         if self.training or is_deepspeed_zero3_enabled():  # ZeRO-3: all ranks gather the same weights, in one order
             embeddings = embeddings + self._touch_vision(embeddings)
         llm = self.mllm.model.language_model
-        return llm(inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        return llm(
+            inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False, **joined
+        ).last_hidden_state
 
     def _visuals(
         self,
@@ -272,29 +280,43 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
         labels: Tensor | None = None,
         mask_labels: list[Tensor] | None = None,
         ignore_labels: list[Tensor | None] | None = None,
+        position_ids: Tensor | None = None,
+        seg_counts: Tensor | None = None,
+        return_logits: bool = True,
     ) -> Sa2VAOutput:
         """The whole walk; see `Sa2VAProcessor.apply_chat_template` for the inputs.
 
         Args:
             mask_labels: per sample bool (num_objects, num_frames, H, W) at any size; as many objects as [SEG] tokens.
             ignore_labels: per sample None or bool (num_frames, H, W), pixels that do not count.
+            position_ids, seg_counts: of samples joined into one row without padding, as `Sa2VACollator(join=True)`
+                makes them: (1, L) positions, each sample's from 0, and (B,) [SEG] tokens of each.
+            return_logits: False: `logits` is None, and the LM head runs only where `labels` ask for a token, a few
+                positions at a time. The loss is the same.
         """
-        hidden, states = self.read(input_ids, attention_mask, pixel_values, region_masks, region_tiles, image_grid_thw)
-        logits = self.mllm.lm_head(hidden)
+        hidden, states = self.read(
+            input_ids, attention_mask, pixel_values, region_masks, region_tiles, image_grid_thw, position_ids
+        )
         is_seg = input_ids == self.config.seg_token_id
         seg_hidden = states[is_seg]
         embeddings = self.project(seg_hidden)
-        num_frames = is_seg.new_zeros(len(input_ids), dtype=torch.long) if num_frames is None else num_frames
-        prediction, zero = self.predict_masks(embeddings, is_seg.sum(1), grounding_pixel_values, num_frames)
-        output = Sa2VAOutput(logits=logits, seg_hidden_states=seg_hidden, seg_embeddings=embeddings)
-        output.pred_masks = self._per_sample(prediction, is_seg.sum(1), num_frames, embeddings)
-        if labels is not None:
+        seg_counts = is_seg.sum(1) if seg_counts is None else seg_counts
+        num_frames = torch.zeros_like(seg_counts) if num_frames is None else num_frames
+        prediction, zero = self.predict_masks(embeddings, seg_counts, grounding_pixel_values, num_frames)
+        output = Sa2VAOutput(seg_hidden_states=seg_hidden, seg_embeddings=embeddings)
+        output.pred_masks = self._per_sample(prediction, seg_counts, num_frames, embeddings)
+        if return_logits:
+            output.logits = self.mllm.lm_head(hidden)
+        if labels is not None and return_logits:
             output.lm_loss = F.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX
+                output.logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX
             )
+        elif labels is not None:
+            chunk = None if is_deepspeed_zero3_enabled() else LOGITS_CHUNK  # there all ranks call the head alike
+            output.lm_loss = answer_cross_entropy(hidden, labels, self.mllm.lm_head, chunk)
         if mask_labels is not None:
             zero = zero.to(embeddings.device) + embeddings.sum() * 0.0
-            self._mask_losses(output, prediction, mask_labels, ignore_labels, is_seg.sum(1), num_frames, zero)
+            self._mask_losses(output, prediction, mask_labels, ignore_labels, seg_counts, num_frames, zero)
         parts = [output.lm_loss, output.mask_loss, output.dice_loss, output.iou_loss]
         if any(part is not None for part in parts):
             output.loss = sum(part for part in parts if part is not None)

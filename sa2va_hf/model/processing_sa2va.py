@@ -17,11 +17,10 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
-from .configuration_sa2va import SEG_TOKEN, Sa2VAConfig, bundled
+from .configuration_sa2va import IGNORE_INDEX, SEG_TOKEN, Sa2VAConfig, bundled
 from .pictures import PICTURES, InternVLPictures, QwenVLPictures
 from .visuals import Clip, open_image
 
-IGNORE_INDEX = -100
 PLACEHOLDER = "<image>"
 
 

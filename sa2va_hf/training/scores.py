@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import EvalPrediction
 
-IGNORE_INDEX = -100
+from ..model.configuration_sa2va import IGNORE_INDEX
+
 COLUMNS = (
     "intersection",  # pixels, over all masks of the sample (one mask = one object on one frame)
     "union",

@@ -18,7 +18,8 @@ from sa2va_hf import Sa2VAPredictor
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.schema import Expression, Sample
 from sa2va_hf.data.shapes import shapes
-from sa2va_hf.evaluation.metrics import CumulativeIoU, j_and_f
+from sa2va_hf.evaluation.metrics import CumulativeIoU
+from sa2va_hf.evaluation.video_metrics import j_and_f
 from sa2va_hf.masks import decode
 
 ASKED = 5  # expressions per picture

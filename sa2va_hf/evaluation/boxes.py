@@ -1,0 +1,121 @@
+"""Metrics of boxes (x0, y0, x1, y1 in pixels, x1 and y1 exclusive): accuracy at an IoU, tracks, GREC, V*Bench."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from sa2va_hf.evaluation.assignment import greedy
+from sa2va_hf.evaluation.metrics import mean
+
+GREC_SCORE, GREC_GIOU = 0.7, 0.5  # a box counts from this score on; boxes match from this generalized IoU on
+
+
+def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU of boxes (..., 4), pairwise by broadcasting -> float64 (...). Two boxes without area: 0."""
+    inside, union, _ = _areas(boxes, others)
+    return np.divide(inside, union, out=np.zeros_like(union), where=union > 0)
+
+
+def box_giou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Generalized IoU, in -1..1: IoU less the share of the box around both that neither covers."""
+    inside, union, hull = _areas(boxes, others)
+    overlap = np.divide(inside, union, out=np.zeros_like(union), where=union > 0)
+    return overlap - np.divide(hull - union, hull, out=np.zeros_like(hull), where=hull > 0)
+
+
+class BoxAccuracy:
+    """Boxes of a data set, one prediction for one target: Acc@0.5 and the mean IoU. `merge` joins several processes'.
+
+    strict: an IoU of exactly the threshold is a miss, as in V*'s evaluation; elsewhere it is a hit.
+    """
+
+    def __init__(self, threshold: float = 0.5, strict: bool = False) -> None:
+        self.threshold, self.strict = threshold, strict
+        self._ious: list[float] = []
+
+    def add(self, prediction: Sequence[float] | None, target: Sequence[float]) -> None:
+        """One pair; None (or NaN) for a prediction that was not made is a miss."""
+        if prediction is None or not np.isfinite(prediction).all():
+            self._ious.append(0.0)
+        else:
+            self._ious.append(float(box_iou(np.asarray(prediction, float), np.asarray(target, float))))
+
+    def merge(self, other: BoxAccuracy) -> None:
+        self._ious += other._ious
+
+    def __len__(self) -> int:
+        return len(self._ious)
+
+    def result(self) -> dict[str, float]:
+        """{"Acc@0.5", "mIoU"} in 0..1."""
+        hits = [one > self.threshold if self.strict else one >= self.threshold for one in self._ious]
+        return {f"Acc@{self.threshold:g}": mean(hits), "mIoU": mean(self._ious)}
+
+
+def track_iou(predictions: np.ndarray, targets: np.ndarray) -> float:
+    """Mean IoU per frame of one object's boxes (frames, 4), NaN where it is absent: rightly absent is 1, wrongly 0."""
+    if predictions.shape != targets.shape:
+        raise ValueError(f"predictions are {predictions.shape}, targets {targets.shape}: expected the same shape")
+    drawn, true = np.isfinite(predictions).all(-1), np.isfinite(targets).all(-1)
+    ious = np.where(drawn == true, 1.0, 0.0)
+    both = drawn & true
+    ious[both] = box_iou(predictions[both], targets[both])
+    return mean(ious)
+
+
+class GeneralizedBoxes:
+    """GREC (gRefCOCO with boxes): an expression is right when its boxes and the true ones match one to one.
+
+    As published, boxes match by *generalized* IoU (the threshold is on it, not on IoU), greedily from the best on.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[bool, bool, float]] = []  # nothing in truth, nothing said, F1
+
+    def add(self, boxes: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> None:
+        """Predicted boxes (n, 4) with their scores (n,), and the true ones (m, 4); m = 0: nothing is meant."""
+        boxes = np.asarray(boxes, float).reshape(-1, 4)[np.asarray(scores, float).reshape(-1) >= GREC_SCORE]
+        targets = np.asarray(targets, float).reshape(-1, 4)
+        hits = len(greedy(box_giou(boxes[:, None], targets[None]), GREC_GIOU)) if len(boxes) and len(targets) else 0
+        wrong = len(boxes) - hits + len(targets) - hits
+        f1 = 2 * hits / (2 * hits + wrong) if hits + wrong else 1.0
+        self._rows.append((not len(targets), not len(boxes), f1))
+
+    def merge(self, other: GeneralizedBoxes) -> None:
+        self._rows += other._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def result(self) -> dict[str, float]:
+        """{"F1": share of expressions whose F1 is 1, "N_acc", "T_acc"} in 0..1."""
+        found = {"F1": mean(f1 >= 1 for *_, f1 in self._rows)}
+        for name, kind in (("N_acc", True), ("T_acc", False)):
+            said = [nothing == kind for none_true, nothing, _ in self._rows if none_true == kind]
+            if said:
+                found[name] = mean(said)
+        return found
+
+
+def choice_accuracy(answers: Iterable[tuple[str, bool]], overall: str = "overall") -> Mapping[str, float]:
+    """Share of right answers per kind of question and over all of them (V*Bench: direct_attributes, ...)."""
+    kinds: dict[str, list[bool]] = {}
+    for kind, right in answers:
+        kinds.setdefault(kind, []).append(right)
+    found = {kind: mean(values) for kind, values in sorted(kinds.items())}
+    return found | {overall: mean(right for values in kinds.values() for right in values)}
+
+
+def _areas(boxes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(intersection, union, box around both) of boxes (..., 4)."""
+    boxes, others = np.asarray(boxes, dtype=np.float64), np.asarray(others, dtype=np.float64)
+
+    def area(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        return np.clip(high - low, 0, None).prod(-1)
+
+    low, high = (boxes[..., :2], others[..., :2]), (boxes[..., 2:], others[..., 2:])
+    inside = area(np.maximum(*low), np.minimum(*high))
+    union = area(low[0], high[0]) + area(low[1], high[1]) - inside
+    return inside, union, area(np.minimum(*low), np.maximum(*high))

@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py inference [--size tiny|large] [--model DIR] [--device cpu|cuda]
     python scripts/benchmark.py data
+    python scripts/benchmark.py metrics
     ... --output docs/benchmarks.md        append the tables to this file
 
 Each command is a module of sa2va_hf/benchmarks/. Prints markdown tables as they are ready; docs/benchmarks.md holds
@@ -13,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from sa2va_hf.benchmarks import data, inference
+from sa2va_hf.benchmarks import data, inference, metrics
 from sa2va_hf.benchmarks.report import machine
 
-COMMANDS = {"inference": inference, "data": data}
+COMMANDS = {"inference": inference, "data": data, "metrics": metrics}
 
 
 def main() -> None:

@@ -1,0 +1,109 @@
+"""J&F against a straightforward implementation (cv2 dilations of whole frames), and its memory on a long clip.
+
+The straightforward one needs OpenCV, which is no dependency: pip install opencv-python-headless.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from sa2va_hf.benchmarks.report import Memory, table
+from sa2va_hf.evaluation.video_metrics import BOUNDARY_BOUND, clip_scores, frame_scores
+
+Pair = tuple[np.ndarray, np.ndarray]
+SIZES = {"480p": (480, 854), "1080p": (1080, 1920)}
+OBJECTS = {"small": 0.05, "medium": 0.15, "large": 0.35}  # radius as a share of the picture's height
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--frames", type=int, default=40, help="of the timed clips")
+    command.add_argument("--long", type=int, default=1000, help="frames of the clip whose memory is measured")
+
+
+def run(arguments: argparse.Namespace) -> Iterator[str]:
+    yield _speed(arguments.frames, arguments.repeats)
+    yield _memory(arguments.long)
+
+
+def _speed(count: int, repeats: int) -> str:
+    slow = _straightforward()
+    rows = []
+    for size, shape in SIZES.items():
+        for kind, radius in OBJECTS.items():
+            frames = list(_clip(count, shape, radius))
+            theirs, expected = _fastest(slow, frames, repeats)
+            ours, found = _fastest(frame_scores, frames, repeats)
+            difference = float(np.abs(np.array(found) - np.array(expected)).max())
+            rows.append([size, kind, 1e3 * theirs, 1e3 * ours, theirs / ours, f"{difference:.0e}"])
+    columns = ["size", "object", "cv2, ms a frame", "ours", "times faster", "largest difference"]
+    return "### J&F of one object\n\n" + table(columns, rows)
+
+
+def _memory(count: int) -> str:
+    mask, _ = next(_clip(1, SIZES["480p"], OBJECTS["large"]))
+    rows = []
+    for frames in (10, count):
+        with Memory("cpu") as memory:
+            clip_scores((mask.copy(), np.roll(mask, number % 9, axis=1)) for number in range(frames))
+        rows.append([frames, memory.peak, frames * 2 * math.prod(SIZES["480p"]) / 2**20])
+    return "### J&F of a long clip, 480p\n\n" + table(["frames", "peak MiB", "its masks would be MiB"], rows)
+
+
+def _fastest(score: Callable[..., tuple[float, float]], frames: list[Pair], repeats: int) -> tuple[float, list]:
+    """(seconds a frame in the fastest of several runs, the scores): the machine's other work only adds time."""
+    seconds, found = math.inf, []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        found = [score(*pair) for pair in frames]
+        seconds = min(seconds, (time.perf_counter() - start) / len(frames))
+    return seconds, found
+
+
+def _clip(count: int, shape: tuple[int, int], radius: float) -> Iterator[Pair]:
+    """A wobbly disk that moves, and a prediction that is off by a few pixels."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    for number in range(count):
+        masks = []
+        for shift in (0, shape[0] // 100):
+            cy, cx = shape[0] * 0.5 + shift, shape[1] * (0.4 + 0.2 * number / count) - shift
+            angle = np.arctan2(y - cy, x - cx)
+            wobble = 1 + 0.2 * np.sin(5 * angle + number) + 0.03 * np.sin(31 * angle)
+            masks.append(np.hypot(y - cy, x - cx) < radius * shape[0] * wobble)
+        yield masks[0], masks[1]
+
+
+def _straightforward() -> Callable[[np.ndarray, np.ndarray], tuple[float, float]]:
+    """J and F of one frame as one would write them down: both outlines, both dilated, multiplied."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise SystemExit("the comparison needs OpenCV: pip install opencv-python-headless") from error
+
+    def edges(mask: np.ndarray) -> np.ndarray:
+        right, below, across = np.zeros_like(mask), np.zeros_like(mask), np.zeros_like(mask)
+        right[:, :-1], below[:-1], across[:-1, :-1] = mask[:, 1:], mask[1:], mask[1:, 1:]
+        found = mask ^ right | mask ^ below | mask ^ across
+        found[-1], found[:, -1] = mask[-1] ^ right[-1], mask[:, -1] ^ below[:, -1]
+        found[-1, -1] = False
+        return found
+
+    def score(prediction: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+        union = np.sum(prediction | target)
+        j = np.sum(prediction & target) / union if union else 1.0
+        radius = math.ceil(BOUNDARY_BOUND * math.hypot(*target.shape))
+        y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+        disk = (x * x + y * y <= radius * radius).astype(np.uint8)
+        found, wanted = edges(prediction), edges(target)
+        found_wide = cv2.dilate(found.astype(np.uint8), disk)
+        wanted_wide = cv2.dilate(wanted.astype(np.uint8), disk)
+        points, others = np.sum(found), np.sum(wanted)
+        if not points or not others:
+            return float(j), float(points == others)
+        precision, recall = np.sum(found * wanted_wide) / points, np.sum(wanted * found_wide) / others
+        return float(j), float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
+
+    cv2.setNumThreads(1)  # as the other one
+    return score

@@ -14,7 +14,9 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from sa2va_hf import masks
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
 from sa2va_hf.data.sources.files import IMAGE_SUFFIXES, expect_keys, keep_split, sized_ids, upright_size
 from sa2va_hf.data.sources.parts import check_part_phrase, part_phrase, spoken
+from sa2va_hf.data.sources.portions import Portion, in_portions
 from sa2va_hf.data.sources.reason_seg import IGNORED, TARGET, paint_shapes, read_shapes_json
 
 PHOTO_SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".gif")
@@ -51,6 +54,7 @@ class Shapes:
     points: list[tuple[float, float, bool]] = field(default_factory=list)
 
 
+@in_portions
 def folder_parts(
     root: Path | str,
     split: str,
@@ -60,7 +64,7 @@ def folder_parts(
     min_area_ratio: float = 0.0,
     keep: str = "all",
     val_fraction: float = 0.0,
-) -> Iterator[Sample | Reject]:
+) -> Iterator[Sample | Reject | Portion]:
     """One sample per picture, with the part as its one object and one expression, "handle of the mug".
 
     A mask without pixels says that the part is not in the picture. Pieces of a mask of fewer than min_area pixels, or
@@ -78,10 +82,15 @@ def folder_parts(
     yield from problems
     for picture in pictures:
         if picture.id in chosen:
-            try:
-                yield _sample(picture, part, min_area, min_area_ratio, keep)
-            except ValueError as error:
-                yield Reject(picture.id, str(error), str(picture.photo))
+            yield partial(_records, picture, part, min_area, min_area_ratio, keep)
+
+
+def _records(picture: PartPicture, *options: Any) -> Iterator[Sample | Reject]:
+    """options: those of `_sample`."""
+    try:
+        yield _sample(picture, *options)
+    except ValueError as error:
+        yield Reject(picture.id, str(error), str(picture.photo))
 
 
 def check_filter(min_area: int, min_area_ratio: float, keep: str) -> None:

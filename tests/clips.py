@@ -2,10 +2,16 @@
 
 import datasets
 import numpy as np
+import torch
 from PIL import Image
+from tiny import tiny_config
 
 from sa2va_hf import masks
 from sa2va_hf.data.schema import FEATURES, Object, Sample, to_row
+from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
+from sa2va_hf.model.grounding import build_sam2
+from sa2va_hf.training.sam2_clip_model import Sam2ClipModel, set_dropout
+from sa2va_hf.training.sam2_prompting import PromptSettings
 
 COLOURS = ((220, 40, 40), (40, 60, 220), (40, 180, 60))
 PALETTE = [0, 0, 0, *(value for colour in COLOURS for value in colour), *[90] * (3 * 252)]
@@ -62,3 +68,14 @@ def sample(folder, name, frames=6, objects=2, **changes):
 
 def rows(*samples):
     return datasets.Dataset.from_list([to_row(one) for one in samples], features=FEATURES)
+
+
+def tiny_clip_model(**settings):
+    """SAM 2.1 at 128 px with random weights from a fixed seed and nothing dropped; `settings` of its prompts."""
+    config = tiny_config().grounding_config
+    config = Sa2VAGroundingConfig(**(config.to_dict() | {"version": "2.1"}))
+    torch.manual_seed(0)
+    sam2 = build_sam2(config)
+    set_dropout(sam2, 0.0, 0.0)
+    gate = settings.pop("gate_masks", True)
+    return Sam2ClipModel(sam2, config, PromptSettings(**settings), gate_masks=gate).train()

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
 from ..model.configuration_sa2va import SAM2_TRUNKS, Sa2VAConfig, Sa2VAGroundingConfig
@@ -59,17 +60,7 @@ def file_name(config: Sa2VAGroundingConfig) -> str:
 
 def from_pt(source: Path, output: Path, asked: Sa2VAGroundingConfig | None, max_shard_size: str) -> None:
     """A published `.pt` -> config.json and safetensors in `output`."""
-    content = read_pickle(source)
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{source}: expected a dict with the state dict under 'model', as SAM 2 has it, got {held}")
-    if wrong := [name for name, value in content["model"].items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"{source}: not tensors: {', '.join(map(str, wrong))}")
-    tensors = {name: _in_memory(tensor) for name, tensor in content["model"].items()}
-    config = recognise({name: tensor.shape for name, tensor in tensors.items()}, source, asked)
-    audit(tensors, sam2_shapes(config), source, f"SAM {config.version} {config.size}")
-    if others := sorted(str(key) for key in content if key != "model"):
-        logger.info("left behind, not weights of SAM 2: %s", ", ".join(others))
+    tensors, config = _of_pt(source, asked)
     output.mkdir(parents=True, exist_ok=True)
     write_folder(tensors, output, max_shard_size)
     config.save_pretrained(output)  # last: a folder with a config is a complete one
@@ -81,6 +72,46 @@ def to_pt(source: Path, output: Path, asked: Sa2VAGroundingConfig | None) -> Non
 
     Of two mask decoders SAM 2's own is taken, which knows points and memory; else the fine-tuned one.
     """
+    tensors, config = _of_folder(source, asked)
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / file_name(config)
+    torch.save({"model": {name: tensor.read() for name, tensor in tensors.items()}}, path)
+    logger.info("%d tensors of %s written to %s", len(tensors), source, path)
+
+
+def load(source: Path | str) -> tuple[SAM2Base, Sa2VAGroundingConfig]:
+    """SAM 2 in float32, with its weights, from a `.pt`, a folder of it alone, or a whole Sa2VA of ours.
+
+    Errors: ValueError naming what is missing, left over or of another shape; or that there is no such file.
+    """
+    source = Path(source)
+    if source.is_dir():
+        tensors, config = _of_folder(source, None)
+    elif source.is_file():
+        tensors, config = _of_pt(source, None)
+    else:
+        raise ValueError(f"{source}: no such file or folder; expected a .pt of SAM 2, or a folder with config.json")
+    sam2 = build_sam2(config)
+    sam2.load_state_dict({name: tensor.read().float() for name, tensor in tensors.items()})
+    return sam2, config
+
+
+def _of_pt(source: Path, asked: Sa2VAGroundingConfig | None) -> tuple[dict[str, Stored], Sa2VAGroundingConfig]:
+    content = read_pickle(source)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{source}: expected a dict with the state dict under 'model', as SAM 2 has it, got {held}")
+    if wrong := [name for name, value in content["model"].items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{source}: not tensors: {', '.join(map(str, wrong))}")
+    tensors = {name: _in_memory(tensor) for name, tensor in content["model"].items()}
+    config = recognise({name: tensor.shape for name, tensor in tensors.items()}, source, asked)
+    audit(tensors, sam2_shapes(config), source, f"SAM {config.version} {config.size}")
+    if others := sorted(str(key) for key in content if key != "model"):
+        logger.info("left behind, not weights of SAM 2: %s", ", ".join(others))
+    return tensors, config
+
+
+def _of_folder(source: Path, asked: Sa2VAGroundingConfig | None) -> tuple[dict[str, Stored], Sa2VAGroundingConfig]:
     stored, config = read_folder(source), _grounding_config(source)
     tensors = stored
     if any(name.startswith(SAM2) for name in stored):
@@ -93,10 +124,7 @@ def to_pt(source: Path, output: Path, asked: Sa2VAGroundingConfig | None) -> Non
         _say_what_is_left(sorted(set(stored) - taken))
     recognise({name: tensor.shape for name, tensor in tensors.items()}, source, asked or config)
     audit(tensors, sam2_shapes(config), source, f"SAM {config.version} {config.size}")
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / file_name(config)
-    torch.save({"model": {name: tensor.read() for name, tensor in tensors.items()}}, path)
-    logger.info("%d tensors of %s written to %s", len(tensors), source, path)
+    return tensors, config
 
 
 def sam2_shapes(config: Sa2VAGroundingConfig) -> dict[str, tuple[int, ...]]:

@@ -100,9 +100,11 @@ class Sam2ClipModel(nn.Module):
         self.prompts, self.losses, self.gate_masks = prompts or PromptSettings(), losses or LossSettings(), gate_masks
         self.checkpointing = False
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def activation_checkpointing_enable(self, **settings: Any) -> None:
         """Encoder, memory attention and mask decoder are computed again in the backward pass instead of kept."""
         self.checkpointing = True
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # its name before transformers 5.2x
 
     # ---- the walk over a clip ----
     def forward(

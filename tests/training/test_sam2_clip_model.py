@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from clips import tiny_clip_model
 from golden import formulas, references
-from tiny import tiny_config
 
 from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
 from sa2va_hf.model.grounding import build_sam2
@@ -20,16 +20,6 @@ from sa2va_hf.training.sam2_prompting import Points, Prompter, PromptSettings
 
 CLICKED = {"prob_to_use_pt_input_for_train": 1.0, "num_correction_pt_per_frame": 2}
 MASKED = {"prob_to_use_pt_input_for_train": 0.0}
-
-
-def tiny_clip_model(**settings):
-    config = tiny_config().grounding_config
-    config = Sa2VAGroundingConfig(**(config.to_dict() | {"version": "2.1"}))
-    torch.manual_seed(0)
-    sam2 = build_sam2(config)
-    set_dropout(sam2, 0.0, 0.0)
-    gate = settings.pop("gate_masks", True)
-    return Sam2ClipModel(sam2, config, PromptSettings(**settings), gate_masks=gate).train()
 
 
 def clip(frames=3, objects=(2, 1), side=128, seed=0):

@@ -1,0 +1,207 @@
+"""`Sam2Trainer`: transformers' Trainer over clips, with its own optimiser groups, and J&F of videos as scores.
+
+Only hooks are overridden. Prompts are drawn with rng(seed, step, micro-batch): alike on all ranks, and alike in a run
+that was resumed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+
+from ..data.clip_dataset import ClipBatchSampler, collate
+from .sam2_trainable import has_lora, merged_state
+from .sam2_validation import score_clip
+from .schedules import OptionScheduler, parameter_groups
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS, UNMERGED = "model.safetensors", "unmerged.safetensors"
+PARTS = ("mask_loss", "dice_loss", "iou_loss", "score_loss")
+PROMPTS = 1  # the stream of random numbers that prompts are drawn from
+
+
+class Sam2Trainer(Trainer):
+    """Trains a `Sam2ClipModel` on a `ClipDataset`; `eval_dataset` is a `VosClips`.
+
+    Logged with the loss: mask_loss, dice_loss, iou_loss and score_loss without their weights, summed over the frames
+    and clicks of a clip; objects per step. Evaluated: J, F, J&F (means over all objects of all videos) and objects.
+    A checkpoint holds config.json and model.safetensors, the stock SAM 2 with LoRA merged; with LoRA, what a resumed
+    run goes on from is beside it.
+    """
+
+    def __init__(self, *args: Any, phases: int = 1, **kwargs: Any) -> None:
+        kwargs.setdefault("data_collator", collate)
+        super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(f"one process sees {self.args.n_gpu} GPUs: start one process per GPU with torchrun")
+        self.train_sampler = ClipBatchSampler(
+            self.train_dataset,
+            world_size=self.args.world_size,
+            rank=self.args.process_index,
+            seed=self._data_seed,
+            phases=phases,
+        )
+        self.objects, self.micro = 1.0, 0
+        self.meter = _Meter()
+        self.add_callback(_Epochs(self))
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    # ---- data ----
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of this rank: the sampler deals them itself, since their size depends on the dataset."""
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self.train_sampler,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+        )
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Tensor | int | None]:
+        """The batches of a step, and from them what its losses are divided by: objects, averaged over all of its
+        micro-batches on all ranks."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        own = torch.tensor([sum(batch["masks"].shape[1] for batch in batches), len(batches)], dtype=torch.float32)
+        objects, count = self.accelerator.reduce(own.to(self.args.device)).tolist()
+        self.objects, self.micro = max(objects / max(count, 1), 1.0), 0
+        return batches, items
+
+    # ---- optimiser ----
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            sam2 = self.model.sam2
+            self.groups = parameter_groups(sam2, self.args.options(), self.args.depth())
+            parameters = dict(sam2.named_parameters())
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            groups = [{"params": [parameters[name] for name in group.names]} for group in self.groups]
+            self.optimizer = kind(groups, **options)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> OptionScheduler:
+        self.lr_scheduler = OptionScheduler(optimizer or self.optimizer, self.groups, num_training_steps)
+        return self.lr_scheduler
+
+    # ---- loss ----
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Errors: FloatingPointError naming the clips when the loss is not finite."""
+        inputs = dict(inputs)
+        names = inputs.pop("sample_ids")
+        rng = np.random.default_rng((PROMPTS, self.args.seed, self.state.global_step, self.micro))
+        self.micro += 1
+        with self.compute_loss_context_manager():
+            outputs = model(**inputs, rng=rng, objects=self.objects)
+        numbers = torch.stack([outputs.loss.detach(), *(getattr(outputs, name) for name in PARTS)]).tolist()
+        if not math.isfinite(numbers[0]):
+            parts = dict(zip(PARTS, numbers[1:], strict=True))
+            raise FloatingPointError(f"step {self.state.global_step}: loss {numbers[0]} ({parts}) of clips {names}")
+        self.meter.add([*numbers[1:], float(inputs["masks"].shape[1])])
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:  # a training log, written by all ranks at the same step
+            means = self.meter.read(self.accelerator)
+            logs = logs | dict(zip((*PARTS, "objects"), means, strict=True))
+            self.meter = _Meter()
+        super().log(logs, start_time)
+
+    # ---- evaluation ----
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """J, F and J&F of all objects of all videos; the ranks share the videos."""
+        clips = self.eval_dataset if eval_dataset is None else eval_dataset
+        sam2, scores = self.model.sam2, []
+        was_training = self.model.training
+        self.model.eval()
+        with self.compute_loss_context_manager():
+            for number in range(self.args.process_index, len(clips), self.args.world_size):
+                scores += score_clip(sam2, clips[number], self.args.device)
+        self.model.train(was_training)
+        own = [sum(score[name] for score in scores) for name in ("J", "F")] + [len(scores)]
+        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
+        j, f, objects = self.accelerator.reduce(torch.tensor(own, dtype=dtype, device=self.args.device)).tolist()
+        if not objects:
+            raise ValueError(
+                "no object of the videos in `eval_data` can be followed: they need three annotated frames"
+            )
+        values = {"J": j / objects, "F": f / objects, "J&F": (j + f) / 2 / objects, "objects": objects}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # ---- saving and loading ----
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        sam2 = self.model.sam2
+        _write(merged_state(sam2), folder / WEIGHTS)
+        if has_lora(sam2):
+            _write(sam2.state_dict(), folder / UNMERGED)
+        self.model.config.save_pretrained(folder)
+        torch.save(self.args, folder / "training_args.bin")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        sam2, folder = self.model.sam2, Path(resume_from_checkpoint)
+        file = folder / (UNMERGED if has_lora(sam2) else WEIGHTS)
+        if not file.is_file():
+            raise ValueError(f"{folder}: no {file.name}; was it written by a run with the same `train_...` arguments?")
+        sam2.load_state_dict(load_file(file))
+
+    def _load_best_model(self) -> None:
+        logger.info("loading the best checkpoint, %s", self.state.best_model_checkpoint)
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def _write(state: dict[str, Tensor], file: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, file, {"format": "pt"})
+
+
+class _Meter:
+    """Sums of one rank since the last log; read over all ranks, as means of micro-batches."""
+
+    def __init__(self) -> None:
+        self.sums, self.batches = np.zeros(len(PARTS) + 1), 0
+
+    def add(self, values: list[float]) -> None:
+        self.sums += values
+        self.batches += 1
+
+    def read(self, accelerator: Any) -> list[float]:
+        own = torch.tensor([*self.sums, self.batches], dtype=torch.float32, device=accelerator.device)
+        *sums, batches = accelerator.reduce(own).tolist()
+        return [value / max(batches, 1) for value in sums]
+
+
+class _Epochs(TrainerCallback):
+    """Tells the sampler which epoch begins."""
+
+    def __init__(self, trainer: Sam2Trainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.train_sampler.set_epoch(int(state.epoch or 0))

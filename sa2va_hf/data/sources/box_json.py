@@ -92,6 +92,8 @@ def box_json(
     """
     check_form(boxes, "boxes")
     check_phrases(one=one, several=several)
+    if not isinstance(min_score, int | float):
+        raise ValueError(f"option min_score must be a number, got {min_score!r}")
     root = Path(root)
     own = [root / name.format(split=split) for name in ANNOTATION_FILES]
     path = annotation_file(root, annotations, own + [root / name for name in UNSPLIT_FILES])
@@ -219,9 +221,11 @@ def _entry(entry: Any, names: Names) -> tuple[str, bool, Any] | ValueError:
         expect_keys(entry, {"bbox": list}, "the box")
     except ValueError as error:
         return error
-    category = entry.get("category", names.categories.get(entry.get("category_id")))
+    category, number = entry.get("category"), entry.get("category_id")
     if category is None:
-        known = f"'category', and its category_id {entry.get('category_id')!r} is not among those of `instances`"
+        category = names.categories.get(number) if isinstance(number, int) else None
+    if category is None:
+        known = f"'category', and its category_id {number!r:.80} is not among those of `instances`"
         return ValueError(f"the box has no {known}")
     return _checked(category, True, entry["bbox"])
 

@@ -42,8 +42,9 @@ def describe_anything(
     that covers fewer cells of the 16 x 16 that the model sees regions in is rejected. Raises ValueError when the
     annotations are missing or no dict, when there are no pictures at all, or a tar cannot be read.
     """
-    if max_regions < 1 or min_cells < 1:
-        raise ValueError(f"options max_regions and min_cells must be 1 or more, got {max_regions} and {min_cells}")
+    if not all(isinstance(one, int) and one >= 1 for one in (max_regions, min_cells)):
+        got = f"{max_regions!r} and {min_cells!r}"
+        raise ValueError(f"options max_regions and min_cells must be whole numbers from 1 on, got {got}")
     folder = first_existing([Path(root) / split], f"the split {split!r}", "A split is a folder: SAV, COCOStuff, ...")
     path = folder / "annotations.json"
     content = read_json(path, dict)

@@ -80,7 +80,7 @@ def llava(
         try:
             if not isinstance(row, dict):
                 raise ValueError(f"row {number} must be a dict with conversations, got {type(row).__name__}")
-            sample_id = unique_id(str(row.get("id", f"row {number}")), seen)
+            sample_id = unique_id(f"row {number}" if row.get("id") is None else str(row["id"]), seen)
             sample = Sample(sample_id, "conversation", source=name)
             pairs, single = read_turns(row.get("conversations"))
             sample.turns = _turns(pairs, has_visual=any(row.get(key) for key in ("image", "video")))

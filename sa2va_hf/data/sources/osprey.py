@@ -72,8 +72,8 @@ def osprey(
     """
     if split not in ("train", "all"):
         raise ValueError(f"{name} has no split {split!r}: all of it is 'train'")
-    if min_cells < 1:
-        raise ValueError(f"option min_cells must be 1 or more, got {min_cells}")
+    if not isinstance(min_cells, int) or min_cells < 1:
+        raise ValueError(f"option min_cells must be a whole number from 1 on, got {min_cells!r}")
     root = Path(root)
     path = annotation_file(root, annotations, [root / folder / FILES[name] for folder in FILE_FOLDERS])
     given = [images] if isinstance(images, str | Path) else images

@@ -93,7 +93,7 @@ def test_a_region_need_not_be_in_a_list_and_many_regions_make_many_samples(tmp_p
     assert [turn.answer for one in samples for turn in one.turns] == [f"Thing {n}." for n in range(5)]
     write(tmp_path, {"000000000009": region("A plate.")})
     assert [turn.answer for turn in read(tmp_path)[0][0].turns] == ["A plate."]
-    with pytest.raises(ValueError, match="max_regions and min_cells must be 1 or more, got 0 and 4"):
+    with pytest.raises(ValueError, match="max_regions and min_cells must be whole numbers from 1 on, got 0 and 4"):
         read(tmp_path, max_regions=0)
 
 

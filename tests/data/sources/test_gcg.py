@@ -183,11 +183,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("bad", "message"), BAD, ids=[message[:40] for _, message in BAD])
-def test_a_bad_grounding_is_a_reject_and_the_others_remain(tmp_path, bad, message):
-    path = write(tmp_path, "grand_f", [of_spans({"man": grounding(MAN, 0)} | bad)])
-    sample, (reject,) = one_sample(tmp_path, "grand_f")
+@pytest.mark.parametrize("name", ["grand_f", "openpsg_gcg"])
+def test_a_bad_grounding_is_a_reject_and_the_others_remain(tmp_path, name, bad, message):
+    path = write(tmp_path, name, [of_spans({"man": grounding(MAN, 0)} | bad)])
+    sample, (reject,) = one_sample(tmp_path, name)
     assert sample.turns[0].answer == "A <p> man </p> [SEG] rides two horses by the sea."
-    assert reject.id == "grand_f/9/sea" and message in reject.reason and reject.file == str(path)
+    assert reject.id == f"{name}/9/sea" and message in reject.reason and reject.file == str(path)
 
 
 BAD_RECORDS = [

@@ -109,9 +109,10 @@ BAD = [
 
 
 @pytest.mark.parametrize(("bad", "message"), BAD, ids=[message[:40] for _, message in BAD])
-def test_a_bad_row_is_a_reject_and_the_others_remain(tmp_path, bad, message):
-    path = write(tmp_path, [row(), bad])
-    (sample,), (reject,) = read(tmp_path)
+@pytest.mark.parametrize("name", FILE)
+def test_a_bad_row_is_a_reject_and_the_others_remain(tmp_path, name, bad, message):
+    path = write(tmp_path, [row(), bad], name)
+    (sample,), (reject,) = read(tmp_path, name)
     assert sample.id == "9" and message in reject.reason
     assert reject.id.startswith("row 1") and reject.file == str(path)
 

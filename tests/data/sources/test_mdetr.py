@@ -115,11 +115,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("bad", "message"), BAD, ids=[message[:40] for _, message in BAD])
-def test_a_bad_annotation_is_one_reject_and_the_rest_remains(tmp_path, bad, message):
-    write(tmp_path, "flickr30k", [image(7, CAPTION)], [annotation(1, [DOG], [2, 3, 10, 20]), bad])
-    (sample,), (reject,) = read(tmp_path)
+@pytest.mark.parametrize("name", FILES)
+def test_a_bad_annotation_is_one_reject_and_the_rest_remains(tmp_path, name, bad, message):
+    write(tmp_path, name, [image(7, CAPTION)], [annotation(1, [DOG], [2, 3, 10, 20]), bad])
+    (sample,), (reject,) = read(tmp_path, name)
     assert len(sample.objects) == 1 and message in reject.reason
-    assert reject.file == str(tmp_path / "final_flickr_separateGT_train.json")
+    assert reject.file == str(tmp_path / FILES[name][0])
 
 
 def test_a_bad_caption_is_a_reject(tmp_path):

@@ -130,11 +130,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD, ids=[message[:40] for _, message in BAD])
-def test_a_bad_record_is_a_reject_and_the_others_remain(tmp_path, changes, message):
+@pytest.mark.parametrize("name", [name for name in FILES if name != "osprey_detail"])
+def test_a_bad_record_is_a_reject_and_the_others_remain(tmp_path, name, changes, message):
     good = record([rle(0, 32), rle(32, 64)], conversations=TALK)
-    path = write(tmp_path, "osprey_conversation", [good, good | changes])
-    (sample,), (reject,) = read(tmp_path, "osprey_conversation")
-    assert sample.id == "osprey_conversation/000000000009"
+    path = write(tmp_path, name, [good, good | changes])
+    (sample,), (reject,) = read(tmp_path, name)
+    assert sample.id == f"{name}/000000000009"
     assert message in reject.reason and reject.file == str(path) and reject.id.startswith("record 1 (")
 
 
@@ -161,7 +162,7 @@ def test_the_places_of_pictures(tmp_path, at):
 def test_options_and_splits(tmp_path):
     write(tmp_path, "osprey_conversation", [record([rle(0, 9, 0, 3)], conversations=TALK)])
     assert len(read(tmp_path, "osprey_conversation", min_cells=3)[0]) == 1
-    with pytest.raises(ValueError, match="option min_cells must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="option min_cells must be a whole number from 1 on, got 0"):
         read(tmp_path, "osprey_conversation", min_cells=0)
     with pytest.raises(ValueError, match="osprey_conversation has no split 'val'"):
         read(tmp_path, "osprey_conversation", "val")

@@ -127,6 +127,13 @@ class DataArguments:
     num_frames: int = field(default=5, metadata={"help": "Frames taken from a video."})
     max_expressions: int = field(default=5, metadata={"help": "Expressions of one picture or clip in one sample."})
     max_length: int = field(default=8192, metadata={"help": "Tokens of a sample; turns are left out until it fits."})
+    join_samples: bool = field(
+        default=False,
+        metadata={
+            "help": "Batches without padding: samples follow each other in one row (InternVL; pays with "
+            "attn_implementation flash_attention_2)."
+        },
+    )
     eval_samples: int | None = field(
         default=None, metadata={"help": "Evaluate on this many samples, spread evenly over eval_data; default: all."}
     )
@@ -177,6 +184,13 @@ class Sa2VATrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Not needed: every rank touches every trained parameter."}
     )
+    loss_normalization: Literal["batch", "global"] = field(
+        default="batch",
+        metadata={
+            "help": "batch, as released: means over a micro-batch, averaged over micro-batches and ranks. global: means "
+            "over all tokens and all masks of a step, whatever the ranks and accumulation steps."
+        },
+    )
     metric_for_best_model: str | None = field(
         default=None, metadata={"help": "Default where there is an evaluation: cIoU."}
     )
@@ -193,6 +207,7 @@ class Sa2VATrainingArguments(TrainingArguments):
         for name, (value, why) in self._FIXED.items():
             if getattr(self, name) != value:
                 raise ValueError(f"`{name}`: must stay {value} ({why}), got {getattr(self, name)}")
+        _choice("loss_normalization", self.loss_normalization, ("batch", "global"))
         if isinstance(self.learning_rate_scales, str):
             self.learning_rate_scales = json.loads(self.learning_rate_scales)
         if self.metric_for_best_model is None and IntervalStrategy(self.eval_strategy) != IntervalStrategy.NO:
@@ -245,14 +260,15 @@ class _Parser(HfArgumentParser):
         raise ValueError(f"command line: {message}")
 
 
-def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, Sa2VATrainingArguments]:
-    """Read `[CONFIG.yaml] [--name value ...]`: dataclass default < YAML < command line.
+def parse(argv: list[str], kinds: tuple[type, ...] = ARGUMENTS) -> tuple[Any, ...]:
+    """Read `[CONFIG.yaml] [--name value ...]` into dataclasses, the last of which are training arguments: dataclass
+    default < YAML < command line.
 
     Errors: ValueError naming the key, its file (or the command line), what was expected and what came.
     """
-    hints = {name: hint for kind in ARGUMENTS for name, hint in get_type_hints(kind).items()}
-    names = [item.name for kind in ARGUMENTS for item in fields(kind) if item.init]
-    parser = _Parser(ARGUMENTS, allow_abbrev=False)
+    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+    names = [item.name for kind in kinds for item in fields(kind) if item.init]
+    parser = _Parser(kinds, allow_abbrev=False)
     if argv and argv[0].endswith((".yaml", ".yml")):
         path, argv = argv[0], argv[1:]
         config = read_yaml(path, dict)
@@ -264,18 +280,18 @@ def parse(argv: list[str]) -> tuple[ModelArguments, DataArguments, Sa2VATraining
     if unknown:
         raise ValueError(f"command line: unknown argument {unknown[0]!r}{suggest(unknown[0].lstrip('-'), names)}")
     built = tuple(
-        kind(**{item.name: getattr(namespace, item.name) for item in fields(kind) if item.init}) for kind in ARGUMENTS
+        kind(**{item.name: getattr(namespace, item.name) for item in fields(kind) if item.init}) for kind in kinds
     )
-    built[2].resolved = _resolved(namespace)
+    built[-1].resolved = _resolved(namespace, kinds)
     return built
 
 
-def _resolved(namespace: Namespace) -> dict[str, Any]:
+def _resolved(namespace: Namespace, kinds: tuple[type, ...]) -> dict[str, Any]:
     """All model and data settings, and the training settings that differ from plain `TrainingArguments`."""
     plain = {item.name: item.default for item in fields(TrainingArguments)}
     plain["include_for_metrics"] = []
     values = {}
-    for kind in ARGUMENTS:
+    for kind in kinds:
         for item in fields(kind):
             value = getattr(namespace, item.name, None)
             if item.init and value is not None and "token" not in item.name and value != plain.get(item.name, item):

@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     trainer = Sa2VATrainer(
         model=model,
         args=training,
-        data_collator=Sa2VACollator(processor, max_length=data.max_length),
+        data_collator=Sa2VACollator(processor, data.max_length, data.join_samples),
         train_dataset=build_dataset(train_parts, data, processor, seed, train=True),
         eval_dataset=build_dataset(eval_parts, data, processor, seed, train=False) if eval_parts else None,
         processing_class=processor,

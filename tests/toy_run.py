@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.data import SequentialSampler
 
 from sa2va_hf.arguments import ModelArguments, Sa2VATrainingArguments
+from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.training.trainable import load
 from sa2va_hf.training.trainer import Sa2VATrainer, find_checkpoint
 
@@ -87,20 +88,6 @@ class ToyDataset(torch.utils.data.Dataset):
         return np.zeros(self.size, np.int64)
 
 
-class Collate:
-    def __init__(self, processor):
-        self.processor = processor
-
-    def __call__(self, examples):
-        chats = [example["messages"] for example in examples]
-        batch = self.processor.apply_chat_template(
-            chats, add_generation_prompt=False, padding=True, return_labels=True
-        )
-        batch["mask_labels"] = [example["mask_labels"] for example in examples]
-        batch["sample_ids"] = [example["sample_id"] for example in examples]
-        return batch
-
-
 class RecordingTrainer(Sa2VATrainer):
     """Writes down what each micro-batch was and cost: one JSON line per micro-batch and rank."""
 
@@ -123,7 +110,18 @@ class RecordingTrainer(Sa2VATrainer):
         return SequentialSampler(self.train_dataset) if self.mixed else sampler
 
 
-def build(*, output_dir, model, model_arguments=None, size=20, evaluate=False, die_at=None, mixed=False, **training):
+def build(
+    *,
+    output_dir,
+    model,
+    model_arguments=None,
+    size=20,
+    evaluate=False,
+    die_at=None,
+    mixed=False,
+    join=False,
+    **training,
+):
     """A trainer over toy data, from keyword arguments that JSON can carry."""
     settings = {
         "per_device_train_batch_size": 2,
@@ -139,7 +137,7 @@ def build(*, output_dir, model, model_arguments=None, size=20, evaluate=False, d
     trainer = RecordingTrainer(
         model=live,
         args=arguments,
-        data_collator=Collate(processor),
+        data_collator=Sa2VACollator(processor, join=join),
         train_dataset=ToyDataset(processor, size),
         eval_dataset=ToyDataset(processor, 7) if evaluate else None,
         processing_class=processor,
@@ -151,7 +149,7 @@ def build(*, output_dir, model, model_arguments=None, size=20, evaluate=False, d
 
 def logits(model, processor):
     """What the model says to two fixed samples: (2, L, V)."""
-    batch = Collate(processor)([ToyDataset(processor)[1], ToyDataset(processor)[4]])
+    batch = Sa2VACollator(processor)([ToyDataset(processor)[1], ToyDataset(processor)[4]])
     batch.pop("sample_ids")
     model.eval()
     with torch.no_grad():

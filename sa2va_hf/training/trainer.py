@@ -10,6 +10,7 @@ import logging
 import math
 import re
 import time
+from copy import copy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_model_param_count
 
 from ..arguments import Sa2VATrainingArguments
 from ..data.sampler import Sa2VASampler
+from ..model.configuration_sa2va import IGNORE_INDEX
 from .scores import sample_sums, scores
 from .trainable import mark_zero3_leaves
 
@@ -36,7 +38,8 @@ class Sa2VATrainer(Trainer):
         lm_loss: mean over micro-batches. mask_loss, dice_loss, ...: mean over the micro-batches that have masks, whose
         share is mask_batches; so loss = lm_loss + mask_batches * (mask_loss + dice_loss + ...).
         masks: masks (an object on a frame) per step. padding_efficiency: real tokens / tokens after padding.
-        tokens_per_second (real ones), samples_per_second: wall time, without evaluation and saving.
+        tokens_per_second (real ones), samples_per_second, masks_per_second: wall time, without evaluation and saving.
+        data_wait: share of that time in which a step waited for its samples. memory_gib: the device's peak so far.
     Evaluated: see `scores.py`; `metric_for_best_model` may name any of them.
     """
 
@@ -84,6 +87,37 @@ class Sa2VATrainer(Trainer):
         return super().create_optimizer(*args, **kwargs)
 
     # ---- loss ----
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, None]:
+        """A step's micro-batches. How long they were waited for is measured, and what is in them counted."""
+        start = time.perf_counter()
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.meter.waiting += time.perf_counter() - start
+        if self.args.loss_normalization == "global":
+            amounts = torch.tensor([self._amounts(batch) for batch in batches], dtype=torch.float64).sum(0)
+            self._step_amounts = self.accelerator.reduce(amounts.to(self.accelerator.device)).tolist()
+        return batches, None
+
+    def _amounts(self, inputs: dict[str, Any]) -> tuple[int, int]:
+        """Answer tokens, and masks as the mask losses weigh them, in a micro-batch."""
+        limit = self._unwrapped().config.objects_per_frame
+        masks = sum(len(one[0]) * (limit or len(one)) for one in inputs.get("mask_labels") or [] if len(one))
+        return int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum()), masks
+
+    def _normalized(self, parts: dict[str, Tensor | None], inputs: dict[str, Any]) -> Tensor:
+        """The loss of a micro-batch such that the step's is the mean over all tokens, and all masks, of all ranks.
+
+        Trainer divides by the number of micro-batches and the engine averages over ranks; both are undone here.
+        """
+        shares = self.accelerator.num_processes * self.current_gradient_accumulation_steps
+        tokens, masks = self._amounts(inputs)
+        all_tokens, all_masks = self._step_amounts
+        factors = {name: shares * masks / max(all_masks, 1) for name in parts}
+        factors["lm_loss"] = shares * tokens / max(all_tokens, 1)
+        return sum(part * factors[name] for name, part in parts.items() if part is not None)
+
+    def _unwrapped(self) -> nn.Module:
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -94,8 +128,12 @@ class Sa2VATrainer(Trainer):
         """The model's own loss. Errors: FloatingPointError naming the samples when it is not finite."""
         inputs = dict(inputs)
         sample_ids = inputs.pop("sample_ids", None)
+        if model.training:
+            inputs["return_logits"] = False  # only evaluation looks at them
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         parts = {item.name: getattr(outputs, item.name) for item in fields(outputs) if item.name.endswith("_loss")}
+        if model.training and self.args.loss_normalization == "global":
+            loss = self._normalized(parts, inputs)
         zero = loss.new_zeros(())
         tokens = inputs["attention_mask"].sum()
         numbers = [loss, tokens, *(zero if part is None else part for part in parts.values())]
@@ -106,17 +144,31 @@ class Sa2VATrainer(Trainer):
             raise FloatingPointError(f"step {self.state.global_step}: loss {value} ({parts}) of samples {sample_ids}")
         if model.training:
             masks = sum(len(masks) * masks.shape[1] for masks in inputs.get("mask_labels") or [] if len(masks))
-            self.meter.add(parts, masks=masks, tokens=tokens, shape=inputs["input_ids"].shape)
+            samples = len(inputs["input_ids"]) if sample_ids is None else len(sample_ids)
+            self.meter.add(parts, masks=masks, tokens=tokens, padded=inputs["input_ids"].numel(), samples=samples)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # a training log, written by all ranks at the same step
             steps = self.state.global_step - self.meter.step
             logs = logs | self.meter.read(self.accelerator, steps)
+            if self.args.device.type == "cuda":
+                logs["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
             self.meter = Meter(self.state.global_step)
         super().log(logs, start_time)
 
     # ---- evaluation ----
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """As in Trainer; a row per sample, since scores are per sample."""
+        collator = self.data_collator
+        try:
+            if getattr(collator, "join", False):
+                self.data_collator = copy(collator)
+                self.data_collator.join = False
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = collator
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in Trainer; its random numbers are its own, so that evaluating more often does not change the run."""
         cuda = [torch.cuda.current_device()] if self.args.device.type == "cuda" else []
@@ -196,27 +248,31 @@ class Meter:
     def __init__(self, step: int = 0) -> None:
         self.step = step
         self.parts: dict[str, float] = {}
-        self.batches = self.mask_batches = self.masks = self.tokens = self.padded = self.samples = self.seconds = 0.0
+        self.batches = self.mask_batches = self.masks = self.tokens = self.padded = self.samples = 0.0
+        self.seconds = self.waiting = 0.0
 
-    def add(self, parts: dict[str, float], *, masks: int, tokens: float, shape: torch.Size) -> None:
-        """One micro-batch: loss parts, masks in it, real tokens, and (samples, tokens after padding)."""
+    def add(self, parts: dict[str, float], *, masks: int, tokens: float, padded: int, samples: int) -> None:
+        """One micro-batch: loss parts, masks in it, real tokens, tokens after padding, samples."""
         for name, value in parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + value
         self.batches += 1
         self.mask_batches += masks > 0
         self.masks += masks
         self.tokens += tokens
-        self.padded += shape.numel()
-        self.samples += shape[0]
+        self.padded += padded
+        self.samples += samples
 
     def read(self, accelerator: Any, steps: int) -> dict[str, float]:
         """The logged numbers. A collective call: every rank must make it, with the same names of parts."""
-        mine = [self.batches, self.mask_batches, self.masks, self.tokens, self.padded, self.samples, self.seconds]
+        mine = [self.batches, self.mask_batches, self.masks, self.tokens, self.padded, self.samples]
+        mine += [self.seconds, self.waiting]
         dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
         sums = torch.tensor([*mine, *self.parts.values()], dtype=dtype, device=accelerator.device)
-        batches, mask_batches, masks, tokens, padded, samples, seconds, *parts = accelerator.reduce(sums).tolist()
+        sums = accelerator.reduce(sums).tolist()
+        batches, mask_batches, masks, tokens, padded, samples, seconds, waiting, *parts = sums
         if not batches:
             return {}
+        waited = waiting / max(seconds, 1e-9)
         seconds = max(seconds / accelerator.num_processes, 1e-9)
         counts = {name: batches if name == "lm_loss" else mask_batches for name in self.parts}
         means = {name: part / counts[name] for name, part in zip(self.parts, parts, strict=True) if part}
@@ -226,6 +282,8 @@ class Meter:
             "padding_efficiency": tokens / padded,
             "tokens_per_second": tokens / seconds,
             "samples_per_second": samples / seconds,
+            "masks_per_second": masks / seconds,
+            "data_wait": waited,
         }
 
 

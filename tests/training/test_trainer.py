@@ -74,11 +74,59 @@ def test_the_meter_averages_mask_losses_over_batches_with_masks():
             return sums
 
     meter = Meter()
-    meter.add({"lm_loss": 1.0, "mask_loss": 4.0}, masks=3, tokens=30, shape=torch.Size((2, 20)))
-    meter.add({"lm_loss": 2.0, "mask_loss": 0.0}, masks=0, tokens=10, shape=torch.Size((2, 5)))
+    meter.add({"lm_loss": 1.0, "mask_loss": 4.0}, masks=3, tokens=30, padded=40, samples=2)
+    meter.add({"lm_loss": 2.0, "mask_loss": 0.0}, masks=0, tokens=10, padded=10, samples=2)
     read = meter.read(Alone, steps=1)
     assert read["lm_loss"] == 1.5 and read["mask_loss"] == 4.0 and read["mask_batches"] == 0.5
     assert read["masks"] == 3 and read["padding_efficiency"] == 40 / 50
+    meter.seconds, meter.waiting = 8.0, 2.0
+    read = meter.read(Alone, steps=1)
+    assert (read["samples_per_second"], read["masks_per_second"], read["data_wait"]) == (0.5, 0.375, 0.25)
+
+
+EXACT = {"model_arguments": {"lora_dropout": 0.0, "num_points": 0}, "max_steps": 3, "warmup_steps": 0}
+
+
+def farthest(one, other):
+    """How far trained weights are from each other, in units of how far they went: the largest over all tensors."""
+    settings = {"output_dir": one.args.output_dir, "model": one.start, "model_arguments": EXACT["model_arguments"]}
+    start, end, found = snapshot(build(**settings).model), snapshot(one.model), snapshot(other.model)
+    moved = [name for name in end if not torch.equal(end[name], start[name])]
+    return max(float((end[name] - found[name]).norm() / (end[name] - start[name]).norm()) for name in moved)
+
+
+def test_global_normalisation_does_not_know_how_a_step_is_cut(model, tmp_path):
+    """Means over all tokens and masks of a step; `batch`, as released, weighs every micro-batch alike."""
+
+    def train(name, **settings):
+        settings = EXACT | {"optim": "sgd", "learning_rate": 0.1, "output_dir": tmp_path / name} | settings
+        trainer = run(model=model, **settings)
+        trainer.start = model
+        return trainer
+
+    cut = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    whole = {"per_device_train_batch_size": 4}
+    one = train("whole", loss_normalization="global", **whole)
+    other = train("cut", loss_normalization="global", **cut)
+    assert losses(other.args.output_dir) == pytest.approx(losses(one.args.output_dir), rel=1e-5)
+    assert farthest(one, other) < 1e-4
+    released = train("released", **cut)
+    assert farthest(one, released) > 1e-3
+    for entry in (entry for entry in one.state.log_history if "loss" in entry):  # a step is one micro-batch here
+        masks = entry.get("mask_loss", 0) + entry.get("dice_loss", 0)
+        assert entry["lm_loss"] + masks == pytest.approx(entry["loss"], rel=1e-5)
+
+
+def test_joined_samples_train_as_padded_ones(model, tmp_path):
+    settings = EXACT | {"model": model, "evaluate": True}
+    padded = run(output_dir=tmp_path / "padded", **settings)
+    joined = run(output_dir=tmp_path / "joined", join=True, **settings)
+    assert losses(joined.args.output_dir) == pytest.approx(losses(padded.args.output_dir), rel=1e-4)
+    assert evaluation(joined.args.output_dir)["eval_loss"] == pytest.approx(
+        evaluation(padded.args.output_dir)["eval_loss"], rel=1e-3
+    )
+    logs = [entry for entry in joined.state.log_history if "padding_efficiency" in entry]
+    assert [entry["padding_efficiency"] for entry in logs] == [1.0] * 3 and logs[0]["samples_per_second"] > 0
 
 
 def test_gradient_checkpointing_changes_the_memory_and_not_the_losses(model, tmp_path):

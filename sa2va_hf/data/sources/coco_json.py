@@ -129,11 +129,11 @@ def read_instances(path: Path) -> Instances:
     for ann_id, annotation in by_id.items():
         if annotation is None:
             rejects.append(Reject(f"annotation {ann_id}", f"annotation id {ann_id} occurs twice", str(path)))
-        elif annotation.get("image_id") not in pictures:
-            reason = f"its image_id {annotation.get('image_id')!r} is not among the images"
+        elif not isinstance(image_id := annotation.get("image_id"), int) or image_id not in pictures:
+            reason = f"its image_id {image_id!r:.80} is not among the images"
             rejects.append(Reject(f"annotation {ann_id}", reason, str(path)))
         else:
-            of_image.setdefault(annotation["image_id"], []).append(annotation)
+            of_image.setdefault(image_id, []).append(annotation)
     return Instances(path, pictures, of_image, categories, rejects)
 
 
@@ -166,9 +166,10 @@ def fill_samples(
 
 def _add_object(filled: Filled, annotation: dict, categories: dict[int, str | None], to_object: Callable) -> None:
     sample = filled.sample
-    category = categories.get(annotation.get("category_id"))
+    number = annotation.get("category_id")
+    category = categories.get(number) if isinstance(number, int) else None
     if not category:
-        raise ValueError(f"its category_id {annotation.get('category_id')!r} has no name among the categories")
+        raise ValueError(f"its category_id {number!r:.80} has no name among the categories")
     thing = to_object(annotation, sample.height, sample.width)
     thing.category = category
     filled.of_category.setdefault(category, []).append(len(sample.objects))
@@ -219,7 +220,12 @@ def index_instances(path: Path) -> tuple[dict[int, Any], dict[int, Any], dict[in
                 rejects.append(Reject(f"{table}[{number}]", str(error), str(path)))
         tables.append(by_id)
     pictures, annotations, categories = tables
-    return pictures, annotations, {key: record and record.get("name") for key, record in categories.items()}, rejects
+    return pictures, annotations, {key: record and _name(record) for key, record in categories.items()}, rejects
+
+
+def _name(category: dict) -> str | None:
+    """The name of a category; None when it has none that is a text."""
+    return name if isinstance(name := category.get("name"), str) and name.strip() else None
 
 
 def picture_of(pictures: dict[int, Any], image_id: int) -> dict:

@@ -77,6 +77,8 @@ BAD = [
     (annotation(5, segmentation={"size": [60, 50], "counts": [3000]}), "the mask is 50 x 60"),
     (annotation(5, category_id=4), "its category_id 4 has no name among the categories"),
     (annotation(5, image_id=77), "its image_id 77 is not among the images"),
+    (annotation(5, image_id=[1]), "its image_id [1] is not among the images"),
+    (annotation(5, category_id=[3]), "its category_id [3] has no name among the categories"),
     ({"image_id": 1}, "annotations[1] has no 'id'"),
     ("x", "annotations[1] must be a dict"),
 ]
@@ -94,6 +96,8 @@ def test_doubled_ids_are_rejected_because_it_is_not_known_which_is_meant(tmp_pat
     write(tmp_path, [annotation(1), annotation(2), annotation(2)])
     (sample,), (reject,) = read(tmp_path)
     assert len(sample.objects) == 1 and reject.reason == "annotation id 2 occurs twice"
+    write(tmp_path, [annotation(1)], categories=[{"id": 3, "name": 7}])
+    assert "its category_id 3 has no name" in read(tmp_path)[1][0].reason
     picture = {"id": 1, "file_name": "1.jpg", "width": 60, "height": 50}
     write(tmp_path, [annotation(1)], categories=[{"id": 3, "name": "dog"}] * 2)
     assert "its category_id 3 has no name" in read(tmp_path)[1][0].reason

@@ -167,7 +167,8 @@ class Sam2ClipModel(nn.Module):
             answer = self._given(frame, masks.unsqueeze(1))
             learn(answer, None)
             return answer, None
-        image = self._run(self._condition, number, frame, prompted, kept, frames)
+        remembered = {group: dict(of_group) for group, of_group in kept.items()}  # as it is now, also when run again
+        image = self._run(self._condition, number, frame, prompted, remembered, frames)
         answer = self._answer(image, frame, points)
         learn(answer, points)
         for _ in range(prompter.clicks if number in plan.corrected else 0):

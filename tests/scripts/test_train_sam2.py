@@ -1,0 +1,130 @@
+"""scripts/train_sam2.py as it is used: from a folder of frames and masks to a checkpoint that the sam2 package loads.
+
+Run: pytest tests/scripts/test_train_sam2.py
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from clips import tiny_clip_model, write_davis
+from safetensors.torch import load_file, save_file
+
+from sa2va_hf.arguments import parse
+from sa2va_hf.checkpoints.convert import convert
+from sa2va_hf.checkpoints.sam2 import load
+from sa2va_hf.data.prepare import prepare
+from sa2va_hf.training.sam2_arguments import SAM2_ARGUMENTS
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs/sam2").glob("*.yaml"))
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A run of 3 steps on two small videos, validated on a third."""
+    for split, videos in (("train", ["a", "b"]), ("val", ["c"])):
+        write_davis(tmp_path / split, videos)
+        prepare("vos_folders", tmp_path / split, split, tmp_path / f"{split}_rows")
+    model = tiny_clip_model()
+    save_file(model.sam2.state_dict(), tmp_path / "model.safetensors")
+    model.config.save_pretrained(tmp_path)
+    settings = {
+        "model_name_or_path": str(tmp_path),
+        "train_data": [{"path": str(tmp_path / "train_rows"), "repeats": 2}],
+        "eval_data": [{"path": str(tmp_path / "val_rows")}],
+        "num_frames": 3,
+        "max_steps": 3,
+        "num_correction_pt_per_frame": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "gradient_checkpointing": True,
+        "resume_from_checkpoint": "auto",
+        "output_dir": str(tmp_path / "run"),
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def train(config, *arguments, processes=1):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "scripts/train_sam2.py"), str(config)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def test_from_folders_to_a_file_of_the_sam2_package(config, tmp_path):
+    done = train(config)
+    assert done.returncode == 0, done.stderr[-3000:]
+    scores = json.loads((tmp_path / "run/eval_results.json").read_text())
+    assert 0 <= scores["eval_J&F"] <= 1 and scores["eval_objects"] == 2
+    assert (tmp_path / "run/checkpoint-2/trainer_state.json").is_file()
+    convert(tmp_path / "run", tmp_path / "pt", "sam2")
+    (file,) = (tmp_path / "pt").iterdir()
+    state = torch.load(file, weights_only=True)
+    before, after = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "run/model.safetensors")
+    assert set(state) == {"model"} and set(state["model"]) == set(before)
+    assert all(torch.equal(state["model"][name], after[name]) for name in before)
+    assert not all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does_with_two_accumulated_batches(config, tmp_path):
+    """The same clips, prompts and denominators; what noise decides (clicks, dropout, variations) is turned off."""
+    same = ["--prob_to_use_pt_input_for_train", "0", "--no_augment", "--drop_path", "0", "--memory_dropout", "0"]
+    same += ["--eval_strategy", "no", "--max_steps", "2", "--eval_data", "[]"]
+    one = train(config, *same, "--gradient_accumulation_steps", "2", "--output_dir", str(tmp_path / "one"))
+    assert one.returncode == 0, one.stderr[-3000:]
+    two = train(config, *same, "--output_dir", str(tmp_path / "two"), processes=2)
+    assert (tmp_path / "two/train_results.json").is_file(), two.stderr[-3000:]
+    assert losses(tmp_path / "two")[0] == pytest.approx(losses(tmp_path / "one")[0], rel=1e-3)
+
+
+def losses(folder):
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def test_data_that_were_not_prepared(config):
+    done = train(config, "--train_data", "nowhere")
+    assert done.returncode == 1 and "nowhere: no prepared dataset" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"train_data": [{"path": "x", "batchsize": 2}]}, "`train_data` entry 1: unknown key `batchsize`"),
+        ({"train_data": [{"path": "x", "batch_size": 0}]}, "`batch_size` of x: expected more than 0, got 0"),
+        ({"clicks": 3}, "unknown key `clicks`"),
+        ({"train_mask_decoder": "some"}, "`train_mask_decoder` expected one of full, lora, none"),
+        ({"image_size": 100}, "`image_size`: expected a multiple of 32, got 100"),
+        ({"reverse_probability": 2}, "`reverse_probability`: expected a number in"),
+        ({"num_frames": 0}, "`num_frames`: expected at least 1, got 0"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path, change, words):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"model_name_or_path": "m", "train_data": "d", "output_dir": "o"} | change))
+    with pytest.raises(ValueError, match=words):
+        parse([str(path)], SAM2_ARGUMENTS)
+
+
+def test_weights_that_are_not_there():
+    with pytest.raises(ValueError, match=r"nowhere\.pt: no such file or folder"):
+        load("nowhere.pt")
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_the_shipped_configurations_can_be_read(config):
+    *_, training = parse([str(config), "--bf16", "false"], SAM2_ARGUMENTS)
+    assert training.options()["lr"] and training.metric_for_best_model == "J&F"

@@ -12,7 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import InternVLConfig, PreTrainedTokenizerFast
 
-from sa2va_hf.benchmarks.report import measure, table
+from sa2va_hf.benchmarks.report import measure, operations, table
 from sa2va_hf.inference import Sa2VAPredictor
 from sa2va_hf.model.configuration_sa2va import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, SPECIAL_TOKENS, Sa2VAConfig
 from sa2va_hf.model.modeling_sa2va import Sa2VAForConditionalGeneration
@@ -76,6 +76,7 @@ class Clip(Sequence[Image.Image]):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", choices=["tiny", "large"], default="tiny", help="large: SAM 2 large at 1024 px")
     parser.add_argument("--model", help="a model folder, instead of random weights")
+    parser.add_argument("--objects", type=int, nargs="+", default=[1, 3, 8], help="[SEG] of these clips")
     parser.add_argument("--frames", type=int, default=16, help="of the clips with several [SEG]")
     parser.add_argument("--lengths", type=int, nargs="+", default=[8, 64, 256], help="of the longer clips")
 
@@ -94,14 +95,16 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
             video=Clip(frames, size), text=QUESTION, answer=answer(objects), video_mode=mode
         )
 
+    columns = ["[SEG]", "seconds", "times one [SEG]", "GFLOP", "times one [SEG]", "peak MiB"]
     for mode in ("consistent", "memory"):
         rows, base = [], None
-        for objects in (1, 3, 8):
-            seconds, peak = measure(clip(arguments.frames, objects, mode), device, repeats)
-            base = base or seconds
-            rows.append([objects, seconds, seconds / base, peak])
+        for objects in arguments.objects:
+            work = operations(clip(arguments.frames, objects, mode))
+            seconds, peak = measure(clip(arguments.frames, objects, mode), device, repeats, warm_up=False)
+            base = base or (seconds, work)
+            rows.append([objects, seconds, seconds / base[0], work / 1e9, work / base[1], peak])
         title = f"### A clip of {arguments.frames} frames, video mode {mode!r}\n\n"
-        yield title + table(["[SEG]", "seconds", "times one [SEG]", "peak MiB"], rows)
+        yield title + table(columns, rows)
     rows = []
     for frames in arguments.lengths:
         seconds, peak = measure(clip(frames, 1, "consistent"), device, 1)

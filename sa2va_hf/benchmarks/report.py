@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class Memory:
@@ -40,9 +41,17 @@ class Memory:
         return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{field}:")))
 
 
-def measure(run: Callable[[], object], device: str, repeats: int) -> tuple[float, float]:
-    """(median seconds, peak MiB above the start) after a run to warm up."""
-    run()
+def operations(run: Callable[[], object]) -> int:
+    """Floating-point operations of a call, as torch counts them: matrix products, convolutions, attention."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def measure(run: Callable[[], object], device: str, repeats: int, warm_up: bool = True) -> tuple[float, float]:
+    """(median seconds, peak MiB above the start), after a run to warm up."""
+    if warm_up:
+        run()
     seconds, peaks = [], []
     for _ in range(repeats):
         with Memory(device) as memory:

@@ -26,10 +26,11 @@ MAY_IMPORT = {
     "training.sam2_arguments": {"training", "data", "arguments", "mixtures", "yaml_values"},
     "checkpoints": {"model"},
     "inference": {"model"},
-    "evaluation": {"inference", "masks", "data", "drawing", "model.configuration_sa2va"},
+    "evaluation": {"inference", "pseudo_labels", "masks", "data", "drawing", "model.configuration_sa2va", "model.tracking"},
     "inspection": {"data", "masks", "drawing"},
     "benchmarks": {"", "data", "masks", "inference", "evaluation", "training", "arguments", "checkpoints", "model"},
     "pseudo_labels": {"inference", "data", "masks", "model"},
+    "vos_inference": {"model", "data", "masks"},
     "search": {"inference"},
     "demo": {"inference"},
 }

@@ -191,6 +191,21 @@ class Sa2VATrainingArguments(TrainingArguments):
             "over all tokens and all masks of a step, whatever the ranks and accumulation steps."
         },
     )
+    nonfinite_loss: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={
+            "help": "A loss that is not finite: stop, or leave out that micro-batch on all ranks and list its samples "
+            "in skipped_samples.jsonl."
+        },
+    )
+    max_skipped: int = field(default=10, metadata={"help": "Stop when more micro-batches than this were left out."})
+    bad_samples: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={
+            "help": "A sample that cannot be read: stop, or go on without it and list it in skipped_samples.jsonl."
+        },
+    )
+    max_bad_samples: int = field(default=10, metadata={"help": "Stop when more samples than this were left out."})
     metric_for_best_model: str | None = field(
         default=None, metadata={"help": "Default where there is an evaluation: cIoU."}
     )
@@ -208,6 +223,8 @@ class Sa2VATrainingArguments(TrainingArguments):
             if getattr(self, name) != value:
                 raise ValueError(f"`{name}`: must stay {value} ({why}), got {getattr(self, name)}")
         _choice("loss_normalization", self.loss_normalization, ("batch", "global"))
+        _choice("nonfinite_loss", self.nonfinite_loss, ("stop", "skip"))
+        _choice("bad_samples", self.bad_samples, ("raise", "skip"))
         if isinstance(self.learning_rate_scales, str):
             self.learning_rate_scales = json.loads(self.learning_rate_scales)
         if self.metric_for_best_model is None and IntervalStrategy(self.eval_strategy) != IntervalStrategy.NO:

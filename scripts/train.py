@@ -9,7 +9,8 @@ current directory. Several processes:
     torchrun --nproc_per_node 2 scripts/train.py CONFIG.yaml [--deepspeed ds_configs/zero2.json]      # the same
     # on a CPU likewise; DeepSpeed then needs g++ and ninja on the PATH
 
-Go on after an interruption: --resume_from_checkpoint auto
+Go on after an interruption: --resume_from_checkpoint auto. SIGTERM and SIGUSR1 end the run after the step with a
+checkpoint and status 0. Which engine when, faults, SLURM: docs/training.md
 Afterwards: scripts/merge_lora.py --checkpoint OUTPUT_DIR --output MODEL_DIR
 """
 
@@ -27,8 +28,9 @@ from sa2va_hf.data.dataset import Sa2VADataset
 from sa2va_hf.data.length_cache import default_folder
 from sa2va_hf.data.sources.prepared import open_hub
 from sa2va_hf.mixtures import HUB, Part
+from sa2va_hf.training.saving import find_checkpoint
 from sa2va_hf.training.trainable import load
-from sa2va_hf.training.trainer import Sa2VATrainer, find_checkpoint
+from sa2va_hf.training.trainer import Sa2VATrainer
 
 
 def open_part(part: Part) -> tuple:
@@ -60,6 +62,18 @@ def build_dataset(parts: list[tuple], data: DataArguments, processor: object, se
     return Subset(dataset, torch.linspace(0, len(dataset) - 1, data.eval_samples).long().tolist())
 
 
+def finish(trainer: Sa2VATrainer, metrics: dict[str, float]) -> None:
+    """The model and its scores into the output folder. A run that was stopped by a signal is not finished."""
+    trainer.save_model()
+    trainer.save_state()
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
+    if trainer.eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+
 def main(argv: list[str]) -> None:
     model_arguments, data, training = parse(argv)
     logging.basicConfig(
@@ -83,14 +97,8 @@ def main(argv: list[str]) -> None:
     if training.process_index == 0:
         save_config(training)
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
-    if eval_parts:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+    if trainer.stopped_by is None:
+        finish(trainer, result.metrics)
     # gloo now and then aborts a process that leaves while another still talks to it.
     trainer.accelerator.wait_for_everyone()
     if torch.distributed.is_initialized():

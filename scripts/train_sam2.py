@@ -40,7 +40,7 @@ from sa2va_hf.training.sam2_losses import LossSettings
 from sa2va_hf.training.sam2_prompting import PromptSettings
 from sa2va_hf.training.sam2_trainable import make_trainable
 from sa2va_hf.training.sam2_trainer import Sam2Trainer
-from sa2va_hf.training.trainer import find_checkpoint
+from sa2va_hf.training.saving import find_checkpoint
 
 
 def open_part(part: Sam2Part) -> Dataset:

@@ -5,6 +5,7 @@ toy_run.py RUN.json          # as a process of its own, also under torchrun; see
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from torch.utils.data import SequentialSampler
 
 from sa2va_hf.arguments import ModelArguments, Sa2VATrainingArguments
 from sa2va_hf.data.collator import Sa2VACollator
+from sa2va_hf.training.saving import find_checkpoint
 from sa2va_hf.training.trainable import load
-from sa2va_hf.training.trainer import Sa2VATrainer, find_checkpoint
+from sa2va_hf.training.trainer import Sa2VATrainer
 
 TEXT, IMAGE, IMAGE_MASKS, VIDEO_MASKS = 0, 1, 2, 4
 KINDS = (TEXT, IMAGE_MASKS, IMAGE, VIDEO_MASKS, IMAGE_MASKS)
@@ -27,10 +29,14 @@ COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220), "green": (40, 180, 60)}
 
 
 class ToyDataset(torch.utils.data.Dataset):
-    """Pictures and 2-frame clips of coloured rectangles; text-only and mask-free samples between them."""
+    """Pictures and 2-frame clips of coloured rectangles; text-only and mask-free samples between them.
 
-    def __init__(self, processor, size=20, kinds=KINDS):
+    Faults: samples (of any epoch) that are `bad`, that give a loss that is not a number, or whose loader is killed.
+    """
+
+    def __init__(self, processor, size=20, kinds=KINDS, bad=(), nan=(), kills_loader=()):
         self.processor, self.size, self.kinds = processor, size, kinds
+        self.bad, self.nan, self.kills_loader = bad, nan, kills_loader
 
     def __len__(self):
         return self.size
@@ -58,6 +64,10 @@ class ToyDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, virtual):
         index = virtual % self.size
+        if index in self.bad:
+            raise ValueError(f"sample 'toy-{virtual}': it is spoilt")
+        if index in self.kills_loader and torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), 9)
         kind, (turns, names) = self.kind(index), self.turns(index)
         frames = [self.draw(index, frame) for frame in range({TEXT: 0, VIDEO_MASKS: 2}.get(kind, 1))]
         pictures = [picture for picture, _ in frames]
@@ -71,7 +81,15 @@ class ToyDataset(torch.utils.data.Dataset):
         masks = torch.zeros(0, max(len(frames), 1), 1, 1, dtype=torch.bool)
         if names:
             masks = torch.from_numpy(np.stack([[drawn[name] for _, drawn in frames] for name in names]))
-        return {"messages": messages, "mask_labels": masks, "sample_id": f"toy-{virtual}"}
+        return {
+            "messages": messages,
+            "mask_labels": masks,
+            "sample_id": self.sample_id(virtual),
+            "nan": index in self.nan,
+        }
+
+    def sample_id(self, virtual):
+        return f"toy-{virtual}"
 
     def lengths(self, epoch):
         def length(index):
@@ -93,17 +111,31 @@ class RecordingTrainer(Sa2VATrainer):
 
     record = Path(os.devnull)
     die_at = None
+    signal_at = None  # (step, rank, number)
+    disk_full_at = None  # (step, bytes): no file may get larger while that checkpoint is written
     mixed = False
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if self.die_at is not None and self.state.global_step >= self.die_at and model.training:
             os.kill(os.getpid(), 9)
+        if self.signal_at and self.signal_at[:2] == [self.state.global_step, self.args.process_index]:
+            os.kill(os.getpid(), self.signal_at[2])
         result = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
             line = {"step": self.state.global_step, "ids": inputs["sample_ids"], "loss": result.item()}
             with open(self.record, "a") as file:
                 file.write(json.dumps(line) + "\n")
         return result
+
+    def _save_checkpoint(self, *args):
+        if not self.disk_full_at or self.disk_full_at[0] != self.state.global_step:
+            return super()._save_checkpoint(*args)
+        _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.disk_full_at[1], hard))
+        try:
+            super()._save_checkpoint(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     def _get_train_sampler(self, train_dataset=None):
         sampler = super()._get_train_sampler(train_dataset)
@@ -138,12 +170,14 @@ def build(
         model=live,
         args=arguments,
         data_collator=Sa2VACollator(processor, join=join),
-        train_dataset=ToyDataset(processor, size),
+        train_dataset=ToyDataset(processor, size, **of_data),
         eval_dataset=ToyDataset(processor, 7) if evaluate else None,
         processing_class=processor,
     )
     trainer.record = Path(output_dir) / f"record_{arguments.process_index}.jsonl"
-    trainer.die_at, trainer.mixed = die_at, mixed
+    trainer.mixed = mixed
+    for name, value in faults.items():
+        setattr(trainer, name, value)
     return trainer
 
 
@@ -161,9 +195,10 @@ def run(**settings):
     probe = settings.pop("probe", False)
     trainer = build(**settings)
     trainer.train(resume_from_checkpoint=find_checkpoint(settings.get("resume_from_checkpoint"), trainer.args))
-    if settings.get("evaluate"):
-        trainer.evaluate()
-    trainer.save_model()
+    if trainer.stopped_by is None:
+        if settings.get("evaluate"):
+            trainer.evaluate()
+        trainer.save_model()
     said = logits(trainer.model_wrapped, trainer.processing_class) if probe else None
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)

@@ -108,10 +108,19 @@ class Sa2VADataset(torch.utils.data.Dataset):
     def plan(self, index: int) -> Plan:
         """What item `index` will be. Opens no media."""
         epoch, number = divmod(int(index), len(self))
+        place, part, item = self._find(epoch, number)
+        return self.planner.plan(part.open(item), self._rng(epoch, number, place, part.numbers[item]))
+
+    def sample_id(self, index: int) -> str:
+        """The id of the row that item `index` is made of; also where the rest of it cannot be used."""
+        _, part, item = self._find(*divmod(int(index), len(self)))
+        return str(part.open(item).row["id"])
+
+    def _find(self, epoch: int, number: int) -> tuple[int, Part, int]:
+        """Item `number` of an epoch: the place of its part, the part, and its number in it."""
         place = int(np.searchsorted(self._starts, number, side="right")) - 1
         part = self.parts[place]
-        item = part.item(epoch, number - int(self._starts[place]))
-        return self.planner.plan(part.open(item), self._rng(epoch, number, place, part.numbers[item]))
+        return place, part, part.item(epoch, number - int(self._starts[place]))
 
     def modalities(self, epoch: int) -> np.ndarray:
         """0 text, 1 image without masks, 2 image with masks, 3 video without, 4 video with: (len,) int8.

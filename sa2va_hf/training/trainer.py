@@ -7,31 +7,29 @@ draws the same random points and logs the same losses as one that was not.
 from __future__ import annotations
 
 import logging
-import math
 import re
 import time
 from copy import copy
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_model_param_count
 
-from ..arguments import Sa2VATrainingArguments
 from ..data.sampler import Sa2VASampler
 from ..model.configuration_sa2va import IGNORE_INDEX
+from .faults import SafeTrainer
 from .scores import sample_sums, scores
 from .trainable import mark_zero3_leaves
 
 logger = logging.getLogger(__name__)
 
 
-class Sa2VATrainer(Trainer):
+class Sa2VATrainer(SafeTrainer):
     """Trains a Sa2VA model, plain or wrapped by peft, on a `Sa2VADataset`.
 
     Logged with the loss, over all ranks and the steps since the last log:
@@ -140,13 +138,29 @@ class Sa2VATrainer(Trainer):
         # One transfer for all: reading them one by one would wait for the device each time.
         value, tokens, *values = torch.stack([number.detach().double() for number in numbers]).tolist()
         parts = dict(zip(parts, values, strict=True))
-        if not math.isfinite(value):
-            raise FloatingPointError(f"step {self.state.global_step}: loss {value} ({parts}) of samples {sample_ids}")
+        if self.left_out(value, parts, sample_ids, model.training):
+            del loss, outputs
+            return self._no_loss(model, inputs["input_ids"])
         if model.training:
             masks = sum(len(masks) * masks.shape[1] for masks in inputs.get("mask_labels") or [] if len(masks))
             samples = len(inputs["input_ids"]) if sample_ids is None else len(sample_ids)
             self.meter.add(parts, masks=masks, tokens=tokens, padded=inputs["input_ids"].numel(), samples=samples)
         return (loss, outputs) if return_outputs else loss
+
+    def _no_loss(self, model: nn.Module, input_ids: Tensor) -> Tensor:
+        """A loss of 0 with a gradient of 0 for every trained weight, which all ranks and engines can reduce.
+
+        It comes from a few words without a picture: a loss that is not finite, times 0, has no finite gradient.
+        """
+        words = torch.arange(4, device=input_ids.device).unsqueeze(0)  # in every vocabulary
+        empty = [torch.zeros(0, 1, 1, 1, dtype=torch.bool, device=input_ids.device)]
+        loss = model(input_ids=words, attention_mask=torch.ones_like(words), labels=words, mask_labels=empty).loss
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"step {self.state.global_step}: the loss is {loss.item()} on any text, so the weights are not "
+                "finite; go on from the last checkpoint with a lower learning rate"
+            )
+        return loss * 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # a training log, written by all ranks at the same step
@@ -310,23 +324,3 @@ class _Clock(TrainerCallback):
         self.since = time.perf_counter()
 
     on_save = on_evaluate
-
-
-def find_checkpoint(choice: str | None, training: Sa2VATrainingArguments) -> str | None:
-    """The checkpoint to go on from: None, a path, or with "auto" the newest complete one in `output_dir`.
-
-    A checkpoint whose writing was interrupted is passed over: its state file is written last.
-    """
-    if choice is None or choice != "auto":
-        if choice is not None and not Path(choice, "trainer_state.json").is_file():
-            raise ValueError(f"`resume_from_checkpoint`: {choice} is no complete checkpoint (no trainer_state.json)")
-        return choice
-    world = training.world_size
-    random_states = ["rng_state.pth"] if world == 1 else [f"rng_state_{rank}.pth" for rank in range(world)]
-    folders = [path for path in Path(training.output_dir).glob("checkpoint-*") if path.name[11:].isdigit()]
-    for folder in sorted(folders, key=lambda path: int(path.name[11:]), reverse=True):
-        missing = [name for name in ("trainer_state.json", *random_states) if not (folder / name).is_file()]
-        if not missing:
-            return str(folder)
-        logger.warning("%s is incomplete (no %s): passed over", folder, ", ".join(missing))
-    return None

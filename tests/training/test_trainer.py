@@ -9,8 +9,7 @@ import pytest
 import torch
 from toy_run import PRESETS, ToyDataset, build, evaluation, finished, launch, losses, records, run, tiny_folder
 
-from sa2va_hf.arguments import Sa2VATrainingArguments
-from sa2va_hf.training.trainer import Meter, find_checkpoint
+from sa2va_hf.training.trainer import Meter
 
 RANDOM = {"lora_dropout": 0.1, "num_points": 64}  # draws random numbers in every step
 
@@ -216,21 +215,6 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(model, tmp_path, train
         assert torch.equal(one, other)
 
 
-def test_an_interrupted_checkpoint_is_passed_over(tmp_path):
-    arguments = Sa2VATrainingArguments(output_dir=str(tmp_path))
-    assert find_checkpoint(None, arguments) is None and find_checkpoint("auto", arguments) is None
-    for step, names in ((9, ["trainer_state.json", "rng_state.pth"]), (10, ["trainer_state.json", "rng_state.pth"])):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        for name in names:
-            (folder / name).write_text("{}")
-    assert find_checkpoint("auto", arguments) == str(tmp_path / "checkpoint-10")
-    (tmp_path / "checkpoint-10" / "trainer_state.json").unlink()
-    assert find_checkpoint("auto", arguments) == str(tmp_path / "checkpoint-9")
-    with pytest.raises(ValueError, match="checkpoint-10 is no complete checkpoint"):
-        find_checkpoint(str(tmp_path / "checkpoint-10"), arguments)
-
-
 def test_every_sample_is_seen_once_an_epoch(model, tmp_path):
     run(output_dir=tmp_path, model=model, size=20, num_train_epochs=2, model_arguments={"train_llm": "none"})
     seen = [name for line in records(tmp_path)["0"] for name in line["ids"]]
@@ -287,7 +271,7 @@ def test_a_killed_run_resumes_exactly(model, tmp_path, processes, extra):
     settings |= {"save_strategy": "steps", "save_steps": 2} | extra
     whole, part = tmp_path / "whole", tmp_path / "part"
     launch(whole, processes, **settings)
-    launch(part, processes, expect="killed", die_at=5, **settings)  # kill -9, a step after checkpoint-4
+    launch(part, processes, expect="killed", faults={"die_at": 5}, **settings)  # kill -9, a step after checkpoint-4
     before = {rank: len(lines) for rank, lines in records(part).items()}
     launch(part, processes, resume_from_checkpoint="auto", **settings)
     assert len(before) == processes

@@ -1,0 +1,80 @@
+"""Samples that cannot be used at training time: left out and reported, never replaced by others.
+
+In the loading processes nothing can be counted for the whole run: what was left out travels with the batch, as
+`batch["rejects"]`, a list of {"id", "reason"}.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from sa2va_hf.data.schema import Reject
+
+REJECTS = "rejects"
+
+
+class TolerantDataset(Dataset):
+    """A training dataset in which an item that raises ValueError is a `Reject` instead."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | Reject:
+        try:
+            return self.dataset[index]
+        except ValueError as error:
+            return Reject(self.dataset.sample_id(index), str(error))
+
+    def lengths(self, epoch: int) -> np.ndarray:
+        return self.dataset.lengths(epoch)
+
+    def modalities(self, epoch: int) -> np.ndarray:
+        return self.dataset.modalities(epoch)
+
+    def part_numbers(self, epoch: int) -> np.ndarray:
+        return self.dataset.part_numbers(epoch)
+
+
+class TolerantCollator:
+    """A collator that makes its batch of the examples that can be used, with the others in `rejects`.
+
+    Raises:
+        ValueError: none is left. An empty batch has no loss, and another sample in its place would count twice.
+    """
+
+    def __init__(self, collator: Any):
+        self.collator = collator
+
+    def __call__(self, examples: Sequence[dict[str, Any] | Reject]) -> dict[str, Any]:
+        rejects = [example for example in examples if isinstance(example, Reject)]
+        usable = [example for example in examples if not isinstance(example, Reject)]
+        batch = self._collate(usable, rejects)
+        if batch is None:
+            reasons = "; ".join(f"{reject.id}: {reject.reason}" for reject in rejects)
+            raise ValueError(f"none of the {len(examples)} samples of a micro-batch can be used: {reasons}")
+        if rejects:
+            batch[REJECTS] = [{"id": reject.id, "reason": reject.reason} for reject in rejects]
+        return batch
+
+    def _collate(self, examples: list[dict[str, Any]], rejects: list[Reject]) -> dict[str, Any] | None:
+        if not examples:
+            return None
+        try:
+            return self.collator(examples)
+        except ValueError:
+            usable, found = [], []
+            for example in examples:  # which of them is it?
+                try:
+                    self.collator([example])
+                    usable.append(example)
+                except ValueError as error:
+                    found.append(Reject(str(example["sample_id"]), str(error)))
+            if not found:  # only together: that is no sample's fault
+                raise
+            rejects += found
+            return self._collate(usable, rejects)

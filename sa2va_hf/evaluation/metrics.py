@@ -103,9 +103,12 @@ class GeneralizedIoU:
 
     def add(self, prediction: np.ndarray, target: np.ndarray, says_nothing: bool | None = None) -> None:
         """One pair of bool masks (H, W)."""
-        intersection, union = intersection_union(prediction, target)
         said = not prediction.any() if says_nothing is None else says_nothing
-        self._rows.append((int(intersection), int(union), not target.any(), said))
+        self.add_counts(*intersection_union(prediction, target), not target.any(), said)
+
+    def add_counts(self, intersection: int, union: int, nothing: bool, said: bool) -> None:
+        """A pair whose pixels were counted elsewhere; is there nothing in truth, is nothing said."""
+        self._rows.append((int(intersection), int(union), bool(nothing), bool(said)))
 
     def merge(self, other: GeneralizedIoU) -> None:
         self._rows += other._rows

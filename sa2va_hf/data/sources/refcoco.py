@@ -37,15 +37,17 @@ def refcoco(
     name: str = "refcoco",
     split_by: str | None = None,
     images: Path | str | None = None,
+    text: str = "raw",
 ) -> Iterator[Sample | Reject]:
     """One sample per picture with all its referred objects; every sentence of every ref is an expression.
 
     The text is `raw` (RefCOCOg keeps its punctuation there), as in the reference, which however keeps one ref per
     annotation and one sentence per ref (third_parts/mmdet/datasets/refcoco.py). Two refs on one annotation share the
     object. split_by: whose splits: "unc" or "google" (refcoco), "umd" or "google" (refcocog). images: folder of the
-    pictures. In refCLEF, whose splits overlap, "testA" is every ref of testA, testAB and testAC, and "test" is all of
-    them. A ref of gRefCOCO means the union of its annotations, crowds left out, or nothing. Raises ValueError when a
-    file is missing or unreadable or has no such split.
+    pictures. text: the field of a sentence, "raw" or "sent" (cleaned; what evaluations ask).
+    In refCLEF, whose splits overlap, "testA" is every ref of testA, testAB and testAC, and "test" is all of them. A
+    ref of gRefCOCO means the union of its annotations, crowds left out, or nothing. Raises ValueError when a file is
+    missing or unreadable or has no such split.
     """
     split_by = split_by or DEFAULT_SPLIT_BY[name]
     root = Path(root)
@@ -77,12 +79,14 @@ def refcoco(
             continue
         size = (picture["width"], picture["height"])
         sample = Sample(f"{name}/{image_id}", "referring", *size, frames=[os.path.abspath(path)], source=name)
-        yield from _fill(sample, of_image, annotations, categories, str(refs_file))
+        yield from _fill(sample, of_image, annotations, categories, str(refs_file), text)
         if sample.expressions:
             yield sample
 
 
-def _fill(sample: Sample, refs: list[dict], annotations: dict, categories: dict, refs_file: str) -> Iterator[Reject]:
+def _fill(
+    sample: Sample, refs: list[dict], annotations: dict, categories: dict, refs_file: str, field: str
+) -> Iterator[Reject]:
     """Adds objects and expressions of one picture's refs to the sample; yields what had to be left out."""
     index_of: dict[int, int] = {}  # ann_id -> object
     for ref in refs:
@@ -98,11 +102,12 @@ def _fill(sample: Sample, refs: list[dict], annotations: dict, categories: dict,
             yield Reject(name, str(error), refs_file)
             continue
         for number, sentence in enumerate(ref["sentences"]):
-            text = sentence.get("raw") if isinstance(sentence, dict) else None
+            text = sentence.get(field) if isinstance(sentence, dict) else None
             if isinstance(text, str) and text.strip(" ."):
                 sample.expressions.append(Expression(text.strip(), [index_of[ann_id] for ann_id in targets]))
             else:
-                yield Reject(f"{name} sentence {number}", f"'raw' must be a non-empty text, got {text!r}", refs_file)
+                reason = f"{field!r} must be a non-empty text, got {text!r}"
+                yield Reject(f"{name} sentence {number}", reason, refs_file)
 
 
 def _targets(ref: dict, annotations: dict) -> list[int]:

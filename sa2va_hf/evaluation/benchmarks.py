@@ -1,0 +1,146 @@
+"""The benchmarks by name: where their samples come from, what is asked, how it is scored and summed.
+
+    python scripts/evaluate.py --model DIR --benchmark refcoco_testA --root DIR --output metrics.json
+
+Every split is a benchmark of its own: RefCOCO's testA and testB are never one number. To add a benchmark, enter it
+in BENCHMARKS: a source (or a function like it) and a protocol, which has `items`, `ask`, `score` and `summarize`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sa2va_hf.data.schema import Reject, Sample
+from sa2va_hf.data.sources import SOURCES
+from sa2va_hf.evaluation import referring, roots, video_conventions
+from sa2va_hf.evaluation.describing import Choice, GroundedCaption, RegionCaption
+from sa2va_hf.evaluation.following import Following
+from sa2va_hf.evaluation.items import Answer, Item, Settings
+from sa2va_hf.evaluation.referring import Referring
+from sa2va_hf.evaluation.submission import submission
+from sa2va_hf.inference import Sa2VAPredictor
+
+
+class Task(Protocol):
+    """What a benchmark does with its samples; figures of `score` are JSON and hold a "score" in 0..1."""
+
+    def items(self, sample: Sample, settings: Settings) -> Iterator[Item]: ...
+    def record(self, settings: Settings) -> dict[str, Any]: ...
+    def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]: ...
+    def score(self, item: Item, answer: Answer) -> dict[str, Any]: ...
+    def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """`samples(root, split, **options)` as a source; `options` are those that make it this benchmark."""
+
+    samples: Callable[..., Iterator[Sample | Reject]]
+    split: str
+    task: Task
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs_root: bool = True
+
+
+_PICTURES = Referring(referring.picture_prompt, (referring.PICTURE_PROMPT,))
+_NO_TARGET = Referring(referring.picture_prompt, (referring.PICTURE_PROMPT,), no_target=True)
+_CLIP_PROMPTS = (referring.CLIP_PROMPT, referring.QUESTION_PROMPT)
+_CLIPS = Referring(referring.clip_prompt, _CLIP_PROMPTS)
+_REVOS = Referring(referring.clip_prompt, _CLIP_PROMPTS, robustness=True, summary=video_conventions.summarize_revos)
+_REASON = Referring(
+    referring.reasoning_prompt, (referring.PICTURE_PROMPT, referring.QUESTION_PROMPT), first_expression=True
+)
+_SHAPES = Referring(referring.shapes_prompt, (referring.SHAPES_PROMPT,), no_target=True)
+
+
+def _shapes(root: Any, split: str, *, count: int = 200, clips: int = 20, **options: Any) -> Iterator[Sample | Reject]:
+    """`count` pictures, then `clips` clips."""
+    for number, share in ((count, 0.0), (clips, 1.0)):
+        if number:
+            for sample in SOURCES["shapes"](None, split, count=number, clip_fraction=share, **options):
+                sample.id = f"{'clip' if share else 'picture'}/{sample.id}"
+                yield sample
+
+
+def _refcoco() -> dict[str, Benchmark]:
+    splits = {"refcoco": ("val", "testA", "testB"), "refcoco+": ("val", "testA", "testB"), "refcocog": ("val", "test")}
+    found = {
+        f"{name}_{split}": Benchmark(SOURCES[name], split, _PICTURES, {"text": "sent"})
+        for name, of_name in splits.items()
+        for split in of_name
+    }
+    for split in ("val", "testA", "testB"):
+        found[f"grefcoco_{split}"] = Benchmark(SOURCES["grefcoco"], split, _NO_TARGET, {"text": "sent"})
+    return found
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "shapes": Benchmark(_shapes, "val", _SHAPES, needs_root=False),
+    **_refcoco(),
+    "reason_seg_val": Benchmark(SOURCES["reason_seg"], "val", _REASON, {"explain": False}),
+    "reason_seg_test": Benchmark(SOURCES["reason_seg"], "test", _REASON, {"explain": False}),
+    "gcg_val": Benchmark(roots.grand_f_eval, "val", GroundedCaption()),
+    "gcg_test": Benchmark(roots.grand_f_eval, "test", GroundedCaption()),
+    "region_caption": Benchmark(SOURCES["refcocog"], "val", RegionCaption(), {"text": "sent"}),
+    "vstar_bench": Benchmark(roots.vstar_bench, "", Choice()),
+    "mevis_val_u": Benchmark(SOURCES["mevis"], "valid_u", _CLIPS),
+    "mevis_val": Benchmark(roots.unmasked_clips, "valid", submission("")),
+    "ref_youtube_vos": Benchmark(roots.unmasked_clips, "valid", submission("Annotations")),
+    "ref_davis17": Benchmark(SOURCES["ref_davis17"], "valid", _CLIPS),
+    "revos": Benchmark(SOURCES["revos"], "valid", _REVOS),
+    "ref_sav": Benchmark(SOURCES["ref_sav_eval"], "valid", _CLIPS),
+    "davis17_vos": Benchmark(SOURCES["vos_folders"], "val", Following("davis")),
+    "sav_val": Benchmark(SOURCES["vos_folders"], "val", Following("sa_v")),
+    "sav_test": Benchmark(SOURCES["vos_folders"], "test", Following("sa_v")),
+    "vos": Benchmark(SOURCES["vos_folders"], "valid", Following("sa_v")),  # MOSE, LVOS, your own
+}
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """ValueError for a name that is none of BENCHMARKS; those that begin like it are suggested."""
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    near = [known for known in BENCHMARKS if known.startswith(name)] or list(BENCHMARKS)
+    hint = "every split is a benchmark of its own: " if len(near) < len(BENCHMARKS) else ""
+    raise ValueError(f"unknown benchmark {name!r}; {hint}expected one of {', '.join(near)}")
+
+
+def load_items(
+    benchmark: Benchmark,
+    root: str | None,
+    settings: Settings,
+    split: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+) -> tuple[list[Item], list[Reject]]:
+    """All items in the order of the data set (or the first `limit`), and the records that cannot be used.
+
+    ValueError when the root or a file in it is missing, an option is unknown, no item is left, or two have one key.
+    """
+    if root is None and benchmark.needs_root:
+        raise ValueError("--root: this benchmark needs the folder of its data")
+    given = dict(benchmark.options) | dict(options or {})
+    try:
+        inspect.signature(benchmark.samples).bind(root, split, **given)
+    except TypeError as error:
+        raise ValueError(f"options {sorted(given)}: {error}") from error
+    samples = benchmark.samples(root, split or benchmark.split, **given)
+    items, rejects, seen = [], [], set()
+    for sample in samples:
+        if isinstance(sample, Reject):
+            rejects.append(sample)
+            continue
+        for item in benchmark.task.items(sample, settings):
+            if item.key in seen:
+                raise ValueError(f"{item.key!r} occurs twice: it could not be told which one a prediction is of")
+            seen.add(item.key)
+            items.append(item)
+        if limit is not None and len(items) >= limit:
+            items = items[:limit]
+            break
+    if not items and not rejects:
+        raise ValueError(f"{root}: there is nothing to evaluate in the split {split or benchmark.split!r}")
+    return items, rejects

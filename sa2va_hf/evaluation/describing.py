@@ -1,0 +1,212 @@
+"""Benchmarks whose answer is text: grounded captions (GCG), captions of regions, multiple choice (V*Bench)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from sa2va_hf import masks
+from sa2va_hf.data.media import load_frames
+from sa2va_hf.data.schema import Sample
+from sa2va_hf.evaluation.boxes import choice_accuracy
+from sa2va_hf.evaluation.captions import GroundedCaptions, caption_scores, phrase_similarity
+from sa2va_hf.evaluation.items import Answer, Item, Settings, checked_mask, encode_tracks, percent
+from sa2va_hf.inference import Sa2VAPredictor
+from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
+
+# As released (sa2va_eval_gcg.py, region_cap_refcocog_eval.py); the five spaces come from a line continued there
+GCG_PROMPT = (
+    "<image>\nCould you please give me a brief description of the image? Please respond with interleaved     "
+    "segmentation masks for the corresponding parts of the answer."
+)
+REGION_PROMPT = "<image>\nPlease give me a short description of the region in the picture marked by region1."
+CHOICE_PROMPT = "<image>\n{}"
+REGION_CLEANED = ("region1", "Region1", "The region marked by", "The region marked as", "The region marked")
+REGION_CLEANED += ("is", "shows", ":")
+
+
+class _Describing:
+    """Generates; there is nothing to teacher-force and no box to draw."""
+
+    prompts: tuple[str, ...]
+
+    def record(self, settings: Settings) -> dict[str, Any]:
+        if settings.mode != "generate" or settings.baseline is not None:
+            raise ValueError("this benchmark scores what is said: mode 'teacher' and baselines do not apply")
+        return {"prompts": list(self.prompts)}
+
+
+class GroundedCaption(_Describing):
+    """GCG: a caption whose phrases are followed by masks. `Sample.turns[0]` is the true one: answer and targets."""
+
+    prompts = (GCG_PROMPT,)
+
+    def items(self, sample: Sample, settings: Settings) -> Iterator[Item]:
+        yield Item(sample.id, sample, GCG_PROMPT, targets=tuple(range(len(sample.objects))))
+
+    def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
+        images = [load_frames(item.sample, [0])[0] for item in items]
+        texts = [item.question for item in items]
+        answers = []
+        for said in predictor(image=images, text=texts, max_new_tokens=settings.max_new_tokens):
+            more = {"caption": clean_caption(said.text), "phrases": phrases_of(said.text)}
+            answers.append(Answer(said.text, encode_tracks(said.masks), more))
+        return self._with_likeness(items, answers, settings)
+
+    def _with_likeness(self, items: Sequence[Item], answers: list[Answer], settings: Settings) -> list[Answer]:
+        """Adds how alike phrases are, where they can be compared: one per mask on both sides."""
+        if settings.text_encoder is None:
+            return answers
+        embed = text_encoder(settings.text_encoder)
+        for item, answer in zip(items, answers, strict=True):
+            phrases, true = answer.more["phrases"], [thing.category or "" for thing in item.sample.objects]
+            alike = np.zeros((len(answer.masks), len(true)))  # masks without a phrase of their own are like none
+            if len(phrases) == len(answer.masks):
+                alike = phrase_similarity(embed, phrases, true)
+            answer.more["similarities"] = alike.tolist()
+        return answers
+
+    def score(self, item: Item, answer: Answer) -> dict[str, Any]:
+        true = item.truth(0)
+        drawn = [checked_mask(track, item, 0) for track in answer.masks]
+        ious = [[masks.iou(mask, target) for target in true] for mask in drawn]
+        best = np.array(ious).reshape(-1, len(true)).max(0, initial=0.0)
+        return {"score": float(best.mean()) if len(true) else float(not drawn), "ious": ious}
+
+    def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
+        scores = GroundedCaptions()
+        for item, answer in zip(items, answers, strict=True):
+            shape = (len(answer.masks), len(item.targets))
+            alike = answer.more.get("similarities")
+            alike = None if alike is None else np.array(alike).reshape(shape)
+            scores.add(item.key, np.array(answer.figures["ious"]).reshape(shape), alike)
+        found: dict[str, Any] = {"captions": len(items)} | percent(scores.result())
+        if "recall" not in found:
+            found["recall_missing"] = "comparing phrases needs --text_encoder, a folder of bert-base-uncased"
+        true = {item.key: [clean_caption(item.sample.turns[0].answer)] for item in items}
+        said = {item.key: answer.more["caption"] for item, answer in zip(items, answers, strict=True)}
+        return found | _caption_figures(true, said)
+
+
+class RegionCaption(_Describing):
+    """A region is shown as a mask, its references are the expressions that mean it alone (RefCOCOg)."""
+
+    prompts = (REGION_PROMPT,)
+
+    def items(self, sample: Sample, settings: Settings) -> Iterator[Item]:
+        for number in range(len(sample.objects)):
+            references = [one.text for one in sample.expressions if one.targets == [number]]
+            if references:
+                more = {"references": references}
+                yield Item(f"{sample.id}/{number}", sample, REGION_PROMPT, targets=(number,), more=more)
+
+    def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
+        given = {"image": [load_frames(item.sample, [0])[0] for item in items]}
+        given |= {"text": [item.question for item in items], "regions": [list(item.truth(0)) for item in items]}
+        said = predictor(**given, max_new_tokens=settings.max_new_tokens)
+        return [Answer(one.text, more={"caption": clean_region_caption(one.text)}) for one in said]
+
+    def score(self, item: Item, answer: Answer) -> dict[str, Any]:
+        words = set(answer.more["caption"].lower().split())
+        shared = [
+            len(words & set(text.lower().split())) / len(words | set(text.lower().split())) for text in _texts(item)
+        ]
+        return {"score": max(shared)}  # only to find the worst and the best ones
+
+    def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
+        said = {item.key: answer.more["caption"] for item, answer in zip(items, answers, strict=True)}
+        return {"regions": len(items)} | _caption_figures({item.key: _texts(item) for item in items}, said)
+
+
+class Choice(_Describing):
+    """V*Bench: the option that the model finds most likely as an answer, by mean cross-entropy per token; the first
+    one is right. The first of equally likely ones counts as chosen only if no other is as likely (no luck)."""
+
+    prompts = (CHOICE_PROMPT,)
+
+    def items(self, sample: Sample, settings: Settings) -> Iterator[Item]:
+        options = [turn.answer for turn in sample.turns]
+        question = CHOICE_PROMPT.format(sample.turns[0].question)
+        yield Item(sample.id, sample, question, sample.id.split("/")[0], more={"options": options})
+
+    def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
+        answers = []
+        for item in items:
+            picture = load_frames(item.sample, [0])[0]
+            options = item.more["options"]
+            losses = [answer_loss(predictor, picture, item.question, option) for option in options]
+            answers.append(Answer(options[int(np.argmin(losses))], more={"losses": losses}))
+        return answers
+
+    def score(self, item: Item, answer: Answer) -> dict[str, Any]:
+        first, *others = answer.more["losses"]
+        return {"score": float(first < min(others)), "right": first < min(others)}
+
+    def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
+        pairs = [(item.kind, answer.figures["right"]) for item, answer in zip(items, answers, strict=True)]
+        return {"questions": len(items)} | percent(choice_accuracy(pairs))
+
+
+@torch.no_grad()
+def answer_loss(predictor: Sa2VAPredictor, picture: Any, question: str, answer: str) -> float:
+    """Mean cross-entropy of the tokens of an answer (and its stop word) to a question about a picture."""
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    chat = [{"role": "user", "content": content}]
+    chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    inputs = predictor.processor.apply_chat_template(chat, add_generation_prompt=False, return_labels=True)
+    inputs = {name: value for name, value in inputs.items() if name not in ("grounding_pixel_values", "num_frames")}
+    labels = inputs.pop("labels")[0, 1:].to(predictor.model.device)
+    logits = predictor.model(**{name: value.to(predictor.model.device) for name, value in inputs.items()}).logits
+    return float(torch.nn.functional.cross_entropy(logits[0, :-1].float(), labels))
+
+
+# ---------------------------------------------------------------- texts
+
+
+def phrases_of(text: str) -> list[str]:
+    return [phrase.strip() for phrase in re.findall(r"<p>(.*?)</p>", text.replace("\n", ""))]
+
+
+def clean_caption(text: str) -> str:
+    """The words of a grounded caption: without tags and [SEG]."""
+    text = re.sub(r"<.*?>", "", text.replace("\n", "").replace("  ", " ")).replace(SEG_TOKEN, "")
+    return " ".join(text.split()).strip("'").strip()
+
+
+def clean_region_caption(text: str) -> str:
+    """As released: words that lead up to the description are cut out, wherever they stand (even "is" in "this")."""
+    text = text.replace("\n", "")
+    for words in REGION_CLEANED:
+        text = text.replace(words, "")
+    return clean_caption(text)
+
+
+def _texts(item: Item) -> list[str]:
+    return item.more["references"]
+
+
+def _caption_figures(true: dict[str, list[str]], said: dict[str, str]) -> dict[str, Any]:
+    try:
+        return percent(caption_scores(true, said))
+    except ImportError as error:
+        return {"captions_missing": str(error)}
+
+
+@lru_cache(maxsize=1)
+def text_encoder(folder: str) -> Callable[[Sequence[str]], np.ndarray]:
+    """texts -> (n, d): the mean over tokens of the last states of a BERT, as GLaMM compares phrases."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+
+    @torch.no_grad()
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        states = [model(**tokenizer(text, return_tensors="pt", max_length=512, truncation=True)) for text in texts]
+        return np.stack([state.last_hidden_state[0].mean(0).double().numpy() for state in states])
+
+    return embed

@@ -1,0 +1,104 @@
+"""Benchmarks that show objects on their first frame and want them on the others: SAM 2 alone, without text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sa2va_hf import masks
+from sa2va_hf.data.media import load_frames
+from sa2va_hf.data.schema import Sample
+from sa2va_hf.evaluation import video_conventions
+from sa2va_hf.evaluation.items import Answer, Item, Settings, checked_mask, percent
+from sa2va_hf.evaluation.metrics import mean
+from sa2va_hf.evaluation.video_metrics import Scores
+from sa2va_hf.inference import Sa2VAPredictor
+from sa2va_hf.model.tracking import follow_objects
+
+CONVENTIONS = ("davis", "sa_v")
+
+
+@dataclass(frozen=True)
+class Following:
+    """A clip at a time; every object is shown on the first annotated frame on which it has pixels."""
+
+    convention: str
+
+    def items(self, sample: Sample, settings: Settings) -> Iterator[Item]:
+        yield Item(sample.id, sample, "", targets=tuple(range(len(sample.objects))))
+
+    def record(self, settings: Settings) -> dict[str, Any]:
+        if settings.mode != "generate" or settings.baseline is not None:
+            raise ValueError("this benchmark asks SAM 2 without text: mode 'teacher' and baselines do not apply")
+        return {"prompts": ["the mask of each object on its first annotated frame"], "convention": self.convention}
+
+    def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
+        return [Answer("", _follow(predictor, item)) for item in items]
+
+    def score(self, item: Item, answer: Answer) -> dict[str, Any]:
+        sample = item.sample
+        if len(answer.masks) != len(item.targets):
+            raise ValueError(f"{item.key}: {len(answer.masks)} objects are predicted, there are {len(item.targets)}")
+        places = range(len(sample.annotated))
+        drawn = (
+            _present(checked_mask(track, item, sample.annotated[place]) for track in answer.masks) for place in places
+        )
+        true = (_present(item.truth(place)) for place in places)
+        if self.convention == "davis":
+            size = (sample.height, sample.width)
+            found = video_conventions.davis((_labels(f, size) for f in drawn), (_labels(f, size) for f in true))
+        else:
+            found = video_conventions.sa_v(drawn, true)
+        objects = {str(number): [scores.j.tolist(), scores.f.tolist()] for number, scores in found.items()}
+        return {"score": mean(mean(j) / 2 + mean(f) / 2 for j, f in objects.values()), "objects": objects}
+
+    def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
+        objects = [Scores(*map(np.array, pair)) for answer in answers for pair in answer.figures["objects"].values()]
+        counts = {"clips": len(items), "objects": len(objects)}
+        if self.convention == "davis":
+            return counts | percent(video_conventions.summarize_davis(objects))
+        return counts | video_conventions.summarize_sa_v(objects)
+
+
+def _follow(predictor: Sa2VAPredictor, item: Item) -> list[list[masks.RLE]]:
+    """Masks of all objects on all frames; a pixel belongs to the likeliest, a frame before the first has none."""
+    sample, model = item.sample, predictor.model
+    prompts: dict[int, dict[int, Tensor]] = {}
+    for place, frame in enumerate(sample.annotated):
+        for thing, mask in enumerate(item.truth(place)):
+            if thing not in prompts and mask.any():
+                prompts[thing] = {frame: torch.from_numpy(mask).to(model.device)}
+
+    def open_frame(number: int) -> Tensor:
+        return predictor.processor.grounding_pixels(load_frames(sample, [number]))[0].to(model.device)
+
+    tracks = [[masks.empty(sample.height, sample.width)] * sample.num_frames for _ in item.targets]
+    with torch.no_grad(), model.grounding_precision():
+        for number, logits in follow_objects(
+            model.grounding_encoder.sam2_model, open_frame, sample.num_frames, prompts
+        ):
+            full = F.interpolate(
+                torch.stack([*logits.values()])[None].float(), size=(sample.height, sample.width), mode="bilinear"
+            )[0]
+            owner = full.argmax(0)
+            for place, thing in enumerate(logits):
+                tracks[thing][number] = masks.encode(((full[place] > 0) & (owner == place)).cpu().numpy())
+    return tracks
+
+
+def _present(objects: Any) -> dict[int, np.ndarray]:
+    """{1: mask, ...} of those with pixels."""
+    return {number: mask for number, mask in enumerate(objects, start=1) if mask.any()}
+
+
+def _labels(objects: Mapping[int, np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    found = np.zeros(size, dtype=np.int32)
+    for number, mask in objects.items():
+        found[mask] = number
+    return found

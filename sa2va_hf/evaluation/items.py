@@ -1,0 +1,114 @@
+"""What is asked of a model and what it answers: the two records that every benchmark works with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sa2va_hf.data.schema import Sample
+from sa2va_hf.masks import RLE, decode, encode
+
+MODES = ("generate", "teacher")
+BASELINES = ("box",)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is asked. mode: "teacher" gives it the answer, so that only its masks are scored.
+    baseline: "box" takes the box that it writes, and SAM 2's mask of that, in the place of its own masks.
+    text_encoder: a folder of a BERT that compares phrases (grounded captions)."""
+
+    mode: str = "generate"
+    baseline: str | None = None
+    max_new_tokens: int = 512
+    num_frames: int = 5
+    video_mode: str | None = None
+    text_encoder: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("mode", self.mode, MODES), ("baseline", self.baseline, (None, *BASELINES))):
+            if value not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(map(str, known))}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question about a sample.
+
+    key: unique within the benchmark. targets: objects (by index) that are meant. more: what a protocol needs beside.
+    """
+
+    key: str
+    sample: Sample
+    question: str
+    kind: str = ""
+    targets: tuple[int, ...] = ()
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cost(self) -> int:
+        """Roughly how long it takes, for sharing the work: frames weigh more than text."""
+        return 100 * self.sample.num_frames + len(self.question)
+
+    def truth(self, frame: int) -> np.ndarray:
+        """bool (targets, H, W) on an annotated frame (by its place in `sample.annotated`)."""
+        shape = (self.sample.height, self.sample.width)
+        found = [self.sample.objects[target].masks[frame] for target in self.targets]
+        return np.array([np.zeros(shape, bool) if rle is None else decode(rle) for rle in found]).reshape(-1, *shape)
+
+
+@dataclass
+class Answer:
+    """text: what was said. masks: RLE per object and frame, of what is scored (and what a submission holds).
+    more: further findings, as JSON. figures: what `score` makes of it; "score" is the one that sorts samples."""
+
+    text: str
+    masks: list[list[RLE]] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def mask(self, item: Item, frame: int) -> np.ndarray:
+        """bool (H, W) of the first object on a frame; empty when there is none. ValueError for another size."""
+        sample = item.sample
+        if not self.masks:
+            return np.zeros((sample.height, sample.width), dtype=bool)
+        return checked_mask(self.masks[0], item, frame)
+
+
+def checked_mask(track: list[RLE], item: Item, frame: int) -> np.ndarray:
+    """bool (H, W); ValueError, naming the sample, for a missing frame or another size than the picture's."""
+    sample = item.sample
+    if frame >= len(track):
+        raise ValueError(f"{item.key}: the prediction has {len(track)} frames, frame {frame} is to be scored")
+    size, wanted = list(track[frame]["size"]), [sample.height, sample.width]
+    if size != wanted:
+        raise ValueError(f"{item.key}: the predicted mask is {size} (height, width), the picture is {wanted}")
+    return decode(track[frame])
+
+
+def encode_tracks(masks: np.ndarray) -> list[list[RLE]]:
+    """bool (objects, frames, H, W) -> RLEs."""
+    return [[encode(mask) for mask in track] for track in masks]
+
+
+def percent(figures: Mapping[str, float]) -> dict[str, float]:
+    """Figures in 0..1 in percent, as they are published."""
+    return {name: 100 * value for name, value in figures.items()}
+
+
+def to_row(item: Item, answer: Answer) -> dict[str, Any]:
+    """A row of the predictions; floats are written so that they are read back the same."""
+    more = {
+        name: json.dumps(value, sort_keys=True) for name, value in (("more", answer.more), ("figures", answer.figures))
+    }
+    row = {"key": item.key, "sample": item.sample.id, "kind": item.kind, "question": item.question}
+    return row | {"answer": answer.text, "masks": answer.masks} | more
+
+
+def from_row(row: dict[str, Any]) -> Answer:
+    masks = [[{"size": list(rle["size"]), "counts": rle["counts"]} for rle in track] for track in row["masks"]]
+    return Answer(row["answer"], masks, json.loads(row["more"]), json.loads(row["figures"]))

@@ -1,0 +1,187 @@
+"""Benchmarks that name a thing and want its mask: pictures and clips, one question per expression."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sa2va_hf import masks
+from sa2va_hf.data.media import load_frames
+from sa2va_hf.data.schema import Expression, Sample
+from sa2va_hf.data.sources.folder_parts import Shapes
+from sa2va_hf.evaluation import video_conventions
+from sa2va_hf.evaluation.items import Answer, Item, Settings, encode_tracks, percent
+from sa2va_hf.evaluation.metrics import CumulativeIoU, GeneralizedIoU, intersection_union, mean, ratio
+from sa2va_hf.inference import Prediction, Sa2VAPredictor
+from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
+from sa2va_hf.pseudo_labels import prompted_mask
+
+# As released, spaces and all (Sa2VA projects/sa2va/evaluation: dataset/RES.py, dataset/refVOS.py)
+PICTURE_PROMPT = "<image>\n Please segment {} in this image."
+CLIP_PROMPT = "<image>\nPlease segment {}."
+QUESTION_PROMPT = "<image>\n {} Please respond with a segmentation mask."
+SHAPES_PROMPT = "Please segment {}."
+BOX_PROMPT = (  # InternVL's own for grounding
+    "<image>\nPlease provide the bounding box coordinate of the region this sentence describes: <ref>{}</ref>"
+)
+GIVEN_ANSWER = f"Sure, {SEG_TOKEN}."  # of mode "teacher"
+
+ALL = "all"
+
+
+def picture_prompt(expression: Expression) -> str:
+    return PICTURE_PROMPT
+
+
+def clip_prompt(expression: Expression) -> str:
+    """Questions are asked as they are."""
+    return QUESTION_PROMPT if "?" in expression.text else CLIP_PROMPT
+
+
+def reasoning_prompt(expression: Expression) -> str:
+    """Sentences (questions, as a rule) are asked as they are, phrases as any other of a picture."""
+    return QUESTION_PROMPT if expression.kind == "sentence" else PICTURE_PROMPT
+
+
+def shapes_prompt(expression: Expression) -> str:
+    return SHAPES_PROMPT
+
+
+@dataclass(frozen=True)
+class Referring:
+    """One question per expression.
+
+    prompt: the template of an expression. prompts: all that it may return, for the record. first_expression: only one
+    per sample (LISA's ReasonSeg). summary: figures from (kind, per frame figures) of clips. In a picture the masks of
+    all [SEG] are one, in a clip only the first one counts; both as released.
+    """
+
+    prompt: Callable[[Expression], str]
+    prompts: tuple[str, ...]
+    first_expression: bool = False
+    no_target: bool = False
+    robustness: bool = False
+    summary: Callable[[Sequence[tuple[str, Mapping[str, np.ndarray]]]], dict[str, Any]] = field(
+        default=lambda rows: video_conventions.summarize_mevis(scores for _, scores in rows)
+    )
+
+    def items(self, sample: Sample, settings: Settings) -> Iterator[Item]:
+        expressions = sample.expressions[: 1 if self.first_expression else None]
+        for number, expression in enumerate(expressions):
+            prompt = BOX_PROMPT if settings.baseline == "box" else self.prompt(expression)
+            question = prompt.format(expression.text)
+            yield Item(f"{sample.id}/{number}", sample, question, expression.kind, tuple(expression.targets))
+
+    def record(self, settings: Settings) -> dict[str, Any]:
+        """What the questions were, for metrics.json."""
+        prompts = (BOX_PROMPT,) if settings.baseline == "box" else self.prompts
+        return {"prompts": list(prompts)} | ({"answer": GIVEN_ANSWER} if settings.mode == "teacher" else {})
+
+    def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
+        """Of items that are all pictures or all clips."""
+        media = [load_frames(item.sample, range(item.sample.num_frames)) for item in items]
+        clips = items[0].sample.num_frames > 1
+        if settings.baseline == "box":
+            if clips:
+                raise ValueError(
+                    "baseline 'box' draws pictures only: one box does not follow an object through a clip"
+                )
+            return self._boxes(predictor, items, [frames[0] for frames in media], settings)
+        given = {"video": media} if clips else {"image": [frames[0] for frames in media]}
+        given |= {"text": [item.question for item in items]}
+        given |= {"num_frames": settings.num_frames, "video_mode": settings.video_mode}
+        if settings.mode == "teacher":
+            predictions = predictor.segment(**given, answer=[GIVEN_ANSWER] * len(items))
+        else:
+            predictions = predictor(**given, max_new_tokens=settings.max_new_tokens)
+        return [_answer(prediction, clips) for prediction in predictions]
+
+    def _boxes(
+        self, predictor: Sa2VAPredictor, items: Sequence[Item], images: list, settings: Settings
+    ) -> list[Answer]:
+        questions = [item.question for item in items]
+        answers = []
+        for image, said in zip(
+            images, predictor(image=images, text=questions, max_new_tokens=settings.max_new_tokens), strict=True
+        ):
+            boxes = masks.text_to_boxes(said.text, *image.size)
+            boxes = [box for box in boxes if box[2] > box[0] and box[3] > box[1]]
+            drawn = [[masks.encode(prompted_mask(predictor, image, Shapes(boxes=boxes))[0])]] if boxes else []
+            answers.append(Answer(said.text, drawn, {"boxes": [list(box) for box in boxes], "said": bool(boxes)}))
+        return answers
+
+    def score(self, item: Item, answer: Answer) -> dict[str, Any]:
+        sample = item.sample
+        said = answer.more.get("said", bool(answer.masks))
+        if sample.num_frames == 1:
+            ignore = masks.decode(sample.ignore[0]) if sample.ignore and sample.ignore[0] else None
+            target = item.truth(0).any(0)
+            counts = [int(count) for count in intersection_union(answer.mask(item, 0), target, ignore)]
+            empty = {"nothing_true": not target.any(), "nothing_said": not answer.mask(item, 0).any()}
+            return {"score": float(ratio(*counts)), "counts": counts, "said": said} | empty
+        frames = range(len(sample.annotated))
+        predictions = (answer.mask(item, sample.annotated[place]) for place in frames)
+        around = (_foreground(sample, place) for place in frames) if self.robustness else None
+        found = video_conventions.expression(predictions, map(item.truth, frames), around)
+        rows = {name: values.tolist() for name, values in found.items()}
+        return {"score": (mean(rows["J"]) + mean(rows["F"])) / 2, "frames": rows, "said": said}
+
+    def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
+        """Figures of pictures ("cIoU", ...; by kind, where there are kinds) and of clips ("J&F", ...)."""
+        found: dict[str, Any] = {}
+        groups: dict[str, list[tuple[Item, dict]]] = defaultdict(list)
+        for item, answer in zip(items, answers, strict=True):
+            groups[ALL].append((item, answer.figures))
+            if item.kind:
+                groups[item.kind].append((item, answer.figures))
+        for name, group in sorted(groups.items(), key=lambda entry: (entry[0] != ALL, entry[0])):
+            pictures = [figures for _, figures in group if "counts" in figures]
+            clips = [(item.kind, arrays(figures["frames"])) for item, figures in group if "frames" in figures]
+            part = {"expressions": len(group)} | percent(_emission(group))
+            part |= self._pictures(pictures) if pictures else {}
+            if clips:
+                part |= self.summary(clips) if name == ALL else video_conventions.summarize_mevis(s for _, s in clips)
+            found[name] = part
+        return found.pop(ALL) | ({"by_kind": found} if found else {})
+
+    def _pictures(self, rows: Sequence[dict]) -> dict[str, float]:
+        if self.no_target:
+            scores = GeneralizedIoU()
+            for row in rows:
+                scores.add_counts(*row["counts"], row["nothing_true"], row["nothing_said"])
+            return percent(scores.result())
+        sums = CumulativeIoU()
+        for row in rows:
+            sums.add_counts(*row["counts"])
+        return percent(sums.result())
+
+
+def arrays(rows: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
+    return {name: np.array(values) for name, values in rows.items()}
+
+
+def _answer(prediction: Prediction, clip: bool) -> Answer:
+    found = prediction.masks
+    kept = found[:1] if clip else found.any(0, keepdims=True)[: len(found)]
+    return Answer(prediction.text, encode_tracks(kept))
+
+
+def _emission(group: Sequence[tuple[Item, dict]]) -> dict[str, float]:
+    """Shares of the expressions with a target that are answered with [SEG], and of those without that are not."""
+    found = {}
+    for name, wanted in (("emission", True), ("silence", False)):
+        rows = [figures["said"] == wanted for item, figures in group if bool(item.targets) == wanted]
+        if rows:
+            found[name] = mean(rows)
+    return found
+
+
+def _foreground(sample: Sample, place: int) -> np.ndarray:
+    """Everything that any expression of the clip means (ReVOS's mask_dict_foreground is made so)."""
+    used = {target for expression in sample.expressions for target in expression.targets}
+    item = Item("", sample, "", targets=tuple(sorted(used)))
+    return item.truth(place).any(0)

@@ -1,0 +1,111 @@
+"""Evaluate a model on a benchmark.
+
+    python scripts/evaluate.py --model DIR --benchmark NAME --root DIR --output metrics.json
+    accelerate launch --num_processes 8 scripts/evaluate.py ...     shares the samples among GPUs
+    torchrun --nproc_per_node 8 scripts/evaluate.py --device cpu ...     or among processes of a CPU, a thread each
+    python scripts/evaluate.py --benchmark NAME --root DIR --predictions OTHER.predictions.arrow --output metrics.json
+
+Beside metrics.json it writes NAME.md, NAME.predictions.arrow, NAME.samples.png and NAME.run.json (and NAME.zip for
+benchmarks whose masks are kept secret). A run that was stopped goes on when it is started again in the same way.
+--benchmark list prints the names.
+"""
+
+import argparse
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from sa2va_hf import Sa2VAPredictor
+from sa2va_hf.evaluation.benchmarks import BENCHMARKS, get_benchmark, load_items
+from sa2va_hf.evaluation.items import BASELINES, MODES, Settings
+from sa2va_hf.evaluation.runner import rescore, run
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--model", help="a folder, a Hub repository, or the name of a bundled model")
+    parser.add_argument("--benchmark", required=True, help="a name, or list")
+    parser.add_argument("--root", help="the folder of the data")
+    parser.add_argument("--output", type=Path, default=Path("metrics.json"))
+    parser.add_argument("--predictions", type=Path, help="score these instead of asking a model")
+    parser.add_argument("--mode", choices=MODES, default="generate", help="teacher: the answer is given to the model")
+    parser.add_argument("--baseline", choices=BASELINES, help="box: the box that the model writes, drawn by SAM 2")
+    parser.add_argument("--split", help="another one than the benchmark's")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data; YAML value")
+    parser.add_argument("--limit", type=int, help="only the first items")
+    parser.add_argument("--skip_bad", action="store_true", help="go on without records that cannot be used")
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--max_new_tokens", type=int, default=512)
+    parser.add_argument("--num_frames", type=int, default=5, help="frames of a clip that the LLM reads")
+    parser.add_argument("--video_mode", help="how masks get onto all frames; default: the model's")
+    parser.add_argument("--text_encoder", help="a folder of bert-base-uncased, for the recall of grounded captions")
+    parser.add_argument("--device", help="default: cuda if there is one")
+    parser.add_argument("--dtype", help="float32, bfloat16, float16; default: the checkpoint's, float32 on a CPU")
+    return parser.parse_args()
+
+
+def parse_options(pairs: list[str]) -> dict[str, Any]:
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise ValueError(f"--option expects KEY=VALUE, got {wrong[0]!r}")
+    return {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs)}
+
+
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    names = ("mode", "baseline", "max_new_tokens", "num_frames", "video_mode", "text_encoder")
+    settings = Settings(**{name: getattr(arguments, name) for name in names})
+    benchmark, options = get_benchmark(arguments.benchmark), parse_options(arguments.option)
+    if (arguments.model is None) == (arguments.predictions is None):
+        raise ValueError("give --model, or --predictions to score what was predicted before")
+    benchmark.task.record(settings)  # do mode and baseline apply to it
+    items, rejects = load_items(benchmark, arguments.root, settings, arguments.split, options, arguments.limit)
+    if rejects and not arguments.skip_bad:
+        listed = "\n".join(f"  {reject.id}: {reject.reason} ({reject.file})" for reject in rejects[:20])
+        raise ValueError(f"{len(rejects)} records cannot be used (--skip_bad goes on without them):\n{listed}")
+    recipe = {"model": arguments.model, "root": arguments.root, "dtype": arguments.dtype}
+    recipe |= {"split": arguments.split or benchmark.split, "options": dict(benchmark.options) | options}
+    common = (arguments.benchmark, benchmark, items, rejects)
+    if arguments.predictions is not None:
+        return rescore(*common, arguments.predictions, settings, recipe, arguments.output)
+
+    def load(device: torch.device) -> Sa2VAPredictor:
+        dtype = arguments.dtype and getattr(torch, arguments.dtype)
+        return Sa2VAPredictor.from_pretrained(arguments.model, arguments.device or device, dtype)
+
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    with tqdm(desc=f"{arguments.benchmark}, process {rank}", position=rank, mininterval=2) as bar:
+
+        def progress(count: int, total: int) -> None:
+            bar.total = total
+            bar.update(count - bar.n)
+
+        cpu = arguments.device == "cpu"
+        return run(*common, load, settings, recipe, arguments.output, arguments.batch_size, progress, cpu)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    arguments = parse_arguments()
+    if arguments.benchmark == "list":
+        print("\n".join(BENCHMARKS))
+        return
+    try:
+        result = evaluate(arguments)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if result is not None:
+        print(json.dumps(result["metrics"], indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py inference [--size tiny|large] [--model DIR] [--device cpu|cuda]
     python scripts/benchmark.py data
+    python scripts/benchmark.py train [--size tiny|2b|8b]
     python scripts/benchmark.py metrics
     ... --output docs/benchmarks.md        append the tables to this file
 
@@ -14,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from sa2va_hf.benchmarks import data, inference, metrics
+from sa2va_hf.benchmarks import data, inference, metrics, train
 from sa2va_hf.benchmarks.report import machine
 
-COMMANDS = {"inference": inference, "data": data, "metrics": metrics}
+COMMANDS = {"inference": inference, "data": data, "metrics": metrics, "train": train}
 
 
 def main() -> None:

@@ -27,14 +27,20 @@ def answer(objects: int) -> str:
     return "Sure, " + ", ".join(["[SEG]"] * objects) + "."
 
 
-def make_predictor(size: str, device: str) -> Sa2VAPredictor:
-    """Random weights: a language model of width 256, and SAM 2 small (256 px) or as released (large, 1024 px)."""
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A token per byte, and the special ones."""
     marks = ["<|im_start|>", "<|im_end|>", IMAGE_START, IMAGE_CONTEXT, IMAGE_END, *SPECIAL_TOKENS]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>")
+    model = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    model.pre_tokenizer, model.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<|im_end|>")
     fast.add_tokens(marks, special_tokens=True)
+    return fast
+
+
+def make_predictor(size: str, device: str) -> Sa2VAPredictor:
+    """Random weights: a language model of width 256, and SAM 2 small (256 px) or as released (large, 1024 px)."""
+    fast = tokenizer()
     width = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
     mllm = InternVLConfig(
         vision_config=width | {"image_size": [224, 224], "patch_size": [14, 14]},

@@ -106,6 +106,14 @@ class ToyDataset(torch.utils.data.Dataset):
         return np.zeros(self.size, np.int64)
 
 
+class Collate(Sa2VACollator):
+    def __call__(self, examples):
+        batch = super().__call__(examples)
+        if any(example["nan"] for example in examples):
+            batch["pixel_values"] = batch["pixel_values"] * float("nan")
+        return batch
+
+
 class RecordingTrainer(Sa2VATrainer):
     """Writes down what each micro-batch was and cost: one JSON line per micro-batch and rank."""
 
@@ -149,12 +157,17 @@ def build(
     model_arguments=None,
     size=20,
     evaluate=False,
-    die_at=None,
     mixed=False,
     join=False,
+    faults=None,
     **training,
 ):
-    """A trainer over toy data, from keyword arguments that JSON can carry."""
+    """A trainer over toy data, from keyword arguments that JSON can carry.
+
+    faults: what goes wrong; attributes of `ToyDataset` and `RecordingTrainer`.
+    """
+    faults = dict(faults or {})
+    of_data = {name: faults.pop(name) for name in ("bad", "nan", "kills_loader") if name in faults}
     settings = {
         "per_device_train_batch_size": 2,
         "logging_steps": 1,
@@ -169,7 +182,7 @@ def build(
     trainer = RecordingTrainer(
         model=live,
         args=arguments,
-        data_collator=Sa2VACollator(processor, join=join),
+        data_collator=Collate(processor, join=join),
         train_dataset=ToyDataset(processor, size, **of_data),
         eval_dataset=ToyDataset(processor, 7) if evaluate else None,
         processing_class=processor,

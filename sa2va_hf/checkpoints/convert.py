@@ -15,7 +15,7 @@ import torch
 from ..model.configuration_sa2va import Sa2VAConfig, Sa2VAGroundingConfig
 from ..model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ..model.processing_sa2va import Sa2VAProcessor
-from . import sam2
+from . import sam2, sam2_transformers
 from .layouts import layout_of_ours, layout_of_release
 from .rules import SAM2, Move, moves
 from .weights import Stored, audit, read_folder, write_folder
@@ -23,7 +23,7 @@ from .zero import read_json
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("ours", "sa2va", "sam2")
+FORMATS = ("ours", "sa2va", "sam2", "transformers")
 EMBEDDING = "mllm.model.language_model.embed_tokens.weight"
 # The SAM 2 that the released code builds, whatever the weights.
 RELEASED_GROUNDING = Sa2VAGroundingConfig(version="2.0", size="large")
@@ -42,7 +42,8 @@ def convert(
     Args:
         source: a released Sa2VA folder or a `.pt` of SAM 2 (both only to "ours"); a folder of ours; or a folder that
             a `.pt` was converted to (only to "sam2").
-        to: "ours", "sa2va" (the released layout), or "sam2" (a `.pt` for the `sam2` package).
+        to: "ours", "sa2va" (the released layout), "sam2" (a `.pt` for the `sam2` package), or "transformers" (SAM 2
+            alone as its `Sam2VideoModel`).
         grounding_config: the SAM 2 that must be inside; default: whichever of the published ones it is, except for
             "sa2va", where it is 2.0 large, the only one that the released code builds.
         max_shard_size: larger models are written in several files, with an index. The tensors of one written file are
@@ -63,6 +64,10 @@ def convert(
         sam2.from_pt(source, output, grounding_config, max_shard_size)
     elif kind in ("a model of this package", "SAM 2 alone") and to == "sam2":
         sam2.to_pt(source, output, grounding_config)
+    elif kind in ("a model of this package", "SAM 2 alone") and to == "transformers":
+        sam2_transformers.to_transformers(source, output, max_shard_size)
+    elif (kind, to) == ("a SAM 2 of transformers", "ours"):
+        sam2_transformers.from_transformers(source, output, max_shard_size)
     else:
         raise ValueError(f"{source} is {kind}, which cannot be written as {to!r}")
 
@@ -73,6 +78,7 @@ def _kind(source: Path) -> str:
     if not (source / "config.json").is_file():
         raise ValueError(f"{source}: no config.json; expected a Sa2VA folder, downloaded or ours, or a .pt of SAM 2")
     ours = {Sa2VAConfig.model_type: "a model of this package", Sa2VAGroundingConfig.model_type: "SAM 2 alone"}
+    ours |= dict.fromkeys(("sam2_video", "sam2"), "a SAM 2 of transformers")
     return ours.get(read_json(source / "config.json").get("model_type"), "a released folder")
 
 

@@ -72,7 +72,7 @@ def to_pt(source: Path, output: Path, asked: Sa2VAGroundingConfig | None) -> Non
 
     Of two mask decoders SAM 2's own is taken, which knows points and memory; else the fine-tuned one.
     """
-    tensors, config = _of_folder(source, asked)
+    tensors, config = of_folder(source, asked)
     output.mkdir(parents=True, exist_ok=True)
     path = output / file_name(config)
     torch.save({"model": {name: tensor.read() for name, tensor in tensors.items()}}, path)
@@ -86,7 +86,7 @@ def load(source: Path | str) -> tuple[SAM2Base, Sa2VAGroundingConfig]:
     """
     source = Path(source)
     if source.is_dir():
-        tensors, config = _of_folder(source, None)
+        tensors, config = of_folder(source, None)
     elif source.is_file():
         tensors, config = _of_pt(source, None)
     else:
@@ -111,7 +111,8 @@ def _of_pt(source: Path, asked: Sa2VAGroundingConfig | None) -> tuple[dict[str, 
     return tensors, config
 
 
-def _of_folder(source: Path, asked: Sa2VAGroundingConfig | None) -> tuple[dict[str, Stored], Sa2VAGroundingConfig]:
+def of_folder(source: Path, asked: Sa2VAGroundingConfig | None) -> tuple[dict[str, Stored], Sa2VAGroundingConfig]:
+    """The tensors of the SAM 2 in a folder (alone, or in a Sa2VA) under SAM 2's own names, unread, and its config."""
     stored, config = read_folder(source), _grounding_config(source)
     tensors = stored
     if any(name.startswith(SAM2) for name in stored):

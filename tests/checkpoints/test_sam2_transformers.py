@@ -15,7 +15,7 @@ from sa2va_hf.model.configuration_sa2va import SAM2_TRUNKS, SAM2_VERSIONS, Sa2VA
 from sa2va_hf.model.grounding import build_sam2
 
 # transformers' memories are 64 wide, whatever its config says
-SMALL = tiny_config().grounding_config.to_dict() | {"version": "2.1", "memory_dim": 64}
+SMALL = tiny_config().grounding_config.to_dict() | {"version": "2.1", "memory_dim": 64, "hidden_dim": 128}
 
 
 def saved(folder, **fields):

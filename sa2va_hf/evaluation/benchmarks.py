@@ -58,11 +58,15 @@ _SHAPES = Referring(referring.shapes_prompt, (referring.SHAPES_PROMPT,), no_targ
 
 def _shapes(root: Any, split: str, *, count: int = 200, clips: int = 20, **options: Any) -> Iterator[Sample | Reject]:
     """`count` pictures, then `clips` clips."""
-    for number, share in ((count, 0.0), (clips, 1.0)):
-        if number:
-            for sample in SOURCES["shapes"](None, split, count=number, clip_fraction=share, **options):
-                sample.id = f"{'clip' if share else 'picture'}/{sample.id}"
+    for kind, number, share in (("picture", count, 0.0), ("clip", clips, 1.0)):
+        try:
+            for sample in (
+                SOURCES["shapes"](None, split, count=number, clip_fraction=share, **options) if number else ()
+            ):
+                sample.id = f"{kind}/{sample.id}"
                 yield sample
+        except TypeError as error:
+            raise ValueError(f"options of shapes: {error}") from error
 
 
 def _refcoco() -> dict[str, Benchmark]:

@@ -69,7 +69,9 @@ def grand_f_eval(root: Path | str, split: str) -> Iterator[Sample | Reject]:
         of_picture[str(annotation.get("image_id"))].append(annotation)
     folders = [root / folder for folder in GCG_IMAGES if (root / folder).is_dir()]
     for record in captions.get("annotations", []):
-        name = f"grand_f/{record.get('image_id') if isinstance(record, dict) else record!r:.40}"
+        name = (
+            f"grand_f/{record['image_id']}" if isinstance(record, dict) and "image_id" in record else str(record)[:40]
+        )
         try:
             expect_keys(record, {"image_id": (str, int), "caption": str, "labels": list}, caption_file.name)
             photo = find_picture(f"{record['image_id']}.jpg", folders)

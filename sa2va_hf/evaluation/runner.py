@@ -157,6 +157,7 @@ def finish(
     result = {"benchmark": name, "recipe": recipe, "asked": benchmark.task.record(settings)}
     result["metrics"] = benchmark.task.summarize(items, answers)
     result["rejects"] = [asdict(reject) for reject in rejects]
+    files.metrics.parent.mkdir(parents=True, exist_ok=True)
     _write_predictions(files.predictions, items, answers)
     if isinstance(benchmark.task, Submission):
         benchmark.task.write(files.beside(".zip"), items, answers)

@@ -1,0 +1,198 @@
+"""The same files whoever answers what, interrupted or not; predictions that do not fit are named.
+
+Run: pytest tests/evaluation/test_runner.py      (-m slow: real processes, killed and started again)
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+from drawer import PICTURES, SETTINGS, Drawer, given
+from records import clip, picture, sample
+
+from sa2va_hf.evaluation import runner
+from sa2va_hf.evaluation.benchmarks import load_items
+from sa2va_hf.evaluation.items import Settings
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
+MASK = np.zeros((30, 40), bool)
+MASK[2:9, 5:11] = True
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Breaking(Drawer):
+    """Is switched off after a number of questions."""
+
+    def __init__(self, after):
+        super().__init__(MASK)
+        self.after = after
+
+    def __call__(self, **given):
+        if len(self.asked) >= self.after:
+            raise Interrupted
+        return super().__call__(**given)
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    frame = picture(tmp_path / "a.png")
+    return given(PICTURES, *(sample(f"s{number}", frame) for number in range(7)), clip("c", [frame] * 2))
+
+
+def evaluate(benchmark, predictor, output, settings=SETTINGS, **options):
+    items, rejects = load_items(benchmark, None, settings)
+    return runner.run(
+        "given", benchmark, items, rejects, lambda device: predictor, settings, {"model": "m"}, output, **options
+    )
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "m.run.json"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_an_interrupted_run_goes_on_and_writes_the_same(benchmark, tmp_path, batch_size):
+    whole = Drawer(MASK)
+    evaluate(benchmark, whole, tmp_path / "whole" / "m.json", batch_size=batch_size)
+    parts = []
+    for after in (2, 3, 99):
+        parts.append(Breaking(after))
+        try:
+            evaluate(benchmark, parts[-1], tmp_path / "parts" / "m.json", batch_size=batch_size)
+        except Interrupted:
+            with next((tmp_path / "parts" / "m.parts").glob("*.jsonl")).open("a") as file:
+                file.write('{"key": "s0/0", "answ')  # cut off while it was written
+    assert sum(len(part.asked) for part in parts) == len(whole.asked) == 8  # nothing was asked twice
+    assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
+    assert set(contents(tmp_path / "whole")) == {"m.json", "m.md", "m.predictions.arrow", "m.samples.png"}
+
+
+def test_another_run_is_not_continued(benchmark, tmp_path):
+    with pytest.raises(Interrupted):
+        evaluate(benchmark, Breaking(2), tmp_path / "m.json")
+    with pytest.raises(ValueError, match=r"m.parts is of another run \(settings differ\)"):
+        evaluate(benchmark, Drawer(MASK), tmp_path / "m.json", Settings(mode="teacher"))
+    with pytest.raises(ValueError, match="expected a file NAME.json"):
+        evaluate(benchmark, Drawer(MASK), tmp_path / "m.txt")
+
+
+def test_predictions_are_rows_of_arrow_and_can_be_scored_again(benchmark, tmp_path):
+    result = evaluate(benchmark, Drawer(MASK), tmp_path / "m.json")
+    rows = datasets.Dataset.from_file(str(tmp_path / "m.predictions.arrow"))
+    assert rows["key"][:2] == ["s0/0", "s1/0"] and rows[7]["masks"][0][1]["size"] == [30, 40]
+    items, rejects = load_items(benchmark, None, SETTINGS)
+    given = ("given", benchmark, items, rejects, tmp_path / "m.predictions.arrow", SETTINGS, result["recipe"])
+    runner.rescore(*given, tmp_path / "again" / "m.json")
+    again = contents(tmp_path / "again")
+    assert again == {name: content for name, content in contents_of_run(tmp_path).items()}
+
+
+def contents_of_run(folder):
+    names = ("m.json", "m.md", "m.predictions.arrow", "m.samples.png")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def changed(tmp_path, change):
+    with pa.memory_map(str(tmp_path / "m.predictions.arrow")) as file:
+        rows = change(pa.ipc.open_stream(file).read_all().to_pylist())
+    with pa.OSFile(str(tmp_path / "other.arrow"), "wb") as file, pa.ipc.new_stream(file, runner.SCHEMA) as stream:
+        stream.write_batch(pa.RecordBatch.from_pylist(rows, schema=runner.SCHEMA))
+    return tmp_path / "other.arrow"
+
+
+def resized(rows):
+    rows[3]["masks"] = [[{"size": [3, 4], "counts": "<"}]]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[:3] + rows[4:], "other.arrow: predictions do not fit the benchmark; 1 missing: s3/0"),
+        (lambda rows: [*rows, rows[0] | {"key": "s9/0"}], "1 unknown: s9/0"),
+        (lambda rows: [*rows, rows[0]], "'s0/0' is predicted twice"),
+        (resized, r"s3/0: the predicted mask is \[3, 4\] \(height, width\), the picture is \[30, 40\]"),
+        (lambda rows: rows[:7] + [rows[7] | {"masks": [rows[0]["masks"][0][:0]]}], "c/0: the prediction has 0 frames"),
+    ],
+)
+def test_predictions_that_do_not_fit_are_named(benchmark, tmp_path, change, message):
+    evaluate(benchmark, Drawer(MASK), tmp_path / "m.json")
+    items, rejects = load_items(benchmark, None, SETTINGS)
+    file = changed(tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        runner.rescore("given", benchmark, items, rejects, file, SETTINGS, {}, tmp_path / "n.json")
+    (tmp_path / "none.arrow").write_text("no")
+    with pytest.raises(ValueError, match="none.arrow: expected predictions"):
+        runner.read_predictions(tmp_path / "none.arrow")
+
+
+def test_batches_are_of_a_kind_and_work_is_shared_by_cost(benchmark):
+    items, _ = load_items(benchmark, None, SETTINGS)
+    batches = runner.make_batches(items, 3)
+    assert [len(batch) for batch in batches] == [3, 3, 1, 1]  # the clip is alone
+    assert runner.share([[0], [1], [2], [3]], [5, 9, 4, 3], 2) == [[[1], [3]], [[0], [2]]]
+    assert runner.share([[0]], [1], 3) == [[[0]], [], []]
+
+
+# ---------------------------------------------------------------- real processes
+
+
+def command(output, processes, *more):
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    )
+    data = ["--benchmark", "shapes", "--option", "count=2", "--option", "clips=1", "--limit", "16"]
+    options = ["--device", "cpu", "--max_new_tokens", "12", "--output", str(output), *more]
+    return [sys.executable, *launcher, str(SCRIPT), "--model", "shapes-tiny", *data, *options]
+
+
+def execute(output, processes):
+    found = subprocess.run(command(output, processes), capture_output=True, text=True, timeout=300, check=False)
+    assert output.is_file(), found.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_one_process_two_and_a_killed_one_write_the_same_files(tmp_path):
+    execute(tmp_path / "one" / "m.json", 1)
+    execute(tmp_path / "two" / "m.json", 2)
+    killed = subprocess.Popen(command(tmp_path / "killed" / "m.json", 1), stderr=subprocess.DEVNULL)
+    parts = tmp_path / "killed" / "m.parts" / "00000.jsonl"
+    while killed.poll() is None and not (parts.is_file() and parts.read_text().count("\n") >= 3):
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "m.json").exists()
+    execute(tmp_path / "killed" / "m.json", 2)  # by other ones than began it
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "killed")
+    assert json.loads((tmp_path / "two" / "m.run.json").read_text())["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--benchmark", "refcoco"], "expected one of refcoco_val, refcoco_testA, refcoco_testB"),
+        (["--benchmark", "refcoco_val"], "--root: this benchmark needs the folder of its data"),
+        (["--benchmark", "refcoco_val", "--root", "/nowhere"], "/nowhere/refs"),
+        (["--benchmark", "shapes", "--option", "count"], "--option expects KEY=VALUE"),
+        (["--benchmark", "vstar_bench", "--root", "/nowhere", "--mode", "teacher"], "do not apply"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, monkeypatch, tmp_path):
+    import runpy
+
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--model", "m", "--output", str(tmp_path / "m.json"), *arguments])
+    with pytest.raises(SystemExit, match="error: ") as raised:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert message in str(raised.value)
+    assert not list(tmp_path.iterdir())

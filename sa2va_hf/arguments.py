@@ -184,11 +184,14 @@ class Sa2VATrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Not needed: every rank touches every trained parameter."}
     )
+    count_flops: bool = field(
+        default=False, metadata={"help": "Count the model's operations: tflops and, on known GPUs, mfu in the log."}
+    )
     loss_normalization: Literal["batch", "global"] = field(
         default="batch",
         metadata={
-            "help": "batch, as released: means over a micro-batch, averaged over micro-batches and ranks. global: means "
-            "over all tokens and all masks of a step, whatever the ranks and accumulation steps."
+            "help": "batch, as released: means over a micro-batch, averaged over micro-batches and ranks. global: "
+            "means over all tokens and all masks of a step, whatever the ranks and accumulation steps."
         },
     )
     nonfinite_loss: Literal["stop", "skip"] = field(
@@ -237,6 +240,8 @@ class Sa2VATrainingArguments(TrainingArguments):
                 self._join_cpu_ranks()
             else:
                 self.use_cpu = True
+                if self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+                    self._shard_on_cpus()
         if self.bf16 is None:
             cuda = torch.cuda.is_available() and not self.use_cpu
             self.bf16 = bool(cuda and not self.fp16 and torch.cuda.is_bf16_supported(including_emulation=False))
@@ -263,6 +268,22 @@ class Sa2VATrainingArguments(TrainingArguments):
 
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         PartialState(backend="gloo")
+        self._keep_state()
+
+    def _shard_on_cpus(self) -> None:
+        """Let FSDP2 work without a GPU, for tests.
+
+        accelerate (1.15) knows FSDP for every device but CPUs and would silently run DDP. torch's FSDP2 shards on CPUs
+        as well, so accelerate is told that the processes are of another kind; every tensor stays where it is.
+        """
+        if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+            raise ValueError("FSDP needs several processes: torchrun --nproc_per_node 2 scripts/train.py CONFIG.yaml")
+        from accelerate import DistributedType, PartialState
+
+        PartialState(cpu=True, backend="gloo").distributed_type = DistributedType.MULTI_XPU
+        self._keep_state()
+
+    def _keep_state(self) -> None:
         settings = self.accelerator_config or {}
         if isinstance(settings, str):
             settings = json.loads(settings if settings.startswith("{") else Path(settings).read_text())

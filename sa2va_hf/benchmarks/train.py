@@ -24,10 +24,8 @@ from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.model.configuration_sa2va import IMAGE_CONTEXT, Sa2VAConfig
 from sa2va_hf.model.modeling_sa2va import Sa2VAForConditionalGeneration
 from sa2va_hf.model.processing_sa2va import Sa2VAProcessor
+from sa2va_hf.training.flops import StepFlops, peak_flops
 from sa2va_hf.training.trainable import make_trainable
-
-# dense bfloat16 tensor-core peaks, TFLOP/s, as their maker gives them
-PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165}
 
 _VIT = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 _LLMS = {  # Qwen2.5-1.5B and -7B
@@ -148,14 +146,15 @@ class Measured:
     parts: dict[str, float]
     tokens: int
     real: float
-    work: float
+    work: float  # what was computed
+    needed: float  # what the model needs: activations that are computed again do not count
     peak: float
     device: str
 
     def row(self) -> list[object]:
         shares = [f"{100 * self.parts[name] / self.seconds:.0f} %" for name in PARTS]
-        peak = next((tflops for name, tflops in PEAKS.items() if name in self.device), None)
-        used = f"{100 * self.work / self.seconds / (peak * 1e12):.0f} %" if peak else "-"
+        peak = peak_flops(self.device)
+        used = f"{100 * self.needed / self.seconds / peak:.0f} %" if peak else "-"
         return [self.seconds, *shares, int(self.tokens / self.seconds), self.real, self.work / 1e12, used, self.peak]
 
 
@@ -246,4 +245,4 @@ def measure_steps(
     tokens = int(inputs["attention_mask"].sum())
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     real = tokens / inputs["input_ids"].numel()
-    return Measured(seconds, parts, tokens, real, work, memory.peak, name)
+    return Measured(seconds, parts, tokens, real, work, StepFlops(base).count(inputs), memory.peak, name)

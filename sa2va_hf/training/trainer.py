@@ -23,6 +23,7 @@ from transformers.trainer_pt_utils import get_model_param_count
 from ..data.sampler import Sa2VASampler
 from ..model.configuration_sa2va import IGNORE_INDEX
 from .faults import SafeTrainer
+from .flops import StepFlops, peak_flops
 from .scores import sample_sums, scores
 from .trainable import mark_zero3_leaves
 
@@ -37,6 +38,7 @@ class Sa2VATrainer(SafeTrainer):
         share is mask_batches; so loss = lm_loss + mask_batches * (mask_loss + dice_loss + ...).
         masks: masks (an object on a frame) per step. padding_efficiency: real tokens / tokens after padding.
         tokens_per_second (real ones), samples_per_second, masks_per_second: wall time, without evaluation and saving.
+        With `count_flops`, tflops: of one device, per second; mfu: its share of the bfloat16 peak (`flops.py`).
         data_wait: share of that time in which a step waited for its samples. memory_gib: the device's peak so far.
     Evaluated: see `scores.py`; `metric_for_best_model` may name any of them.
     """
@@ -52,6 +54,7 @@ class Sa2VATrainer(SafeTrainer):
         mark_zero3_leaves(self.model)
         self.train_sampler: Sa2VASampler | None = None
         self.meter = Meter()
+        self.step_flops: StepFlops | None = None
         self.add_callback(_Clock(self))
         trainable, total = (get_model_param_count(self.model, trainable_only=only) for only in (True, False))
         logger.info("%s of %s parameters are trained", f"{trainable:,}", f"{total:,}")
@@ -145,6 +148,9 @@ class Sa2VATrainer(SafeTrainer):
             masks = sum(len(masks) * masks.shape[1] for masks in inputs.get("mask_labels") or [] if len(masks))
             samples = len(inputs["input_ids"]) if sample_ids is None else len(sample_ids)
             self.meter.add(parts, masks=masks, tokens=tokens, padded=inputs["input_ids"].numel(), samples=samples)
+            if self.args.count_flops:
+                self.step_flops = self.step_flops or StepFlops(self._unwrapped())
+                self.meter.flops += self.step_flops.count(inputs)
         return (loss, outputs) if return_outputs else loss
 
     def _no_loss(self, model: nn.Module, input_ids: Tensor) -> Tensor:
@@ -263,7 +269,7 @@ class Meter:
         self.step = step
         self.parts: dict[str, float] = {}
         self.batches = self.mask_batches = self.masks = self.tokens = self.padded = self.samples = 0.0
-        self.seconds = self.waiting = 0.0
+        self.seconds = self.waiting = self.flops = 0.0
 
     def add(self, parts: dict[str, float], *, masks: int, tokens: float, padded: int, samples: int) -> None:
         """One micro-batch: loss parts, masks in it, real tokens, tokens after padding, samples."""
@@ -279,11 +285,11 @@ class Meter:
     def read(self, accelerator: Any, steps: int) -> dict[str, float]:
         """The logged numbers. A collective call: every rank must make it, with the same names of parts."""
         mine = [self.batches, self.mask_batches, self.masks, self.tokens, self.padded, self.samples]
-        mine += [self.seconds, self.waiting]
+        mine += [self.seconds, self.waiting, self.flops]
         dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
         sums = torch.tensor([*mine, *self.parts.values()], dtype=dtype, device=accelerator.device)
         sums = accelerator.reduce(sums).tolist()
-        batches, mask_batches, masks, tokens, padded, samples, seconds, waiting, *parts = sums
+        batches, mask_batches, masks, tokens, padded, samples, seconds, waiting, flops, *parts = sums
         if not batches:
             return {}
         waited = waiting / max(seconds, 1e-9)
@@ -298,7 +304,16 @@ class Meter:
             "samples_per_second": samples / seconds,
             "masks_per_second": masks / seconds,
             "data_wait": waited,
+            **self._speed(flops / accelerator.num_processes / seconds, accelerator.device),
         }
+
+    @staticmethod
+    def _speed(flops: float, device: torch.device) -> dict[str, float]:
+        """TFLOP/s of a device, and its share of what the device can do, where that is known."""
+        if not flops:
+            return {}
+        peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        return {"tflops": flops / 1e12} | ({"mfu": flops / peak} if peak else {})
 
 
 class _Clock(TrainerCallback):

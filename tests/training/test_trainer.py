@@ -117,7 +117,7 @@ def test_global_normalisation_does_not_know_how_a_step_is_cut(model, tmp_path):
 
 
 def test_joined_samples_train_as_padded_ones(model, tmp_path):
-    settings = EXACT | {"model": model, "evaluate": True}
+    settings = EXACT | {"model": model, "evaluate": True, "count_flops": True}
     padded = run(output_dir=tmp_path / "padded", **settings)
     joined = run(output_dir=tmp_path / "joined", join=True, **settings)
     assert losses(joined.args.output_dir) == pytest.approx(losses(padded.args.output_dir), rel=1e-4)
@@ -126,6 +126,7 @@ def test_joined_samples_train_as_padded_ones(model, tmp_path):
     )
     logs = [entry for entry in joined.state.log_history if "padding_efficiency" in entry]
     assert [entry["padding_efficiency"] for entry in logs] == [1.0] * 3 and logs[0]["samples_per_second"] > 0
+    assert all(entry["tflops"] > 0 and "mfu" not in entry for entry in logs)  # no peak is known of a CPU
 
 
 def test_gradient_checkpointing_changes_the_memory_and_not_the_losses(model, tmp_path):

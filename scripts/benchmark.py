@@ -4,6 +4,7 @@
     python scripts/benchmark.py data
     python scripts/benchmark.py train [--size tiny|2b|8b]
     python scripts/benchmark.py metrics
+    python scripts/benchmark.py sam2 [--size tiny|small|base_plus|large] [--image_size 1024]
     ... --output docs/benchmarks.md        append the tables to this file
 
 Each command is a module of sa2va_hf/benchmarks/. Prints markdown tables as they are ready; docs/benchmarks.md holds
@@ -15,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from sa2va_hf.benchmarks import data, inference, metrics, train
+from sa2va_hf.benchmarks import data, inference, metrics, sam2, train
 from sa2va_hf.benchmarks.report import machine
 
-COMMANDS = {"inference": inference, "data": data, "metrics": metrics, "train": train}
+COMMANDS = {"inference": inference, "data": data, "metrics": metrics, "train": train, "sam2": sam2}
 
 
 def main() -> None:

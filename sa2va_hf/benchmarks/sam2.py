@@ -1,0 +1,152 @@
+"""SAM 2 fine-tuning: seconds and memory of a step against the `sam2` package's own training code, in one process.
+
+The same random weights, clips and prompts, forward and backward, without an optimiser. The package's code is its
+`training` folder, of which two imports that a step does not need (its trainer, tensordict) are replaced by empty ones.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sa2va_hf.benchmarks.report import measure, table
+from sa2va_hf.model.configuration_sa2va import SAM2_TRUNKS, Sa2VAGroundingConfig
+from sa2va_hf.model.grounding import PIXEL_MEAN, PIXEL_STD, build_sam2
+from sa2va_hf.training.sam2_clip_model import Sam2ClipModel, set_dropout
+from sa2va_hf.training.sam2_prompting import PromptSettings
+
+FIXED = {  # so that every step does the same
+    "rand_frames_to_correct_for_train": False,
+    "num_init_cond_frames_for_train": 1,
+    "rand_init_cond_frames_for_train": False,
+    "num_frames_to_correct_for_train": 2,
+    "add_all_frames_to_correct_as_cond": True,
+    "num_correction_pt_per_frame": 7,
+}
+PROMPTS = {
+    "mask prompts": FIXED | {"prob_to_use_pt_input_for_train": 0.0},
+    "a click, 7 corrections on 2 frames": FIXED | {"prob_to_use_pt_input_for_train": 1.0},
+}
+WEIGHTS = {"loss_mask": 20, "loss_dice": 1, "loss_iou": 1, "loss_class": 1}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", choices=[*SAM2_TRUNKS], default="tiny")
+    parser.add_argument("--image_size", type=int, default=1024)
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--objects", type=int, default=3)
+
+
+def run(arguments: argparse.Namespace) -> Iterator[str]:
+    """Yields the tables, one by one."""
+    torch.backends.cuda.enable_flash_sdp(arguments.device == "cuda")  # on a CPU slow backwards on small windows
+    clip = make_clip(arguments)
+    for title, flags in PROMPTS.items():
+        rows: list[list[Any]] = []
+        for name, make in STEPS.items():
+            step = make(arguments, flags, clip)
+            seconds, peak = measure(step, arguments.device, arguments.repeats)
+            base = rows[0][1:3] if rows else [seconds, peak]
+            rows.append([name, seconds, peak, base[0] / seconds, peak / base[1]])
+            del step
+        columns = ["", "seconds", "peak MiB", "times as fast", "times the memory"]
+        shape = f"{arguments.frames} frames of {arguments.image_size} px, {arguments.objects} objects"
+        yield f"### SAM 2.1 {arguments.size}, {shape}: {title}\n\n" + table(columns, rows)
+
+
+def make_clip(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Noise uint8 (1, T, 3, S, S), and squares bool (T, O, S, S)."""
+    side, frames, objects = arguments.image_size, arguments.frames, arguments.objects
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 255, (1, frames, 3, side, side), np.uint8))
+    masks = torch.zeros(frames, objects, side, side, dtype=torch.bool)
+    for frame in range(frames):
+        for thing in range(objects):
+            start = side * (thing + 1) // (objects + 2) + frame
+            masks[frame, thing, start : start + side // 5, start : start + side // 4] = True
+    return images.to(arguments.device), masks.to(arguments.device)
+
+
+def precision(device: str) -> Any:
+    return torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
+
+
+def original(arguments: argparse.Namespace, flags: dict[str, Any], clip: tuple[Tensor, Tensor]) -> Callable[[], None]:
+    """A step of the `sam2` package's training code."""
+    train, losses = _package()
+    config = Sa2VAGroundingConfig(version="2.1", size=arguments.size, image_size=arguments.image_size)
+    torch.manual_seed(0)
+    with patch("sa2va_hf.model.grounding.SAM2Base", partial(train, **flags)):
+        model = build_sam2(config).to(arguments.device).train()
+    set_dropout(model, 0.1, 0.1)
+    loss_of = losses(WEIGHTS, supervise_all_iou=True, iou_use_l1_loss=True, pred_obj_scores=True)
+    images, masks = clip
+    mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
+    batch = SimpleNamespace(
+        flat_img_batch=(images[0].float() / 255 - mean) / std,
+        masks=masks,
+        num_frames=len(masks),
+        flat_obj_to_img_idx=torch.arange(len(masks), device=images.device).view(-1, 1).expand(-1, masks.shape[1]),
+    )
+
+    def step() -> None:
+        model.rng = np.random.default_rng(0)
+        torch.manual_seed(0)
+        with precision(arguments.device):
+            loss = loss_of(model(batch), masks)["core_loss"]
+        _backward(model, loss)
+
+    return step
+
+
+def ours(
+    arguments: argparse.Namespace, flags: dict[str, Any], clip: tuple[Tensor, Tensor], checkpointing: bool = False
+) -> Callable[[], None]:
+    """A step of this package."""
+    config = Sa2VAGroundingConfig(version="2.1", size=arguments.size, image_size=arguments.image_size)
+    torch.manual_seed(0)
+    sam2 = build_sam2(config)
+    set_dropout(sam2, 0.1, 0.1)
+    settings = {"prob_to_use_box_input_for_train": 0.0, "prob_to_sample_from_gt_for_train": 0.0}
+    model = Sam2ClipModel(sam2, config, PromptSettings(**settings, **flags)).to(arguments.device).train()
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    images, masks = clip
+    clips = torch.zeros(masks.shape[1], dtype=torch.long, device=images.device)
+
+    def step() -> None:
+        torch.manual_seed(0)
+        with precision(arguments.device):
+            loss = model(images, masks, clips, np.random.default_rng(0)).loss
+        _backward(model, loss)
+
+    return step
+
+
+STEPS = {"sam2's training": original, "ours": ours, "ours, checkpointing": partial(ours, checkpointing=True)}
+
+
+def _backward(model: nn.Module, loss: Tensor) -> None:
+    loss.backward()
+    model.zero_grad(set_to_none=True)
+
+
+def _package() -> tuple[type, type]:
+    """SAM2Train and its loss."""
+    empty = {"tensordict": {"tensorclass": lambda kind: kind}, "training.trainer": {"CORE_LOSS_KEY": "core_loss"}}
+    for name, content in empty.items():
+        if name not in sys.modules:
+            sys.modules[name] = ModuleType(name)
+            sys.modules[name].__dict__.update(content)
+    from training.loss_fns import MultiStepMultiMasksAndIous
+    from training.model.sam2 import SAM2Train
+
+    return SAM2Train, MultiStepMultiMasksAndIous

@@ -1,16 +1,19 @@
 """What an evaluation measures: sums per sample on the device, scores from the sums of all samples.
 
 Teacher-forced: the masks of the [SEG] tokens in the given answer, and what the model would have said at each position
-of it. Because only sums per sample travel between processes, the scores do not depend on how many there are.
+of it. Masks are compared by the code of `evaluation`. Because only sums per sample travel between processes, the scores
+do not depend on how many there are.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import EvalPrediction
 
+from ..evaluation.metrics import intersection_union, ratio
 from ..model.configuration_sa2va import IGNORE_INDEX
 
 COLUMNS = (
@@ -56,18 +59,15 @@ def sample_sums(
 
 def _mask_sums(logits: Tensor, target: Tensor, ignore: Tensor | None) -> Tensor:
     """(4,) intersection, union, sum of IoUs, number of masks. An object at a time: full-size logits are large."""
-    sums = torch.zeros(4, dtype=torch.float64, device=logits.device)
+    sums = torch.zeros(4, dtype=torch.float64)
     for one, truth in zip(logits, target, strict=True):  # (frames, h, w), (frames, H, W)
-        truth = truth.to(logits.device).bool()
         full = F.interpolate(one.unsqueeze(1).float(), size=truth.shape[-2:], mode="bilinear", align_corners=False)
-        valid = torch.ones_like(truth) if ignore is None else ~ignore.to(logits.device)
-        mask = (full[:, 0] > 0) & valid
-        truth = truth & valid
-        intersection = (mask & truth).flatten(1).sum(1).double()
-        union = (mask | truth).flatten(1).sum(1).double()
-        counted = valid.flatten(1).any(1)  # a frame that is ignored as a whole is no frame
-        iou = torch.where(union > 0, intersection / union.clamp(min=1), 1.0)[counted].sum()
-        sums += torch.stack([intersection.sum(), union.sum(), iou, counted.sum().double()])
+        ignored = None if ignore is None else ignore.cpu().numpy()
+        intersection, union = intersection_union((full[:, 0] > 0).cpu().numpy(), truth.bool().cpu().numpy(), ignored)
+        # a frame that is ignored as a whole is no frame
+        counted = np.ones(len(truth), dtype=bool) if ignored is None else ~ignored.all((-2, -1))
+        iou = ratio(intersection, union)[counted].sum()
+        sums += torch.tensor([intersection.sum(), union.sum(), iou, counted.sum()], dtype=torch.float64)
     return sums
 
 

@@ -152,7 +152,7 @@ def command(output, processes, *more):
     launcher = (
         ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     )
-    data = ["--benchmark", "shapes", "--option", "count=2", "--option", "clips=1", "--limit", "16"]
+    data = ["--benchmark", "shapes", "--option", "count=1", "--option", "clips=1", "--limit", "14"]
     options = ["--device", "cpu", "--max_new_tokens", "12", "--output", str(output), *more]
     return [sys.executable, *launcher, str(SCRIPT), "--model", "shapes-tiny", *data, *options]
 

@@ -1,7 +1,7 @@
 """What an evaluation measures: sums per sample on the device, scores from the sums of all samples.
 
 Teacher-forced: the masks of the [SEG] tokens in the given answer, and what the model would have said at each position
-of it. Masks are compared by the code of `evaluation`. Because only sums per sample travel between processes, the scores
+of it. Masks are compared by `evaluation`'s code. Because only sums per sample travel between processes, the scores
 do not depend on how many there are.
 """
 

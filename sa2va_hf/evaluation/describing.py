@@ -108,7 +108,12 @@ class RegionCaption(_Describing):
     def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
         given = {"image": [load_frames(item.sample, [0])[0] for item in items]}
         given |= {"text": [item.question for item in items], "regions": [list(item.truth(0)) for item in items]}
-        said = predictor(**given, max_new_tokens=settings.max_new_tokens)
+        try:
+            said = predictor(**given, max_new_tokens=settings.max_new_tokens)
+        except ValueError as error:  # a region too small for the model's grid: it is counted, with no caption
+            if len(items) == 1:
+                return [Answer("", more={"caption": "", "unanswered": str(error)})]
+            return [answer for item in items for answer in self.ask(predictor, [item], settings)]
         return [Answer(one.text, more={"caption": clean_region_caption(one.text)}) for one in said]
 
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
@@ -120,7 +125,9 @@ class RegionCaption(_Describing):
 
     def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
         said = {item.key: answer.more["caption"] for item, answer in zip(items, answers, strict=True)}
-        return {"regions": len(items)} | _caption_figures({item.key: _texts(item) for item in items}, said)
+        unanswered = sum("unanswered" in answer.more for answer in answers)
+        counts = {"regions": len(items), "unanswered": unanswered}
+        return counts | _caption_figures({item.key: _texts(item) for item in items}, said)
 
 
 class Choice(_Describing):

@@ -104,7 +104,7 @@ def run(
         with _append(files.parts / f"{state.process_index:05d}.jsonl") as file:
             for count, batch in enumerate(own, start=1):
                 asked = [items[number] for number in batch]
-                for item, answer in zip(asked, benchmark.task.ask(predictor, asked, settings), strict=True):
+                for item, answer in zip(asked, _ask(benchmark, predictor, asked, settings), strict=True):
                     answer.figures = benchmark.task.score(item, answer)
                     file.write(json.dumps(to_row(item, answer)) + "\n")
                 file.flush()
@@ -165,6 +165,13 @@ def finish(
     contact_sheet_of(items, answers).save(files.beside(".samples.png"))
     files.metrics.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def _ask(benchmark: Benchmark, predictor: Sa2VAPredictor, items: list[Item], settings: Settings) -> list[Answer]:
+    try:
+        return benchmark.task.ask(predictor, items, settings)
+    except ValueError as error:
+        raise ValueError(f"{', '.join(item.key for item in items)}: {error}") from error
 
 
 # ---------------------------------------------------------------- sharing the work

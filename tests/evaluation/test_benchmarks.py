@@ -184,7 +184,7 @@ def test_the_loss_of_an_answer(tiny_model, tiny_processor):
     chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
     chat.append({"role": "assistant", "content": [{"type": "text", "text": "a dog"}]})
     inputs = tiny_processor.apply_chat_template(chat, add_generation_prompt=False, return_labels=True)
-    expected = tiny_model(**inputs).lm_loss
+    expected = tiny_model(**inputs).lm_loss.detach()
     assert describing.answer_loss(predictor, image, "What?", "a dog") == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -226,8 +226,28 @@ def test_region_captions(tmp_path, mask, monkeypatch):
     record.expressions = [Expression("a dog", [0]), Expression("the brown dog", [0]), Expression("nobody", [])]
     evaluate(given(describing.RegionCaption(), record), Drawer(mask, "a dog"), tmp_path / "m.json")
     assert seen == {"true": {"a/0": ["a dog", "the brown dog"]}, "said": {"a/0": "a dog"}}
+    assert describing.clean_region_caption("region1 shows a cat") == "a cat"
     with pytest.raises(ValueError, match="do not apply"):
         describing.RegionCaption().record(Settings(mode="teacher"))
+
+
+def test_a_region_too_small_for_the_model_counts_without_a_caption(tmp_path, mask, monkeypatch):
+    class Refusing(Drawer):
+        def __call__(self, regions, **given):
+            if any(one.sum() < 10 for of_one in regions for one in of_one):
+                raise ValueError("the region mask covers no cell")
+            return super().__call__(**given)
+
+    seen = {}
+    monkeypatch.setattr(describing, "caption_scores", lambda true, said: seen.update(said) or {})
+    small = np.zeros_like(mask)
+    small[0, 0] = True
+    records = [sample(name, picture(tmp_path / "a.png")) for name in "ab"]
+    records[1].objects[0].masks[0] = masks.encode(small)
+    task = describing.RegionCaption()
+    result = evaluate(given(task, *records), Refusing(mask, "a dog"), tmp_path / "m.json", batch_size=2)
+    assert seen == {"a/0": "a dog", "b/0": ""}
+    assert (result["metrics"]["regions"], result["metrics"]["unanswered"]) == (2, 1)
 
 
 def test_a_submission_is_a_zip_of_every_frame(tmp_path, mask):

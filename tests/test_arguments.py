@@ -130,4 +130,4 @@ def test_the_released_recipes_have_the_released_effective_batch_and_rank(monkeyp
         assert (model.lora_rank, model.lora_alpha) == (rank, 2 * rank)
         repeats = {part.path.rsplit("/")[-1]: part.repeats for part in data.train_parts}
         assert repeats["refcoco_train"] == 5 and repeats["revos_train"] == 10
-        assert repeats["gcg_grandf"] == (100 if size == "14b" else 50)
+        assert repeats["grand_f_train"] == (100 if size == "14b" else 50)

@@ -3,10 +3,12 @@
 Run: pytest tests/test_mixtures.py
 """
 
+import re
 from pathlib import Path
 
 import pytest
 
+from sa2va_hf.data.sources import SOURCES
 from sa2va_hf.mixtures import Part, mixture
 
 MIXTURES = sorted((Path(__file__).parents[1] / "configs" / "mixtures").glob("*.yaml"))
@@ -82,6 +84,8 @@ def test_what_is_wrong_is_named_with_file_and_entry(write, text, message):
 def test_every_shipped_mixture_is_read_and_names_no_folder_twice(path):
     paths = [part.path for part in mixture(str(path), "train_data")]
     assert paths and len(paths) == len(set(paths))
+    names = [one.removeprefix("data/prepared/").removesuffix("_train") for one in paths]
+    assert {re.sub(r"^llava_\d+k$", "llava", name) for name in names} <= set(SOURCES)
 
 
 def test_the_published_shares():
@@ -91,4 +95,4 @@ def test_the_published_shares():
     vstar = {part.path.rsplit("/")[-1]: part.samples for part in mixture(str(MIXTURES[0].parent / "vstar.yaml"), "x")}
     assert sum(vstar.values()) == pytest.approx(2500 * 64)
     assert vstar["objects365_train"] == pytest.approx(160000 * 15 / 38 / 2)
-    assert vstar["llava_80k"] == pytest.approx(160000 * 15 / 38 / 3)
+    assert vstar["llava_80k_train"] == pytest.approx(160000 * 15 / 38 / 3)

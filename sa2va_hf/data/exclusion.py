@@ -1,7 +1,8 @@
 """Pictures that must not be trained on, whatever dataset brings them: no evaluation picture leaks into training.
 
 RefCOCO's test pictures are COCO train2014 pictures, which COCO-Stuff, LLaVA, LVIS and PACO have too, under names like
-COCO_train2014_000000460986.jpg, 000000460986.jpg and 460986. All of these are one key here, "460986".
+COCO_train2014_000000460986.jpg and 000000460986.jpg. Both are one key here, "coco 460986". A shorter number is another
+dataset's name (Visual Genome has a 123.jpg of its own); only on a list, where ids stand, it may be COCO's as well.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from datasets import load_from_disk
 
 from sa2va_hf.data.schema import Media, Sample
 
-_COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?0*(\d+)")
+_COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(?=\d{12}$)0*(\d+)")
 
 
 def picture_key(name: str) -> str:
@@ -22,22 +23,27 @@ def picture_key(name: str) -> str:
     stem = re.split(r"[/\\]", name)[-1]
     stem = stem.rsplit(".", 1)[0] if "." in stem else stem
     coco = _COCO_NAME.fullmatch(stem)
-    return coco[1] if coco else stem
+    return f"coco {coco[1]}" if coco else stem
+
+
+def id_keys(name: str) -> set[str]:
+    """Keys that an id or a name on a list may mean: a plain number may be COCO's."""
+    key = picture_key(name)
+    return {key, f"coco {int(key)}"} if key.isdecimal() else {key}
 
 
 def sample_keys(sample: Sample) -> set[str]:
-    """Keys of a sample: of its id's last part, and of its picture; of a clip, its file or the folder of its frames."""
+    """Keys of a sample: of its picture; of a clip, its file or the folder of its frames; of neither, its id."""
     first = sample.frames[0] if sample.frames else None
     return _keys(sample.id, first, sample.video, sample.num_frames)
 
 
 def _keys(sample_id: str, frame: Media | None, video: Media | None, num_frames: int) -> set[str]:
-    keys = {picture_key(sample_id)}
     if isinstance(video, str):
-        keys.add(picture_key(video))
+        return {picture_key(video)}
     if isinstance(frame, str):  # frames of different clips share their names: 00000.jpg
-        keys.add(picture_key(frame) if num_frames == 1 else Path(frame).parent.name)
-    return keys
+        return {picture_key(frame) if num_frames == 1 else Path(frame).parent.name}
+    return id_keys(sample_id)
 
 
 def read_exclusions(files: Sequence[Path | str]) -> tuple[frozenset[str], dict[str, str]]:
@@ -65,7 +71,7 @@ def _of_list(path: Path) -> set[str]:
         raise ValueError(f"exclude list {path} cannot be read: {error}") from error
     if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
         raise ValueError(f"exclude list {path} must be a JSON list of names or ids, got {names!r:.80}")
-    return {picture_key(str(name).strip()) for name in names if str(name).strip()}
+    return {key for name in names if str(name).strip() for key in id_keys(str(name).strip())}
 
 
 def _of_prepared(path: Path) -> set[str]:

@@ -27,7 +27,7 @@ def peak_flops(device_name: str) -> float | None:
 
 
 class StepFlops:
-    """Counts micro-batches of one model. What a tile, a frame and a mask cost is measured once, on the model itself."""
+    """Counts micro-batches of one model. What a tile, a frame and a mask cost is measured once, on the model."""
 
     def __init__(self, model: nn.Module) -> None:
         """model: a `Sa2VAForConditionalGeneration`, with LoRA in it or not."""

@@ -13,13 +13,11 @@ from sa2va_hf.data.prepare import prepare
 @pytest.mark.parametrize(
     ("name", "key"),
     [
-        ("COCO_train2014_000000460986.jpg", "460986"),
-        ("images/train2017/000000460986.jpg", "460986"),
-        ("460986", "460986"),
-        ("refcoco/460986", "460986"),
+        ("COCO_train2014_000000460986.jpg", "coco 460986"),
+        ("images/train2017/000000460986.jpg", "coco 460986"),
+        ("VG_100K/460986.jpg", "460986"),  # Visual Genome's own number
         (r"images\cat.v2.png", "cat.v2"),
         ("sa_000123.jpg", "sa_000123"),
-        ("0", "0"),
     ],
 )
 def test_a_picture_has_one_key_in_all_datasets(name, key):
@@ -41,7 +39,7 @@ def test_pictures_on_a_list_are_left_out_and_counted(tmp_path, source):
 
 def test_a_prepared_folder_is_a_list_too(tmp_path, source):
     frames = [picture(tmp_path / folder / f"00000000000{n}.jpg") for folder in "ab" for n in (1, 2)]
-    source(sample("x", frames[0]))
+    source(sample("x", frames[0]), sample("set/2", picture(tmp_path / "2.jpg")))
     prepare("given", tmp_path, "train", tmp_path / "val")
     source(sample("set/1", frames[2]), sample("set/2", frames[3]))
     given(tmp_path, exclude=[tmp_path / "val"])
@@ -68,3 +66,15 @@ def test_a_list_that_is_none_is_named(tmp_path, source, name, content, message):
         (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         given(tmp_path, exclude=[tmp_path / name])
+
+
+def test_a_number_on_a_list_is_an_id_of_coco_too_but_a_file_of_that_name_is_not(tmp_path, source):
+    coco, genome = picture(tmp_path / "000000000007.jpg"), picture(tmp_path / "7.jpg")
+    embedded = sample("set/7", (tmp_path / "7.jpg").read_bytes())
+    (tmp_path / "list.txt").write_text("7\n")
+    (tmp_path / "names.txt").write_text("000000000007.jpg\n")
+    source(sample("a", coco), sample("b", genome), sample("c", picture(tmp_path / "8.jpg")), embedded)
+    given(tmp_path, exclude=[tmp_path / "list.txt"])
+    assert [one.id for one in read(tmp_path / "out")] == ["c"]
+    given(tmp_path, exclude=[tmp_path / "names.txt"], overwrite=True)
+    assert [one.id for one in read(tmp_path / "out")] == ["b", "c"]

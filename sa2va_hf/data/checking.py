@@ -17,6 +17,7 @@ from sa2va_hf.data.exclusion import sample_keys
 from sa2va_hf.data.media import load_image, video_shape
 from sa2va_hf.data.schema import FEATURES, Media, Reject, Sample, to_row, validate
 from sa2va_hf.data.sources import SOURCES
+from sa2va_hf.data.sources.files import recorded_hashes
 from sa2va_hf.data.sources.portions import Portion, portions_of
 
 UNIT = 32  # records checked together and written as one Arrow batch: fixed, so that bytes do not depend on num_proc
@@ -99,7 +100,10 @@ def check_unit(unit: Unit, embed_media: bool, exclude: frozenset[str], open_medi
 
 
 def _made(item: Sample | Reject | Portion) -> Iterable[Sample | Reject]:
-    return item() if callable(item) else (item,)
+    if not callable(item):
+        return (item,)
+    with recorded_hashes():  # files of one picture or clip: not the source's, in whichever process they are read
+        return list(item())
 
 
 class _BadMedia(ValueError):

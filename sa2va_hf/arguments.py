@@ -134,6 +134,9 @@ class DataArguments:
             "attn_implementation flash_attention_2)."
         },
     )
+    verify_data: bool = field(
+        default=False, metadata={"help": "Compare the prepared files with their manifest (sha256) before training."}
+    )
     eval_samples: int | None = field(
         default=None, metadata={"help": "Evaluate on this many samples, spread evenly over eval_data; default: all."}
     )

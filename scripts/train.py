@@ -19,7 +19,6 @@ import sys
 from pathlib import Path
 
 import torch
-from datasets import load_from_disk
 from torch.utils.data import Dataset, Subset
 
 from sa2va_hf.arguments import DataArguments, parse, save_config
@@ -27,17 +26,18 @@ from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.data.dataset import Sa2VADataset
 from sa2va_hf.data.length_cache import default_folder
 from sa2va_hf.data.sources.prepared import open_hub
+from sa2va_hf.data.verification import open_folder
 from sa2va_hf.mixtures import HUB, Part
 from sa2va_hf.training.saving import find_checkpoint
 from sa2va_hf.training.trainable import load
 from sa2va_hf.training.trainer import Sa2VATrainer
 
 
-def open_part(part: Part) -> tuple:
+def open_part(part: Part, verify: bool = False) -> tuple:
     if part.path.startswith(HUB):
         rows = open_hub(part.path.removeprefix(HUB), part.split)
     elif (Path(part.path) / "dataset_info.json").is_file():
-        rows = load_from_disk(part.path)
+        rows = open_folder(part.path, verify)
     else:
         raise ValueError(
             f"{part.path}: no prepared dataset; run scripts/prepare_data.py with --output {part.path}, or name one on "
@@ -83,7 +83,9 @@ def main(argv: list[str]) -> None:
     if training.use_cpu:  # the CPU's flash kernel is slow backwards on SAM 2's many small windows
         torch.backends.cuda.enable_flash_sdp(False)
     checkpoint = find_checkpoint(training.resume_from_checkpoint, training)
-    train_parts, eval_parts = ([open_part(part) for part in parts] for parts in (data.train_parts, data.eval_parts))
+    train_parts, eval_parts = (
+        [open_part(part, data.verify_data) for part in parts] for parts in (data.train_parts, data.eval_parts)
+    )
     model, processor = load(model_arguments, training)
     seed = training.seed if training.data_seed is None else training.data_seed
     trainer = Sa2VATrainer(

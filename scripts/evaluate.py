@@ -24,7 +24,8 @@ from tqdm import tqdm
 from sa2va_hf import Sa2VAPredictor
 from sa2va_hf.evaluation.benchmarks import BENCHMARKS, get_benchmark, load_items
 from sa2va_hf.evaluation.items import BASELINES, MODES, Settings
-from sa2va_hf.evaluation.runner import rescore, run
+from sa2va_hf.evaluation.runner import rescore, run, weights_of
+from sa2va_hf.model.configuration_sa2va import bundled
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -78,7 +79,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
 
     def load(device: torch.device) -> Sa2VAPredictor:
         dtype = arguments.dtype and getattr(torch, arguments.dtype)
-        return Sa2VAPredictor.from_pretrained(arguments.model, arguments.device or device, dtype)
+        place = device if arguments.device in (None, "cuda") else arguments.device  # each process has its own GPU
+        return Sa2VAPredictor.from_pretrained(arguments.model, place, dtype)
 
     rank = int(os.environ.get("LOCAL_RANK", 0))
     with tqdm(desc=f"{arguments.benchmark}, process {rank}", position=rank, mininterval=2) as bar:
@@ -88,7 +90,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
             bar.update(count - bar.n)
 
         cpu = arguments.device == "cpu"
-        return run(*common, load, settings, recipe, arguments.output, arguments.batch_size, progress, cpu)
+        how = (arguments.batch_size, progress, cpu, weights_of(bundled(arguments.model)))
+        return run(*common, load, settings, recipe, arguments.output, *how)
 
 
 def main() -> None:

@@ -76,6 +76,7 @@ def run(
     batch_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
     cpu: bool = False,
+    weights: Sequence[Sequence[Any]] = (),
 ) -> dict[str, Any] | None:
     """Answers all items, writes the files and returns what is in metrics.json; None in all processes but the first.
 
@@ -84,6 +85,7 @@ def run(
         recipe: what the answers depend on besides settings (model, data): a run goes on only where it is the same.
         progress: called with (answered, all) batches of this process, after each.
         cpu: use no GPU where there is one.
+        weights: what tells the model's files from later ones in their place (`weights_of`); not in the results.
 
     Raises:
         ValueError: `output` holds the beginning of another run, or an answer cannot be scored.
@@ -91,7 +93,8 @@ def run(
     files, state = Files(output), PartialState(cpu=cpu, timeout=LONGEST_WAIT)
     recipe = recipe | {"benchmark": name, "settings": asdict(settings), "batch_size": batch_size}
     recipe = json.loads(json.dumps(recipe | {"items": len(items)}))
-    known = _begin(files, recipe, state.is_main_process)
+    note = recipe | {"weights": json.loads(json.dumps(weights))}
+    known = _begin(files, note, state.is_main_process)
     batches = make_batches(items, batch_size)
     left = [batch for batch in batches if any(items[number].key not in known for number in batch)]
     own = share(left, [sum(items[number].cost for number in batch) for batch in left], state.num_processes)
@@ -165,6 +168,12 @@ def finish(
     contact_sheet_of(items, answers).save(files.beside(".samples.png"))
     files.metrics.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def weights_of(folder: str | Path) -> list[tuple[str, int, int]]:
+    """(name, bytes, time of the last change) of a model's files; empty for what is no folder here."""
+    files = sorted(path for path in Path(folder).glob("*") if path.suffix in (".safetensors", ".json"))
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 def _ask(benchmark: Benchmark, predictor: Sa2VAPredictor, items: list[Item], settings: Settings) -> list[Answer]:

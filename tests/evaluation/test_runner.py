@@ -83,8 +83,19 @@ def test_another_run_is_not_continued(benchmark, tmp_path):
         evaluate(benchmark, Breaking(2), tmp_path / "m.json")
     with pytest.raises(ValueError, match=r"m.parts is of another run \(settings differ\)"):
         evaluate(benchmark, Drawer(MASK), tmp_path / "m.json", Settings(mode="teacher"))
+    with pytest.raises(ValueError, match=r"\(weights differ\): remove it"):
+        evaluate(benchmark, Drawer(MASK), tmp_path / "m.json", weights=[("model.safetensors", 1, 2)])
     with pytest.raises(ValueError, match="expected a file NAME.json"):
         evaluate(benchmark, Drawer(MASK), tmp_path / "m.txt")
+
+
+def test_files_that_changed_are_other_weights(tmp_path):
+    assert runner.weights_of("no-such-folder") == []
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    before = runner.weights_of(tmp_path)
+    assert before == runner.weights_of(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"22")
+    assert before != runner.weights_of(tmp_path)
 
 
 def test_predictions_are_rows_of_arrow_and_can_be_scored_again(benchmark, tmp_path):

@@ -242,8 +242,11 @@ TESTS = Path(__file__).parent
 PATIENCE = int(os.environ.get("SA2VA_TEST_PATIENCE", 300))
 
 
-def launch(folder, processes, expect=0, **settings):
-    """`run(**settings)` in as many processes; a hang is a TimeoutExpired, another end than `expect` an error."""
+def launch(folder, processes, expect=0, environment=None, **settings):
+    """`run(**settings)` in as many processes; a hang is a TimeoutExpired, another end than `expect` an error.
+
+    environment: variables for it, as `accelerate launch` sets them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "run.json"
     file.write_text(json.dumps({"output_dir": str(folder)} | settings))
@@ -256,12 +259,16 @@ def launch(folder, processes, expect=0, **settings):
     with socket.socket() as free:  # DeepSpeed alone would take 29500, which a test beside this one may have
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PATH": path,
-        "PYTHONPATH": python_path,
-        "MASTER_PORT": port,
-    }
+    environment = (
+        os.environ
+        | (environment or {})
+        | {
+            "OMP_NUM_THREADS": "1",
+            "PATH": path,
+            "PYTHONPATH": python_path,
+            "MASTER_PORT": port,
+        }
+    )
     with open(folder / "log.txt", "w") as log:
         code = subprocess.run(
             command, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=PATIENCE, check=False
@@ -288,11 +295,20 @@ def tiny_folder(base):
 SAME = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4, "evaluate": True, "probe": True}
 EXACT = {"lora_dropout": 0.0, "num_points": 0}  # nothing random, so that runs of other shape can be compared
 PRESETS = TESTS.parent / "ds_configs"
+FSDP2 = {  # what configs/accelerate/fsdp2.yaml makes accelerate set
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
 RUNS = {
     "one": (1, {"gradient_accumulation_steps": 2}, {}),
     "ddp": (2, {}, {}),
     "zero2": (2, {"deepspeed": str(PRESETS / "zero2.json")}, {}),
     "zero3": (2, {"deepspeed": str(PRESETS / "zero3.json")}, {}),
+    "fsdp2": (2, {"environment": FSDP2}, {}),
+    "fsdp2_full": (2, {"environment": FSDP2}, {"train_llm": "full"}),
     "zero2_full": (2, {"deepspeed": str(PRESETS / "zero2.json")}, {"train_llm": "full"}),
     "zero3_full": (2, {"deepspeed": str(PRESETS / "zero3.json")}, {"train_llm": "full"}),
 }

@@ -8,12 +8,15 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
-from toy_run import build, records, run, tiny_folder
+from safetensors.torch import load_file
+from toy_run import PATIENCE, TESTS, build, records, run, tiny_folder
 
 from sa2va_hf.data.schema import Reject
 from sa2va_hf.data.tolerance import REJECTS, TolerantCollator, TolerantDataset
@@ -274,3 +277,26 @@ def test_a_loading_process_that_is_killed_is_explained_and_the_run_can_go_on(mod
 def test_other_errors_are_passed_on_as_they_are():
     with pytest.raises(RuntimeError, match="^something else$"), explained("runs/x"):
         raise RuntimeError("something else")
+
+
+# ---- kill -9 ----
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_20_random_points_ends_with_the_weights_of_one_that_was_not(model, tmp_path):
+    """At any point: while the model is loaded, in a step, in the middle of a checkpoint, in between."""
+    settings = {"model": model, "max_steps": 8, "size": 12, "save_strategy": "steps", "save_steps": 1}
+    settings |= {"save_total_limit": 2, "model_arguments": {"lora_dropout": 0.1, "num_points": 64}}
+    file = tmp_path / "lives.in.json"
+    file.write_text(json.dumps({"output_dir": str(tmp_path), "kills": 20, "seed": 0, "run": settings}))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    with open(tmp_path / "log.txt", "w") as log:
+        command = [sys.executable, str(TESTS / "killed_run.py"), str(file)]
+        done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=4 * PATIENCE)
+    assert done.returncode == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    lives = json.loads((tmp_path / "lives.json").read_text())
+    assert sum(one["killed"] is not None for one in lives) == 20
+    assert sum(one["from"] > 0 for one in lives) >= 3, "some went on from a checkpoint"
+    expected = load_file(tmp_path / "whole/adapter_model.safetensors")
+    for number in {one["run"] for one in lives}:
+        assert_equal(load_file(tmp_path / f"killed-{number}/adapter_model.safetensors"), expected)

@@ -100,7 +100,10 @@ def _runs(rle: dict) -> np.ndarray:
     if isinstance(counts, str | bytes):
         runs = _unpack(counts)
     elif isinstance(counts, list | tuple | np.ndarray) and all(_is_int(run) for run in counts):
-        runs = np.asarray(counts, dtype=np.int64)
+        try:
+            runs = np.asarray(counts, dtype=np.int64)
+        except OverflowError as error:
+            raise ValueError(f"RLE garbage: its runs are from {min(counts)} to {max(counts)} pixels long") from error
     else:
         raise ValueError(f"an RLE's counts must be a str, bytes or a list of integers, got {type(counts).__name__}")
     if (runs < 0).any():
@@ -151,6 +154,8 @@ def from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) 
     """
     if not isinstance(polygons, list | tuple) or not polygons:
         raise ValueError(f"polygons must be a non-empty list of [x, y, x, y, ...] lists, got {polygons!r:.80}")
+    if min(height, width) <= 0 or height * width >= 2**32:  # pycocotools counts pixels in 32 bits
+        raise ValueError(f"a picture of {width} x {height} (width x height) pixels cannot have polygons")
     checked = [_polygon(polygon, number, height, width) for number, polygon in enumerate(polygons)]
     merged = coco.merge(coco.frPyObjects(checked, height, width), intersect=False)
     return {"size": [int(height), int(width)], "counts": merged["counts"].decode("ascii")}

@@ -234,6 +234,7 @@ def _check_media(sample: Sample) -> None:
     else:
         size = f"{sample.width} x {sample.height}"
         _expect(sample.width > 0 and sample.height > 0, f"width x height must be positive, got {size}")
+        _expect(max(sample.width, sample.height) < 2**31, f"width and height must fit 32 bits, got {size}")
         _expect(
             sample.num_frames > 0, f"num_frames must be positive, got {sample.num_frames} (a video without frames)"
         )

@@ -191,7 +191,7 @@ def read_shapes(path: Path, category: str) -> Shapes:
         if kind == "polygon":
             found.polygons.append(shape | {"label": "target" if label == own else label})
             continue
-        wanted = {"rectangle": 2, "point": 1}.get(kind)
+        wanted = {"rectangle": 2, "point": 1}.get(kind) if isinstance(kind, str) else None
         if wanted is None:
             raise ValueError(f"{name}: shape_type must be polygon, rectangle or point, got {kind!r}")
         corners = _corners(shape["points"], wanted, name)

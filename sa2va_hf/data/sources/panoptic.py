@@ -113,7 +113,7 @@ def _fill(
     areas = dict(zip(values.tolist(), counts.tolist(), strict=True))
     targets: dict[str, list[int]] = {}
     many: set[str] = set()
-    given = Counter(one.get("id") for one in segments if isinstance(one, dict))
+    given = Counter(one["id"] for one in segments if isinstance(one, dict) and isinstance(one.get("id"), int))
     for number, segment in enumerate(segments):
         name = f"{sample.id}/segments_info[{number}]"
         try:

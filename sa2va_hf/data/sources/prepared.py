@@ -56,7 +56,7 @@ def _open_folder(root: Path, split: str) -> Dataset:
     if any((root / name).is_file() for name in SAVED):
         try:
             rows = load_from_disk(str(root))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # its json is not checked there
             raise ValueError(f"{root} cannot be opened: {error}") from error
         splits = list(rows) if isinstance(rows, DatasetDict) else [str(rows.split or split)]
         if split not in splits:

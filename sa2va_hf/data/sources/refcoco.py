@@ -132,8 +132,11 @@ def _object(annotations: dict, ann_id: int, ref: dict, sample: Sample, categorie
     if annotation.get("image_id") != ref["image_id"]:
         wanted = f"not of image {ref['image_id']}, as the ref says"
         raise ValueError(f"annotation {ann_id} is of image {annotation.get('image_id')}, {wanted}")
+    category = annotation.get("category_id")
+    if not isinstance(category, int | None):
+        raise ValueError(f"annotation {ann_id}: 'category_id' must be int, got {category!r:.80}")
     rle = object_mask(annotation, sample.height, sample.width)
-    return Object([rle], [masks.rle_to_box(rle)], categories.get(annotation.get("category_id")))
+    return Object([rle], [masks.rle_to_box(rle)], categories.get(category))
 
 
 def _of_split(refs: list, split: str, refs_file: Path, name: str) -> tuple[dict[int, list[dict]], list[Reject]]:

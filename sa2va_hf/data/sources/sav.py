@@ -9,6 +9,7 @@ may be the frames taken from it, numbered as in the video (sav_000001/00000.jpg,
 folder that the option `frames` names. SA-V's val and test are folders of mask pictures: `vos_folders`.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -95,6 +96,7 @@ def _clip(file: Path, record: dict, entries: int, frames: Path | None) -> tuple[
     if folders:
         files = numbered_frames(folders[0])
         count = _whole(record, "video_frame_count") or max(max(files) + 1, (entries - 1) * EVERY + 1)
+        _check_entries(entries, count)
         size = clip_size(list(files.values()))
         sample = Sample(file.stem, "referring", *size, frames=paths(files.values()), source="sav")
         at = {number: place for place, number in enumerate(files)}
@@ -102,25 +104,29 @@ def _clip(file: Path, record: dict, entries: int, frames: Path | None) -> tuple[
         names = ("video_frame_count", "video_width", "video_height")
         shape = [_whole(record, name) for name in names]
         count, width, height = shape if all(shape) else video_shape(video)
+        _check_entries(entries, count)
         sample = Sample(file.stem, "referring", width, height, video=os.path.abspath(video), num_frames=count)
         sample.source = "sav"
         at = {number: number for number in range(count)}
     else:
         looked = f"{frames / stem}" if frames else f"{video} and the folder {file.parent / stem}"
         raise ValueError(f"its video was not found; looked for {looked}")
-    if (wanted := len(range(0, count, EVERY))) != entries:
-        raise ValueError(
-            f"'masklet' has {entries} entries but a video of {count} frames needs {wanted}, one per {EVERY} frames: "
-            "which entry belongs to which frame?"
-        )
     if not any(number * EVERY in at for number in range(entries)):
         raise ValueError(f"none of the frames in {folders[0]} is a multiple of {EVERY}: only those have masks")
     return sample, at
 
 
+def _check_entries(entries: int, count: int) -> None:
+    if (wanted := -(-count // EVERY)) != entries:
+        raise ValueError(
+            f"'masklet' has {entries} entries but a video of {count} frames needs {wanted}, one per {EVERY} frames: "
+            "which entry belongs to which frame?"
+        )
+
+
 def _whole(record: dict, name: str) -> int:
     """A whole number that SA-V writes as a float (483.0); 0 where it is not given."""
     value: Any = record.get(name, 0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf or value % 1:
         raise ValueError(f"{name!r} must be a whole number, got {value!r:.80}")
     return int(value)

@@ -165,7 +165,10 @@ def _fill(
                         f"the masks seem to be numbered in another way; try the option numbering"
                     )
                 targets += [index_of[own]] if index_of[own] not in targets else []
-            kind = REVOS_TYPES.get(expression.get("type_id"), "") if "type_id" in expression else kinds.get(key, "")
+            kind = kinds.get(key, "")
+            if "type_id" in expression:
+                expect_keys(expression, {"type_id": int}, f"expression {key}")
+                kind = REVOS_TYPES.get(expression["type_id"], "")
             sample.expressions.append(Expression(text, targets, kind))
         except ValueError as error:
             yield Reject(f"{sample.id}/expression {key}", str(error), file)

@@ -5,14 +5,18 @@ A new source needs a `Fixture` in one of the tables that fixtures.py joins. Its 
 Run: pytest tests/data/sources/test_every_source.py
 """
 
+import random
+from itertools import product
+
 import numpy as np
 import pytest
 from fixtures import FIXTURES
+from on_disk import load, put, save
 from records import contents, read
 
 from sa2va_hf.data import checking
 from sa2va_hf.data.media import load_frames
-from sa2va_hf.data.prepare import prepare
+from sa2va_hf.data.prepare import check, prepare
 from sa2va_hf.data.schema import Reject, Sample, validate
 from sa2va_hf.data.sources import SOURCES
 
@@ -105,6 +109,36 @@ def test_a_damaged_record_is_a_reject_and_takes_no_other_with_it(key, root, mess
     manifest = written(key, root, "lenient", options=options, skip_bad=True)
     assert manifest.rejects == rejects
     assert read(root.parent / "lenient") == [record for record in found if isinstance(record, Sample)]
+
+
+def places(content, at=()):
+    """Keys and indices that lead to each value of a JSON."""
+    yield at
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield from places(value, (*at, key))
+
+
+VALUES = (None, True, -1, 2.5, 10**20, float("inf"), float("nan"), "x", "", [], {}, [[]], [None], ["x"], {"x": 1})
+DRAWN = 8  # values that are put into each file
+
+
+@EVERY
+def test_whatever_stands_in_a_file_is_a_sample_a_reject_or_a_value_error(key, root):
+    rng = random.Random(key)
+    for path in sorted(file for file in root.rglob("*") if file.suffix in (".json", ".p", ".pkl")):
+        intact = path.read_bytes()
+        content = load(path)
+        for where, value in rng.sample(list(product(places(content), VALUES)), DRAWN):
+            if where:
+                put(path.relative_to(root), *where, value)(root)
+            else:
+                save(path, value)
+            try:
+                check(key, root, FIXTURES[key].split, options=FIXTURES[key].options)
+            except ValueError:
+                pass
+            path.write_bytes(intact)
 
 
 @pytest.mark.parametrize(("key", "message"), BAD_FILES)

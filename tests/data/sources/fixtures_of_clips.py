@@ -104,7 +104,8 @@ def revos():
     return Fixture(
         make,
         expected,
-        mask_dict_damage(file, "mask_dict.json", videos[0]),
+        mask_dict_damage(file, "mask_dict.json", videos[0])
+        | {"'type_id' must be int, got []": put(file, "videos", videos[0], "expressions", "0", "type_id", [])},
         {"is not JSON": text(file, "{"), "the masks (mask_dict) not found": drop("mask_dict.json")},
     )
 
@@ -269,6 +270,7 @@ def sav():
             ),
             "mask 0: RLE garbage": put(file, "masklet", 0, 0, garbage),
             "its video was not found; looked for": drop(f"{SAV}/sav_000001.mp4"),
+            "'video_width' must be a whole number, got inf": put(file, "video_width", float("inf")),
             "is not JSON": text(file, "{"),
         },
         {"SA-V's split train not found": drop("sav_train"), "masklets must be": with_options(masklets="all")},

@@ -75,6 +75,9 @@ def refcoco(name, split_by):
             "'raw' must be a non-empty text, got ' . '": put(refs, 0, "sentences", 0, "raw", " . "),
             "annotation 1: polygon 0 has 2 points": put(instances, "annotations", 0, "segmentation", [[1, 1, 5, 5]]),
             "image 1.jpg not found; looked in": drop("images/train2014/1.jpg"),
+            "annotation 1: 'category_id' must be int, got ['x']": put(
+                instances, "annotations", 0, "category_id", ["x"]
+            ),
         },
         {
             "cannot be read as a pickle of plain data": text(refs, "no pickle"),
@@ -295,6 +298,7 @@ def coco_panoptic():
             "its area is 4, but the PNG has 3 pixels of it": put(file, *segment, "area", 4),
             "no pixel of the PNG has the id 8": put(file, *segment, "id", 8),
             "'category_id' must be int, got None": put(file, *segment, "category_id", None),
+            "'id' must be int, got [7]": put(file, *segment, "id", [7]),
             "a.png is 5 x 5": lambda root: Image.new("RGB", (5, 5)).save(root / "annotations/panoptic_val2017/a.png"),
         },
         {"must have a list 'annotations'": put(file, "annotations", {}), "is not JSON": text(file, "")},
@@ -448,6 +452,7 @@ def coco_json():
             "its category_id 4 has no name among the categories": put(file, "annotations", 0, "category_id", 4),
             "image 1.jpg not found; looked in": drop("train/1.jpg"),
             "annotations[0] must be a dict": put(file, "annotations", 0, "x"),
+            "a picture of 60 x -1 (width x height) pixels": put(file, "images", 0, "height", -1),
         },
         {"is not JSON": text(file, "{"), "must have a list 'annotations'": cut(file, "annotations")},
     )
@@ -507,6 +512,9 @@ def folder_parts():
             "1_mask.png is 8 x 12 (width x height) but its photo is 12 x 8": grey(f"{folder}/1_mask.png", 8, 12),
             "label must be 'target', 'scroll wheel' or contain 'ignore', got 'pot'": put(
                 f"{folder}/2.json", "shapes", 0, "label", "pot"
+            ),
+            "shape_type must be polygon, rectangle or point, got {}": put(
+                f"{folder}/2.json", "shapes", 0, "shape_type", {}
             ),
             "2.json holds no shapes": put(f"{folder}/2.json", "shapes", []),
         },

@@ -284,6 +284,9 @@ def osprey(name, turns, **texts):
         {
             message: put(file, 0, texts_key, value),
             "region1: it covers 0 of the 16 x 16 cells": put(file, 0, "annotation", 0, "segmentation", small),
+            "RLE garbage: its runs are from 1536 to": put(
+                file, 0, "annotation", 1, "segmentation", "counts", 0, 10**20
+            ),
             "region2: its annotation has no 'segmentation'": cut(file, 0, "annotation", 1, "segmentation"),
             "image 000000000009.jpg not found; looked in": drop(f"{folder}/000000000009.jpg"),
         },

@@ -269,10 +269,19 @@ def launch(folder, processes, expect=0, environment=None, **settings):
             "MASTER_PORT": port,
         }
     )
-    with open(folder / "log.txt", "w") as log:
-        code = subprocess.run(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=PATIENCE, check=False
-        ).returncode
+    with (
+        open(folder / "log.txt", "w") as log,
+        subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT) as process,
+    ):
+        try:
+            code = process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun ends its processes, after 30 s for good
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
     # gloo sometimes aborts a process that has finished: what a run leaves behind says whether it did.
     finished = (folder / "logs.json").is_file()
     if finished != (expect == 0):

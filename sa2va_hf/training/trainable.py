@@ -138,3 +138,14 @@ def mark_zero3_leaves(model: nn.Module) -> None:
 
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     set_z3_leaf_modules(model, base.zero3_leaf_modules())
+
+
+def name_fsdp_units(model: nn.Module, plugin: Any) -> None:
+    """Under FSDP2, cut only the language model's layers into units of their own (`plugin`: accelerate's).
+
+    All ranks run these in every step. Picture encoder, SAM 2 and the heads are gathered once a step, with the whole:
+    a rank whose batch has no picture, or no masks, would not take part in gathering units of theirs.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    layers = base.mllm.model.language_model.layers
+    plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers})

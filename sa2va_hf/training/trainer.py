@@ -25,7 +25,7 @@ from ..model.configuration_sa2va import IGNORE_INDEX
 from .faults import SafeTrainer
 from .flops import StepFlops, peak_flops
 from .scores import sample_sums, scores
-from .trainable import mark_zero3_leaves
+from .trainable import mark_zero3_leaves, name_fsdp_units
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ class Sa2VATrainer(SafeTrainer):
                 "--multi_gpu, or show it a single one with CUDA_VISIBLE_DEVICES=0"
             )
         mark_zero3_leaves(self.model)
+        if self.is_fsdp_enabled:
+            name_fsdp_units(self.model, self.accelerator.state.fsdp_plugin)
         self.train_sampler: Sa2VASampler | None = None
         self.meter = Meter()
         self.step_flops: StepFlops | None = None

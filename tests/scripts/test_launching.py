@@ -80,7 +80,6 @@ def slurm(folder, task):
     """A machine of one process: `srun` runs the command in its own place, `scontrol` notes what it is asked."""
     programs = folder / "bin"
     programs.mkdir()
-    (programs / "python").symlink_to(sys.executable)
     (programs / "srun").write_text(f"#!/bin/bash\nshift\nexport SLURM_PROCID=0 SLURM_LOCALID=0\n{task}\n")
     (programs / "scontrol").write_text(f'#!/bin/bash\necho "$@" >> {folder}/asked.txt\necho localhost\n')
     for name in ("srun", "scontrol"):

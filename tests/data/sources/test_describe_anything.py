@@ -106,7 +106,7 @@ def test_pictures_within_tars_come_as_their_bytes(tmp_path):
     samples, rejects = read(tmp_path)
     assert not rejects and [one.frames for one in samples] == [[jpeg(10)], [jpeg(30)], [jpeg(60)]]
     assert load_image(samples[1].frames[0]).getpixel((5, 5))[0] == pytest.approx(30, abs=1), "of a clip the first"
-    assert "9" in sample_keys(samples[0]), "a picture without a path is excluded by its id"
+    assert "coco 9" in sample_keys(samples[0]), "a picture without a path is excluded by its id"
 
 
 BAD = [

@@ -92,7 +92,7 @@ def test_the_exact_samples(tmp_path, name):
         source=name,
     )
     assert samples == [first, second]
-    assert sample_keys(samples[1]) == {"100", "100#1"}, "the caption's number is no number of a COCO picture"
+    assert sample_keys(samples[1]) == {"100"}, "the caption's number is no number of a COCO picture"
 
 
 def test_a_phrase_that_comes_twice_means_both(tmp_path):

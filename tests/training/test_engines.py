@@ -13,7 +13,20 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_run import EXACT, FSDP2, PRESETS, SAME, ToyDataset, finished, launch, losses, records, run, tiny_folder
+from toy_run import (
+    EXACT,
+    FSDP2,
+    PRESETS,
+    SAME,
+    ToyDataset,
+    evaluation,
+    finished,
+    launch,
+    losses,
+    records,
+    run,
+    tiny_folder,
+)  # fmt: skip
 
 ENGINES = {
     "ddp": {},
@@ -66,6 +79,22 @@ def test_two_processes_end_with_the_losses_and_weights_of_one(base, start, engin
     assert_same_weights(adapter(one), adapter(two), start)
 
 
+def samples_by_step(folder):
+    lines = [line for rank in records(folder).values() for line in rank]
+    return {step: sorted(name for line in lines if line["step"] == step for name in line["ids"]) for step in range(4)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "zero2", "zero3"])
+def test_two_processes_learn_as_one_with_the_same_global_batch(base, name):
+    one, two = finished(base, "one"), finished(base, name)
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert samples_by_step(two) == samples_by_step(one)
+    for score in ("eval_cIoU", "eval_gIoU", "eval_seg_emission", "eval_token_accuracy"):
+        assert evaluation(two)[score] == pytest.approx(evaluation(one)[score], abs=2e-3), score
+    assert evaluation(two)["eval_masks"] == evaluation(one)["eval_masks"]
+
+
 def test_accumulation_does_not_change_a_step(model, start, tmp_path):
     """4 micro-batches of 1 and 1 of 4, the same samples. Normalised over the whole step: by micro-batch, means of
     batches of unequal length are averaged, and the two differ."""
@@ -95,7 +124,7 @@ def test_ranks_with_text_pictures_clips_and_no_masks_do_not_wait_for_each_other(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
 def test_a_loss_that_is_not_finite_on_one_rank_is_left_out_by_all(model, tmp_path, engine):
     settings = {"model": model, "max_steps": 5, "mixed": True, "per_device_train_batch_size": 1, "size": 10}
     settings |= {"nonfinite_loss": "skip", "faults": {"nan": [3]}, "model_arguments": EXACT}
@@ -111,7 +140,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_left_out_by_all(model, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
 def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_the_run_goes_on(base, model, tmp_path, engine):
     settings = SAME | {"model": model, "model_arguments": EXACT, "save_strategy": "no"} | ENGINES[engine]
     stopped = tmp_path / "run"
@@ -126,7 +155,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step_and_the_run_goes_on(bas
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "zero2", "fsdp2"])
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
 def test_a_full_disk_ends_all_ranks_and_leaves_the_checkpoint_before_it(model, tmp_path, engine):
     settings = {"model": model, "model_arguments": EXACT, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     launch(tmp_path / "run", 2, expect=1, **settings, **ENGINES[engine], faults={"disk_full_at": [4, 200_000]})

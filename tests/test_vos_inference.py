@@ -118,6 +118,7 @@ def test_files_that_do_not_fit(video, sam2, tmp_path, spoil, words):
     assert not (tmp_path / "out/v").exists()
 
 
+@pytest.mark.slow
 def test_the_script_goes_on_and_lists_what_it_could_not_do(tmp_path):
     write_davis(tmp_path, ["a", "b", "c"], frames=3)
     (tmp_path / "Annotations/480p/b/00000.png").unlink()

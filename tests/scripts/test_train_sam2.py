@@ -63,6 +63,7 @@ def train(config, *arguments, processes=1):
     )
 
 
+@pytest.mark.slow
 def test_from_folders_to_a_file_of_the_sam2_package(config, tmp_path):
     done = train(config)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -95,6 +96,7 @@ def losses(folder):
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_data_that_were_not_prepared(config):
     done = train(config, "--train_data", "nowhere")
     assert done.returncode == 1 and "nowhere: no prepared dataset" in done.stderr

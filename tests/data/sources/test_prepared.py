@@ -191,6 +191,7 @@ def hub(tmp_path, rows):
     server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_dataset_of_the_hub(hub, tmp_path, samples):
     """In a process of its own, since the Hub's address is read at import."""
     environment = os.environ | {

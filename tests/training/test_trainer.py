@@ -231,10 +231,9 @@ def test_every_sample_is_seen_once_an_epoch(model, tmp_path):
     ("processes", "extra"),
     [
         (1, {"dataloader_num_workers": 2}),  # which have read ahead when the run is killed
-        (2, {"deepspeed": str(PRESETS / "zero2.json")}),
         (2, {"deepspeed": str(PRESETS / "zero3.json")}),
     ],
-    ids=["workers", "zero2", "zero3"],
+    ids=["workers", "zero3"],
 )
 def test_a_killed_run_resumes_exactly(model, tmp_path, processes, extra):
     settings = {"model": model, "model_arguments": RANDOM, "size": 30, "max_steps": 6}

@@ -305,14 +305,17 @@ _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
 _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 
 
-def text_to_boxes(text: str, width: int, height: int) -> list[Box]:
-    """All boxes written in a text ("[x0, y0, x1, y1]" on the 0..1000 grid), in pixels, in the order of the text.
+def text_to_boxes(text: str, width: int, height: int, sides: tuple[int, int] = (GRID, GRID)) -> list[Box]:
+    """All boxes written in a text ("[x0, y0, x1, y1]"), in pixels, in the order of the text.
 
-    Numbers beyond the grid are clipped and swapped corners are put right: what a model writes is not always a box.
+    sides: what the text calls the width and the height of the picture: 1000, or the pixels of a resized one. Numbers
+    beyond them are clipped and swapped corners are put right: what a model writes is not always a box.
     """
     boxes = []
     for match in _BOX.finditer(text):
-        x0, y0, x1, y1 = (min(float(number), GRID) / GRID for number in match.groups())
+        x0, y0, x1, y1 = (
+            min(float(number), side) / side for number, side in zip(match.groups(), sides * 2, strict=True)
+        )
         boxes.append((min(x0, x1) * width, min(y0, y1) * height, max(x0, x1) * width, max(y0, y1) * height))
     return boxes
 

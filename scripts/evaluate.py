@@ -21,7 +21,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from sa2va_hf import Sa2VAPredictor
+from sa2va_hf import Sa2VAConfig, Sa2VAPredictor
 from sa2va_hf.evaluation.benchmarks import BENCHMARKS, get_benchmark, load_items
 from sa2va_hf.evaluation.items import BASELINES, MODES, Settings
 from sa2va_hf.evaluation.runner import rescore, run, weights_of
@@ -60,12 +60,21 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs)}
 
 
+def box_style(arguments: argparse.Namespace) -> str | None:
+    """How the model's LLM is asked for a box: each family in its own manner."""
+    if arguments.baseline != "box":
+        return None
+    if arguments.model is None:
+        raise ValueError("--baseline asks a model: give --model instead of --predictions")
+    return Sa2VAConfig.from_pretrained(bundled(arguments.model)).mllm_config.model_type
+
+
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    names = ("mode", "baseline", "max_new_tokens", "num_frames", "video_mode", "text_encoder")
-    settings = Settings(**{name: getattr(arguments, name) for name in names})
-    benchmark, options = get_benchmark(arguments.benchmark), parse_options(arguments.option)
     if (arguments.model is None) == (arguments.predictions is None):
         raise ValueError("give --model, or --predictions to score what was predicted before")
+    names = ("mode", "baseline", "max_new_tokens", "num_frames", "video_mode", "text_encoder")
+    settings = Settings(**{name: getattr(arguments, name) for name in names}, box_style=box_style(arguments))
+    benchmark, options = get_benchmark(arguments.benchmark), parse_options(arguments.option)
     benchmark.task.record(settings)  # do mode and baseline apply to it
     items, rejects = load_items(benchmark, arguments.root, settings, arguments.split, options, arguments.limit)
     if rejects and not arguments.skip_bad:

@@ -39,7 +39,7 @@ class Following:
         return {"prompts": ["the mask of each object on its first annotated frame"], "convention": self.convention}
 
     def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
-        return [Answer("", _follow(predictor, item)) for item in items]
+        return [Answer("", follow(predictor, item.sample, _first_masks(item))) for item in items]
 
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
         sample = item.sample
@@ -66,23 +66,26 @@ class Following:
         return counts | video_conventions.summarize_sa_v(objects)
 
 
-def _follow(predictor: Sa2VAPredictor, item: Item) -> list[list[masks.RLE]]:
-    """Masks of all objects on all frames; a pixel belongs to the likeliest, a frame before the first has none."""
-    sample, model = item.sample, predictor.model
-    prompts: dict[int, dict[int, Tensor]] = {}
-    for place, frame in enumerate(sample.annotated):
-        for thing, mask in enumerate(item.truth(place)):
-            if thing not in prompts and mask.any():
-                prompts[thing] = {frame: torch.from_numpy(mask).to(model.device)}
+def follow(
+    predictor: Sa2VAPredictor, sample: Sample, prompts: Sequence[Mapping[int, np.ndarray]]
+) -> list[list[masks.RLE]]:
+    """Masks of objects on all frames of a clip from those that are given: per object {frame: bool (H, W)}.
+
+    A pixel belongs to the likeliest object; a frame before an object's first one has none of it.
+    """
+    model = predictor.model
+    given = {
+        thing: {frame: torch.from_numpy(mask).to(model.device) for frame, mask in frames.items()}
+        for thing, frames in enumerate(prompts)
+        if frames
+    }
 
     def open_frame(number: int) -> Tensor:
         return predictor.processor.grounding_pixels(load_frames(sample, [number]))[0].to(model.device)
 
-    tracks = [[masks.empty(sample.height, sample.width)] * sample.num_frames for _ in item.targets]
+    tracks = [[masks.empty(sample.height, sample.width)] * sample.num_frames for _ in prompts]
     with torch.no_grad(), model.grounding_precision():
-        for number, logits in follow_objects(
-            model.grounding_encoder.sam2_model, open_frame, sample.num_frames, prompts
-        ):
+        for number, logits in follow_objects(model.grounding_encoder.sam2_model, open_frame, sample.num_frames, given):
             full = F.interpolate(
                 torch.stack([*logits.values()])[None].float(), size=(sample.height, sample.width), mode="bilinear"
             )[0]
@@ -90,6 +93,16 @@ def _follow(predictor: Sa2VAPredictor, item: Item) -> list[list[masks.RLE]]:
             for place, thing in enumerate(logits):
                 tracks[thing][number] = masks.encode(((full[place] > 0) & (owner == place)).cpu().numpy())
     return tracks
+
+
+def _first_masks(item: Item) -> list[dict[int, np.ndarray]]:
+    """The mask of each object on the first annotated frame on which it has pixels; none for one without any."""
+    prompts: list[dict[int, np.ndarray]] = [{} for _ in item.targets]
+    for place, frame in enumerate(item.sample.annotated):
+        for prompt, mask in zip(prompts, item.truth(place), strict=True):
+            if not prompt and mask.any():
+                prompt[frame] = mask
+    return prompts
 
 
 def _present(objects: Any) -> dict[int, np.ndarray]:

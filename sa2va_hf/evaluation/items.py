@@ -20,10 +20,12 @@ BASELINES = ("box",)
 class Settings:
     """How a model is asked. mode: "teacher" gives it the answer, so that only its masks are scored.
     baseline: "box" takes the box that it writes, and SAM 2's mask of that, in the place of its own masks.
+    box_style: how it is asked for a box, a name of `box_baseline.BOX_STYLES`.
     text_encoder: a folder of a BERT that compares phrases (grounded captions)."""
 
     mode: str = "generate"
     baseline: str | None = None
+    box_style: str | None = None
     max_new_tokens: int = 512
     num_frames: int = 5
     video_mode: str | None = None
@@ -33,6 +35,8 @@ class Settings:
         for name, value, known in (("mode", self.mode, MODES), ("baseline", self.baseline, (None, *BASELINES))):
             if value not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(map(str, known))}, got {value!r}")
+        if self.baseline is not None and self.mode != "generate":
+            raise ValueError(f"baseline {self.baseline!r} is what the model writes, which mode {self.mode!r} gives it")
 
 
 @dataclass(frozen=True)

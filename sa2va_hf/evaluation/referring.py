@@ -12,22 +12,18 @@ import numpy as np
 from sa2va_hf import masks
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.schema import Expression, Sample
-from sa2va_hf.data.sources.folder_parts import Shapes
 from sa2va_hf.evaluation import video_conventions
+from sa2va_hf.evaluation.box_baseline import ask_for_boxes, box_prompt
 from sa2va_hf.evaluation.items import Answer, Item, Settings, encode_tracks, percent
 from sa2va_hf.evaluation.metrics import CumulativeIoU, GeneralizedIoU, intersection_union, mean, ratio
 from sa2va_hf.inference import Prediction, Sa2VAPredictor
 from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
-from sa2va_hf.pseudo_labels import prompted_mask
 
 # As released, spaces and all (Sa2VA projects/sa2va/evaluation: dataset/RES.py, dataset/refVOS.py)
 PICTURE_PROMPT = "<image>\n Please segment {} in this image."
 CLIP_PROMPT = "<image>\nPlease segment {}."
 QUESTION_PROMPT = "<image>\n {} Please respond with a segmentation mask."
 SHAPES_PROMPT = "Please segment {}."
-BOX_PROMPT = (  # InternVL's own for grounding
-    "<image>\nPlease provide the bounding box coordinate of the region this sentence describes: <ref>{}</ref>"
-)
 GIVEN_ANSWER = f"Sure, {SEG_TOKEN}."  # of mode "teacher"
 
 ALL = "all"
@@ -72,25 +68,21 @@ class Referring:
     def items(self, sample: Sample, settings: Settings) -> Iterator[Item]:
         expressions = sample.expressions[: 1 if self.first_expression else None]
         for number, expression in enumerate(expressions):
-            prompt = BOX_PROMPT if settings.baseline == "box" else self.prompt(expression)
+            prompt = box_prompt(settings) if settings.baseline == "box" else self.prompt(expression)
             question = prompt.format(expression.text)
             yield Item(f"{sample.id}/{number}", sample, question, expression.kind, tuple(expression.targets))
 
     def record(self, settings: Settings) -> dict[str, Any]:
         """What the questions were, for metrics.json."""
-        prompts = (BOX_PROMPT,) if settings.baseline == "box" else self.prompts
+        prompts = (box_prompt(settings),) if settings.baseline == "box" else self.prompts
         return {"prompts": list(prompts)} | ({"answer": GIVEN_ANSWER} if settings.mode == "teacher" else {})
 
     def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
         """Of items that are all pictures or all clips."""
+        if settings.baseline == "box":
+            return ask_for_boxes(predictor, items, settings)
         media = [load_frames(item.sample, range(item.sample.num_frames)) for item in items]
         clips = items[0].sample.num_frames > 1
-        if settings.baseline == "box":
-            if clips:
-                raise ValueError(
-                    "baseline 'box' draws pictures only: one box does not follow an object through a clip"
-                )
-            return self._boxes(predictor, items, [frames[0] for frames in media], settings)
         given = {"video": media} if clips else {"image": [frames[0] for frames in media]}
         given |= {"text": [item.question for item in items]}
         given |= {"num_frames": settings.num_frames, "video_mode": settings.video_mode}
@@ -99,20 +91,6 @@ class Referring:
         else:
             predictions = predictor(**given, max_new_tokens=settings.max_new_tokens)
         return [_answer(prediction, clips) for prediction in predictions]
-
-    def _boxes(
-        self, predictor: Sa2VAPredictor, items: Sequence[Item], images: list, settings: Settings
-    ) -> list[Answer]:
-        questions = [item.question for item in items]
-        answers = []
-        for image, said in zip(
-            images, predictor(image=images, text=questions, max_new_tokens=settings.max_new_tokens), strict=True
-        ):
-            boxes = masks.text_to_boxes(said.text, *image.size)
-            boxes = [box for box in boxes if box[2] > box[0] and box[3] > box[1]]
-            drawn = [[masks.encode(prompted_mask(predictor, image, Shapes(boxes=boxes))[0])]] if boxes else []
-            answers.append(Answer(said.text, drawn, {"boxes": [list(box) for box in boxes], "said": bool(boxes)}))
-        return answers
 
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
         sample = item.sample
@@ -131,22 +109,23 @@ class Referring:
         return {"score": (mean(rows["J"]) + mean(rows["F"])) / 2, "frames": rows, "said": said}
 
     def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
-        """Figures of pictures ("cIoU", ...; by kind, where there are kinds) and of clips ("J&F", ...)."""
-        found: dict[str, Any] = {}
+        """Figures of pictures ("cIoU", ...) and of clips ("J&F", ...); by kind, where there are kinds."""
+        both = len({item.sample.num_frames > 1 for item in items}) > 1
         groups: dict[str, list[tuple[Item, dict]]] = defaultdict(list)
         for item, answer in zip(items, answers, strict=True):
-            groups[ALL].append((item, answer.figures))
-            if item.kind:
-                groups[item.kind].append((item, answer.figures))
-        for name, group in sorted(groups.items(), key=lambda entry: (entry[0] != ALL, entry[0])):
-            pictures = [figures for _, figures in group if "counts" in figures]
-            clips = [(item.kind, arrays(figures["frames"])) for item, figures in group if "frames" in figures]
-            part = {"expressions": len(group)} | percent(_emission(group))
-            part |= self._pictures(pictures) if pictures else {}
-            if clips:
-                part |= self.summary(clips) if name == ALL else video_conventions.summarize_mevis(s for _, s in clips)
-            found[name] = part
+            for name in _groups(item, both):
+                groups[name].append((item, answer.figures))
+        found = {name: self._figures(groups[name], name == ALL) for name in sorted(groups)}
         return found.pop(ALL) | ({"by_kind": found} if found else {})
+
+    def _figures(self, group: Sequence[tuple[Item, dict]], every: bool) -> dict[str, Any]:
+        """Of some expressions, or of all (`every`), which a benchmark may sum up in its own way."""
+        found: dict[str, Any] = {"expressions": len(group)} | percent(_emission(group))
+        if pictures := [figures for _, figures in group if "counts" in figures]:
+            found |= self._pictures(pictures)
+        if clips := [(item.kind, arrays(figures["frames"])) for item, figures in group if "frames" in figures]:
+            found |= self.summary(clips) if every else video_conventions.summarize_mevis(rows for _, rows in clips)
+        return found
 
     def _pictures(self, rows: Sequence[dict]) -> dict[str, float]:
         if self.no_target:
@@ -158,6 +137,16 @@ class Referring:
         for row in rows:
             sums.add_counts(*row["counts"])
         return percent(sums.result())
+
+
+def _groups(item: Item, both: bool) -> Iterator[str]:
+    """What an expression counts for; `both`: pictures and clips are in one benchmark, so kinds of each are apart."""
+    medium = ("clips, " if item.sample.num_frames > 1 else "pictures, ") if both else ""
+    yield ALL
+    if item.kind:
+        yield medium + item.kind
+    if both and item.targets:
+        yield medium + "any with a target"
 
 
 def arrays(rows: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:

@@ -104,6 +104,26 @@ def test_pictures(tmp_path, mask):
     assert taught["asked"]["answer"] == "Sure, [SEG]."
 
 
+def test_pictures_and_clips_of_one_benchmark_are_told_apart(tmp_path, mask):
+    frame = picture(tmp_path / "a.png")
+    ghost = Expression("a ghost", [], "ghost")
+    records = [sample("a", frame), sample("b", frame, expressions=[ghost]), clip("c", [frame] * 2)]
+    records[2].expressions.append(ghost)
+    task = Referring(referring.shapes_prompt, (), no_target=True)
+    figures = evaluate(given(task, *records), Drawer(mask), tmp_path / "m.json")["metrics"]
+    kinds = figures["by_kind"]
+    places = {"any with a target", "k", "ghost"}
+    assert set(kinds) == {f"{medium}, {place}" for medium in ("pictures", "clips") for place in places}
+    assert (kinds["pictures, any with a target"]["cIoU"], kinds["pictures, any with a target"]["emission"]) == (
+        100,
+        100,
+    )
+    assert (kinds["clips, any with a target"]["J&F"], kinds["clips, ghost"]["silence"]) == (100, 0)
+    assert (figures["expressions"], figures["cIoU"], figures["J&F"]) == (4, 50, 50)
+    table = (tmp_path / "m.md").read_text()
+    assert "| cIoU | 50.00 |" in table and "| pictures, ghost | 1 |" in table
+
+
 def test_ignored_pixels_do_not_count(tmp_path, mask):
     record = sample("a", picture(tmp_path / "a.png"), ignore=[masks.encode(~mask)])
     figures = evaluate(given(PICTURES, record), Drawer(np.ones_like(mask)), tmp_path / "m.json")["metrics"]
@@ -128,28 +148,6 @@ def test_revos_has_robustness_against_all_that_is_annotated(tmp_path, mask):
     share = 100 * mask.mean()  # drawn, and none of it right
     assert figures["reasoning"]["R"] == pytest.approx(100 - share, abs=0.01)
     assert figures["overall"]["J"] == 50.0
-
-
-def test_the_box_that_the_model_writes_is_drawn_by_sam_2(tmp_path, mask, tiny_model, tiny_processor, monkeypatch):
-    seen = []
-
-    def drawn(predictor, image, shapes):
-        seen.append(shapes.boxes)
-        return mask, 0.9
-
-    monkeypatch.setattr(referring, "prompted_mask", drawn)
-    record = sample("a", picture(tmp_path / "a.png"))
-    settings = Settings(baseline="box")
-    drawer = Drawer(mask, "<ref>it</ref><box>[[100, 100, 500, 500]]</box>")
-    figures = evaluate(given(PICTURES, record), drawer, tmp_path / "m.json", settings)["metrics"]
-    assert seen == [[(4.0, 3.0, 20.0, 15.0)]] and figures["cIoU"] == pytest.approx(100)
-    assert drawer.asked == [referring.BOX_PROMPT.format("it")]
-    figures = evaluate(given(PICTURES, record), Drawer(mask, "no box"), tmp_path / "n.json", settings)["metrics"]
-    assert (figures["cIoU"], figures["emission"], len(seen)) == (0, 0, 1)
-    with pytest.raises(ValueError, match="pictures only"):
-        evaluate(given(CLIPS, clip("c", record.frames * 2)), drawer, tmp_path / "c.json", settings)
-    with pytest.raises(ValueError, match="baseline: expected one of None, box"):
-        Settings(baseline="point")
 
 
 # ---------------------------------------------------------------- other tasks

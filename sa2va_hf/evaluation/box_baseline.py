@@ -1,0 +1,100 @@
+"""The baseline that needs no training: the LLM writes a box of what an expression means, SAM 2 draws what is in it.
+
+Every family of LLMs has learned its own manner of asking for a box and of writing it. The forms are those of
+InternVL's model cards, of Qwen2.5-VL's fine-tuning example and of Qwen3-VL's grounding cookbook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from sa2va_hf import masks
+from sa2va_hf.data.media import load_frames
+from sa2va_hf.data.sources.folder_parts import Shapes
+from sa2va_hf.evaluation.following import follow
+from sa2va_hf.evaluation.items import Answer, Item, Settings
+from sa2va_hf.inference import Sa2VAPredictor
+from sa2va_hf.pseudo_labels import prompted_mask
+
+
+@dataclass(frozen=True)
+class BoxStyle:
+    """prompt: how a box is asked for. in_pixels: it is written in pixels of the picture as the LLM gets it, which is
+    resized, instead of in thousandths of its sides."""
+
+    prompt: str
+    in_pixels: bool = False
+
+
+BOX_STYLES = {  # by the `model_type` of the LLM
+    "internvl": BoxStyle(  # <ref>the dog</ref><box>[[x0, y0, x1, y1]]</box>
+        "<image>\nPlease provide the bounding box coordinate of the region this sentence describes: <ref>{}</ref>"
+    ),
+    "qwen2_5_vl": BoxStyle(  # {"bbox_2d": [x0, y0, x1, y1], "label": "the dog"}, as is the next
+        "<image>\nLocate {} in this image and output the bbox coordinates in JSON format.", in_pixels=True
+    ),
+    "qwen3_vl": BoxStyle(
+        '<image>\nLocate every object that matches the description "{}" in the image. '
+        "Report bbox coordinates in JSON format."
+    ),
+}
+
+
+def box_prompt(settings: Settings) -> str:
+    """ValueError when it is not said (or not known) which LLM is asked."""
+    if settings.box_style not in BOX_STYLES:
+        raise ValueError(f"box_style: expected one of {', '.join(BOX_STYLES)}, got {settings.box_style!r}")
+    return BOX_STYLES[settings.box_style].prompt
+
+
+def ask_for_boxes(predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
+    """The union of what SAM 2 finds in the boxes; of a clip, followed by its memory.
+
+    A clip's frames are shown one by one as pictures, `settings.num_frames` of them from the first to the last, until
+    a box is written for one; on those before it there is nothing.
+    """
+    shown = [_evenly(item.sample.num_frames, settings.num_frames) for item in items]
+    answers = [Answer("", more={"boxes": [], "said": False}) for _ in items]
+    waiting, turn = list(range(len(items))), 0
+    while waiting := [number for number in waiting if not answers[number].masks and turn < len(shown[number])]:
+        pictures = [load_frames(items[number].sample, [shown[number][turn]])[0] for number in waiting]
+        questions = [items[number].question for number in waiting]
+        replies = predictor(image=pictures, text=questions, max_new_tokens=settings.max_new_tokens)
+        for number, picture, reply in zip(waiting, pictures, replies, strict=True):
+            boxes = read_boxes(reply.text, picture, settings.box_style, predictor)
+            answers[number] = _drawn(predictor, items[number], shown[number][turn], picture, reply.text, boxes)
+        turn += 1
+    return answers
+
+
+def read_boxes(text: str, picture: Image.Image, style: str, predictor: Sa2VAPredictor) -> list[masks.Box]:
+    """Boxes with an area that are written in a text, in pixels of the picture."""
+    sides = (masks.GRID, masks.GRID)
+    if BOX_STYLES[style].in_pixels:
+        pictures = predictor.processor.pictures
+        *_, rows, columns = pictures.inputs([([picture], False)])["image_grid_thw"][0].tolist()
+        sides = (columns * pictures.patch_size, rows * pictures.patch_size)
+    boxes = masks.text_to_boxes(text, *picture.size, sides)
+    return [box for box in boxes if box[2] > box[0] and box[3] > box[1]]
+
+
+def _evenly(frames: int, count: int) -> list[int]:
+    return np.linspace(0, frames - 1, min(count, frames), dtype=int).tolist()
+
+
+def _drawn(
+    predictor: Sa2VAPredictor, item: Item, frame: int, picture: Image.Image, text: str, boxes: list[masks.Box]
+) -> Answer:
+    more = {"boxes": [list(box) for box in boxes], "frame": frame, "said": bool(boxes)}
+    if not boxes:
+        return Answer(text, more=more)
+    mask = prompted_mask(predictor, picture, Shapes(boxes=boxes))[0]
+    track = [masks.empty(picture.height, picture.width)] * item.sample.num_frames
+    if item.sample.num_frames > 1 and mask.any():
+        (track,) = follow(predictor, item.sample, [{frame: mask}])
+    track[frame] = masks.encode(mask)
+    return Answer(text, [track], more)

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from sa2va_hf.data.media import load_frames
-from sa2va_hf.drawing import contact_sheet, overlay
+from sa2va_hf.drawing import PAPER, contact_sheet, overlay
 from sa2va_hf.evaluation.items import Answer, Item
 from sa2va_hf.masks import decode
 
 SHOWN = 6  # worst samples, and as many of the best
-TILE = 320  # pixels, the longer side
+TILE, GAP = 320, 4  # pixels: a picture's longer side, and between the two of a tile
 PACKAGES = ("torch", "transformers", "accelerate", "sam2", "numpy")
 
 
@@ -35,38 +35,83 @@ def flat(figures: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]
 
 
 def table(name: str, figures: Mapping[str, Any]) -> str:
-    """The figures as a markdown table."""
-    rows = [
-        f"| {path} | {value:.4f} |" if isinstance(value, float) else f"| {path} | {value} |"
-        for path, value in flat(figures)
-    ]
-    return "\n".join([f"| {name} | |", "|---|---|", *rows]) + "\n"
+    """The figures as markdown: those of the whole benchmark, then a row for each group of samples (by kind, ...)."""
+    whole = {key: value for key, value in figures.items() if not isinstance(value, Mapping)}
+    parts = [_rows([name, ""], [[key, _cell(value)] for key, value in whole.items()])] if whole else []
+    groups = dict(_groups({key: value for key, value in figures.items() if key not in whole}))
+    if groups:
+        columns = list(dict.fromkeys(column for group in groups.values() for column in group))
+        cells = [[key, *(_cell(group.get(column, "")) for column in columns)] for key, group in groups.items()]
+        parts.append(_rows([name if not whole else "", *columns], cells))
+    return "\n\n".join(parts) + "\n"
+
+
+def _groups(figures: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(name, figures) of the innermost groups of nested figures."""
+    for key, value in figures.items():
+        if isinstance(value, Mapping) and any(isinstance(inner, Mapping) for inner in value.values()):
+            yield from _groups(value)
+        elif isinstance(value, Mapping):
+            yield key, value
+
+
+def _rows(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in (head, *cells)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def contact_sheet_of(items: Sequence[Item], answers: Sequence[Answer]) -> Image.Image:
-    """The worst samples, then the best: the truth on the left, the prediction on the right, question and score below.
-
-    Equal scores are sorted by key, so that the same answers give the same picture.
-    """
-    pairs = sorted(zip(items, answers, strict=True), key=lambda pair: (pair[1].figures["score"], pair[0].key))
-    shown = pairs if len(pairs) <= 2 * SHOWN else pairs[:SHOWN] + pairs[-SHOWN:]
+    """The worst samples, then the best: truth and prediction, score, question and answer."""
+    shown = worst_and_best(items, answers)
     captions = [
-        f"{answer.figures['score']:.3f} {item.key}: {item.question.strip()} - {answer.text}" for item, answer in shown
+        f"{answer.figures['score']:.3f} {item.key}: {_asked(item)} - {answer.text}".strip(" -")
+        for item, answer in shown
     ]
     return contact_sheet([_tile(*pair) for pair in shown], columns=2, captions=captions)
+
+
+def worst_and_best(items: Sequence[Item], answers: Sequence[Answer]) -> list[tuple[Item, Answer]]:
+    """From the worst to the best, at most SHOWN of each, and no picture or clip twice among either.
+
+    Among the best, expressions that mean something come before those that rightly found nothing. Equal scores are
+    sorted by key, so that the same answers give the same picture.
+    """
+    pairs = sorted(zip(items, answers, strict=True), key=lambda pair: (pair[1].figures["score"], pair[0].key))
+    worst = _of_different_samples(pairs)
+    shown = {item.key for item, _ in worst}
+    rest = [pair for pair in pairs if pair[0].key not in shown]
+    rest.sort(key=lambda pair: bool(pair[0].targets))
+    return worst + _of_different_samples(rest[::-1])[::-1]
+
+
+def _of_different_samples(pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Item, Answer]]:
+    """The first ones (SHOWN at most), each of another sample."""
+    first: dict[str, tuple[Item, Answer]] = {}
+    for item, answer in pairs:
+        first.setdefault(item.sample.id, (item, answer))
+    return list(first.values())[:SHOWN]
+
+
+def _asked(item: Item) -> str:
+    return item.question.removeprefix("<image>").strip()
 
 
 def _tile(item: Item, answer: Answer) -> Image.Image:
     place = _worst_frame(answer) if item.sample.annotated else 0
     frame = item.sample.annotated[place] if item.sample.annotated else 0
     picture = load_frames(item.sample, [frame])[0]
-    true = list(item.truth(place)) if item.targets else []
+    true = list(item.truth(place)) if item.targets and item.sample.annotated else []
     drawn = [decode(track[frame]) for track in answer.masks if frame < len(track)]
     scale = TILE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    both = Image.new("RGB", (2 * size[0], size[1]))
-    for number, masks in enumerate((true, drawn)):
-        both.paste(overlay(picture, masks).resize(size), (number * size[0], 0))
+    both = Image.new("RGB", (2 * size[0] + GAP, size[1]), PAPER)
+    for number, (name, masks) in enumerate((("truth", true), ("prediction", drawn))):
+        half = overlay(overlay(picture, masks).resize(size), [], labels=[name])
+        both.paste(half, (number * (size[0] + GAP), 0))
     return both
 
 

@@ -127,6 +127,7 @@ def _settings(run: Mapping[str, Any]) -> str:
     settings = run["recipe"].get("settings", {})
     shown = [settings.get("mode", "generate"), f"{settings['num_frames']} frames" if "num_frames" in settings else ""]
     shown += [f"{key} {settings[key]}" for key in ("baseline", "video_mode") if settings.get(key)]
-    shown += [f"{key} {run['recipe'][key]}" for key in ("dtype", "options") if run["recipe"].get(key)]
+    shown += [f"dtype {run['recipe']['dtype']}"] if run["recipe"].get("dtype") else []
+    shown += [f"{key} {value}" for key, value in run["recipe"].get("options", {}).items()]
     shown += [f"{len(run['rejects'])} records left out"] if run.get("rejects") else []
     return ", ".join(filter(None, shown))

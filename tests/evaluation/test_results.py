@@ -1,4 +1,4 @@
-"""The results page: every run has its row, and what is published stands beside it.
+"""The results page: every run has its row, and what is published stands beside it; tables and sheets of a run.
 
 Run: pytest tests/evaluation/test_results.py
 """
@@ -9,8 +9,10 @@ import pytest
 from drawer import PICTURES, SETTINGS, Drawer, given
 from records import picture, sample
 
+from sa2va_hf.data.schema import Expression
 from sa2va_hf.evaluation import report, results, runner
 from sa2va_hf.evaluation.benchmarks import BENCHMARKS, load_items
+from sa2va_hf.evaluation.items import Answer
 from sa2va_hf.masks import decode
 
 
@@ -54,6 +56,34 @@ def test_every_benchmark_has_its_figures_and_only_its_own_numbers(run):
     for name in BENCHMARKS:
         assert results.figures_of(name)
         assert all(figure in results.figures_of(name) for _, figure, *_ in results.published(name))
+
+
+def test_worst_and_best_are_of_different_pictures(tmp_path):
+    frame, expressions = picture(tmp_path / "a.png"), [Expression("it", [0]), Expression("a ghost", [])]
+    records = [sample(f"s{number:02}", frame, expressions=expressions) for number in range(9)]
+    items, _ = load_items(given(PICTURES, *records), None, SETTINGS)
+    answers = []  # s00/0: 0.00, s00/1: 1.00, s01/0: 0.01, ...: the ghosts are all rightly not seen
+    for item in items:
+        number = int(item.sample.id[1:])
+        answers.append(Answer("", figures={"score": number / 100 if item.targets else 1.0}))
+    shown = [item.key for item, _ in report.worst_and_best(items, answers)]
+    worst, best = shown[: report.SHOWN], shown[report.SHOWN :]
+    assert worst == [f"s{number:02}/0" for number in range(report.SHOWN)]
+    assert best[-3:] == ["s06/0", "s07/0", "s08/0"]  # those that mean something and are not among the worst
+    assert {key[-1] for key in best[:-3]} == {"1"} and len(best) == report.SHOWN
+
+
+def test_the_table_has_a_row_for_each_group():
+    text = report.table("revos", {"expressions": 3, "referring": {"J&F": 2.0}, "overall": {"J&F": 1.0, "A": 3.126}})
+    assert text.splitlines()[2] == "| expressions | 3 |"
+    assert text.splitlines()[4:] == [
+        "|  | J&F | A |",
+        "|---|---|---|",
+        "| referring | 2.00 |  |",
+        "| overall | 1.00 | 3.13 |",
+    ]
+    nested = report.table("shapes", {"by_kind": {"a": {"cIoU": 1.0}}})
+    assert nested.splitlines() == ["| shapes | cIoU |", "|---|---|", "| a | 1.00 |"]
 
 
 def test_what_is_no_run_is_an_error(tmp_path):

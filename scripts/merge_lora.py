@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 
 from sa2va_hf.checkpoints.merge import merge, push
+from sa2va_hf.command_line import mistakes
 
 
 def main() -> None:
@@ -30,4 +31,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from sa2va_hf.command_line import mistakes
 from sa2va_hf.drawing import overlay
 from sa2va_hf.inference import Prediction, Sa2VAPredictor
 from sa2va_hf.masks import from_png
@@ -116,4 +117,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

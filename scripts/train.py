@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from sa2va_hf.arguments import DataArguments, parse, save_config
+from sa2va_hf.command_line import mistakes
 from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.data.dataset import Sa2VADataset
 from sa2va_hf.data.length_cache import default_folder
@@ -74,7 +75,8 @@ def finish(trainer: Sa2VATrainer, metrics: dict[str, float]) -> None:
         trainer.save_metrics("eval", metrics)
 
 
-def main(argv: list[str]) -> None:
+def build(argv: list[str]) -> tuple[Sa2VATrainer, str | None]:
+    """All that a run needs, and the checkpoint it goes on from."""
     model_arguments, data, training = parse(argv)
     logging.basicConfig(
         format="%(asctime)s %(name)s: %(message)s",
@@ -96,8 +98,12 @@ def main(argv: list[str]) -> None:
         eval_dataset=build_dataset(eval_parts, data, processor, seed, train=False) if eval_parts else None,
         processing_class=processor,
     )
-    if training.process_index == 0:
-        save_config(training)
+    return trainer, checkpoint
+
+
+def train(trainer: Sa2VATrainer, checkpoint: str | None) -> None:
+    if trainer.args.process_index == 0:
+        save_config(trainer.args)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.stopped_by is None:
         finish(trainer, result.metrics)
@@ -107,5 +113,11 @@ def main(argv: list[str]) -> None:
         torch.distributed.destroy_process_group()
 
 
+def main(argv: list[str]) -> None:
+    train(*build(argv))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with mistakes():
+        built = build(sys.argv[1:])
+    train(*built)

@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 
 from sa2va_hf.checkpoints.zero import consolidate
+from sa2va_hf.command_line import mistakes
 
 
 def main() -> None:
@@ -25,4 +26,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with mistakes():
+        main()

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "arguments": {"mixtures", "yaml_values"},
     "mixtures": {"yaml_values"},
     "yaml_values": set(),
+    "command_line": set(),
     "masks": set(),
     "drawing": set(),
     "model": set(),

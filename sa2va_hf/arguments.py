@@ -190,6 +190,10 @@ class Sa2VATrainingArguments(TrainingArguments):
     count_flops: bool = field(
         default=False, metadata={"help": "Count the model's operations: tflops and, on known GPUs, mfu in the log."}
     )
+    compile_layers: bool = field(
+        default=False,
+        metadata={"help": "torch.compile the language model's and the vision encoder's layers and SAM 2's encoder."},
+    )
     loss_normalization: Literal["batch", "global"] = field(
         default="batch",
         metadata={
@@ -220,6 +224,9 @@ class Sa2VATrainingArguments(TrainingArguments):
     _FIXED: ClassVar[dict[str, tuple[Any, str]]] = {
         "remove_unused_columns": (False, "the dataset yields messages and pictures, which are no model inputs"),
         "label_smoothing_factor": (0.0, "the model computes its own loss"),
+        "torch_compile": (False, "the model as a whole is no one graph; `compile_layers` compiles its layers"),
+        "torch_compile_backend": (None, "see `compile_layers`"),
+        "torch_compile_mode": (None, "see `compile_layers`"),
         "auto_find_batch_size": (False, "the sampler's order depends on the batch size"),
         "dataloader_drop_last": (False, "the sampler fills the last global batch"),
     }

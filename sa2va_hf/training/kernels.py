@@ -1,0 +1,62 @@
+"""Faster kernels for the same numbers: torch.compile, layer by layer, and Liger's Triton kernels."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from ..arguments import Sa2VATrainingArguments
+
+
+def use_faster_kernels(model: nn.Module, training: Sa2VATrainingArguments) -> None:
+    """What `use_liger_kernel` and `compile_layers` ask for, in place.
+
+    Errors: ValueError where they cannot work here.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if training.use_liger_kernel:
+        if training.device.type == "cpu":
+            raise ValueError("`use_liger_kernel`: its kernels need a GPU, and this run is on a CPU; leave it out")
+        use_liger(base.mllm.model.language_model, training.liger_kernel_config)
+    if training.compile_layers:
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "`compile_layers`: not with ZeRO-3, which swaps the weights while a layer runs; leave it out"
+            )
+        compile_layers(base)
+
+
+def use_liger(language_model: nn.Module, options: dict[str, bool] | None = None) -> None:
+    """Liger's norms, MLPs and rotary embedding in the language model (https://github.com/linkedin/Liger-Kernel).
+
+    Trainer does this for models that Liger knows by name, which Sa2VA is not. Its cross entropies are left out: the
+    loss here is computed at the answers alone, in chunks (`model.losses.answer_cross_entropy`).
+    """
+    if find_spec("liger_kernel") is None:
+        raise ValueError("`use_liger_kernel`: Liger is not installed; pip install liger-kernel, or leave it out")
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    chosen = (options or {}) | {"cross_entropy": False, "fused_linear_cross_entropy": False}
+    _apply_liger_kernel_to_instance(model=language_model, **chosen)
+
+
+def compile_layers(model: nn.Module, **options: Any) -> None:
+    """Compile the language model's layers, the vision encoder's, and SAM 2's image encoder.
+
+    Layers one by one: they share one program, which is ready in a fraction of the time that the whole model takes, and
+    weights keep their names. The first two work for any number of tokens and tiles. options: those of `torch.compile`.
+    """
+    vision, *_ = model.backbone.vision(model.mllm)
+    for part in (model.mllm.model.language_model, vision):
+        for layer in _layers(part):
+            layer.compile(dynamic=True, **options)
+    model.grounding_encoder.sam2_model.image_encoder.compile(**options)
+
+
+def _layers(part: nn.Module) -> nn.ModuleList:
+    """The longest list of modules in it."""
+    return max((module for module in part.modules() if isinstance(module, nn.ModuleList)), key=len)

@@ -8,6 +8,8 @@
     # SAM 2's own files, alone, and SAM 2 out of a Sa2VA
     python scripts/convert_checkpoint.py --source sam2.1_hiera_large.pt --output models/sam2.1_large
     python scripts/convert_checkpoint.py --source outputs/mine --output outputs/mine_sam2 --to sam2
+    # a SAM 2 (fine-tuned by train_sam2.py, or a .pt) into a Sa2VA, in the place of its own
+    python scripts/convert_checkpoint.py --source outputs/mine --with_sam2 runs/sam2_mose --output outputs/joined
 
 Every tensor is accounted for: one that is missing, left over or of the wrong shape is listed, nothing is written, and
 the exit code is 1.
@@ -29,6 +31,7 @@ def main() -> int:
     parser.add_argument("--to", choices=FORMATS, default="ours", help="layout to write (default: %(default)s)")
     sam2 = [f"{version}-{size}" for version in SAM2_VERSIONS for size in SAM2_TRUNKS]
     parser.add_argument("--sam2", choices=sam2, help="stop unless this SAM 2 is inside (default: whichever it is)")
+    parser.add_argument("--with_sam2", type=Path, help="SAM 2 that the model gets: a .pt, or a folder with one")
     parser.add_argument("--max_shard_size", default="5GB", help="larger models are written in several files")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -42,6 +45,7 @@ def main() -> int:
             arguments.output,
             arguments.to,
             grounding_config=grounding_config,
+            with_sam2=arguments.with_sam2,
             max_shard_size=arguments.max_shard_size,
         )
     except (ValueError, OSError) as error:

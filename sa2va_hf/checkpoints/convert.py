@@ -35,6 +35,7 @@ def convert(
     to: str = "ours",
     *,
     grounding_config: Sa2VAGroundingConfig | None = None,
+    with_sam2: Path | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
     """Write the model in `source` to the folder `output` in another layout.
@@ -46,6 +47,8 @@ def convert(
             alone as its `Sam2VideoModel`).
         grounding_config: the SAM 2 that must be inside; default: whichever of the published ones it is, except for
             "sa2va", where it is 2.0 large, the only one that the released code builds.
+        with_sam2: a `.pt` of SAM 2 or a folder with one (fine-tuned, say), which a model of this package gets in the
+            place of its own; only to "ours".
         max_shard_size: larger models are written in several files, with an index. The tensors of one written file are
             in memory at a time.
 
@@ -56,7 +59,14 @@ def convert(
     if any(path.suffix in (".safetensors", ".pt") or path.name == "config.json" for path in output.glob("*")):
         raise ValueError(f"{output} holds a model already: give an empty folder, or a new one")
     kind = _kind(source)
-    if (kind, to) == ("a released folder", "ours"):
+    if with_sam2 is not None:
+        if (kind, to) != ("a model of this package", "ours"):
+            raise ValueError(
+                f"{source} is {kind} to be written as {to!r}: only a model of this package, written as "
+                "'ours', gets another SAM 2; convert it to ours first"
+            )
+        sam2.into_sa2va(source, with_sam2, output, max_shard_size)
+    elif (kind, to) == ("a released folder", "ours"):
         from_released(source, output, grounding_config, max_shard_size)
     elif (kind, to) == ("a model of this package", "sa2va"):
         to_released(source, output, grounding_config or RELEASED_GROUNDING, max_shard_size)

@@ -6,6 +6,7 @@ The names inside are those of the `sam2` package in both. Which SAM 2 it is, is 
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..model.configuration_sa2va import SAM2_TRUNKS, Sa2VAConfig, Sa2VAGroundingConfig
 from ..model.grounding import build_sam2
 from .rules import SAM2, TRACKER
-from .weights import Stored, audit, read_folder, read_pickle, write_folder
+from .weights import INDEX, Stored, audit, read_folder, read_pickle, write_folder
 from .zero import read_json
 
 logger = logging.getLogger(__name__)
@@ -79,21 +80,54 @@ def to_pt(source: Path, output: Path, asked: Sa2VAGroundingConfig | None) -> Non
     logger.info("%d tensors of %s written to %s", len(tensors), source, path)
 
 
+def into_sa2va(source: Path, given: Path, output: Path, max_shard_size: str = "5GB") -> None:
+    """A whole Sa2VA of ours with the SAM 2 of `given` (a `.pt`, or a folder) in the place of its own -> `output`.
+
+    What `to_pt` takes out is what is put in: of two mask decoders SAM 2's own is replaced and the one that draws [SEG]
+    stays; a single one is replaced, and has to learn [SEG] again. Everything else keeps its bits, config included.
+
+    Errors: ValueError naming the tensors where the two SAM 2 are not of one version, size and width.
+    """
+    stored, config = read_folder(source), Sa2VAConfig.from_pretrained(source).grounding_config
+    tensors, their_config = _of_either(given, config)
+    audit(tensors, sam2_shapes(config), given, f"the SAM 2 of {source}")
+    if their_config.image_size != config.image_size and given.is_dir():  # a .pt does not say
+        logger.info("%s is for %d px, the Sa2VA stays at %d px", given, their_config.image_size, config.image_size)
+    two_decoders = any(name.startswith(TRACKER) for name in stored)
+    for name, tensor in tensors.items():
+        if two_decoders and name.startswith(DECODER):
+            stored[TRACKER + name.removeprefix(DECODER)] = tensor
+        else:
+            stored[SAM2 + name] = tensor
+    output.mkdir(parents=True, exist_ok=True)
+    write_folder(stored, output, max_shard_size)
+    others = [path for path in source.iterdir() if path.is_file() and path.suffix != ".safetensors"]
+    for path in sorted(others, key=lambda path: path.name == "config.json"):  # last: it says that all is there
+        if path.name != INDEX:
+            shutil.copy(path, output / path.name)
+    logger.info("%d tensors of %s put into %s", len(tensors), given, output)
+
+
 def load(source: Path | str) -> tuple[SAM2Base, Sa2VAGroundingConfig]:
     """SAM 2 in float32, with its weights, from a `.pt`, a folder of it alone, or a whole Sa2VA of ours.
 
     Errors: ValueError naming what is missing, left over or of another shape; or that there is no such file.
     """
-    source = Path(source)
-    if source.is_dir():
-        tensors, config = of_folder(source, None)
-    elif source.is_file():
-        tensors, config = _of_pt(source, None)
-    else:
-        raise ValueError(f"{source}: no such file or folder; expected a .pt of SAM 2, or a folder with config.json")
+    tensors, config = _of_either(Path(source))
     sam2 = build_sam2(config)
     sam2.load_state_dict({name: tensor.read().float() for name, tensor in tensors.items()})
     return sam2, config
+
+
+def _of_either(
+    source: Path, asked_of_file: Sa2VAGroundingConfig | None = None
+) -> tuple[dict[str, Stored], Sa2VAGroundingConfig]:
+    """Of a folder, which says itself which SAM 2 it is, or of a `.pt`."""
+    if source.is_dir():
+        return of_folder(source, None)
+    if source.is_file():
+        return _of_pt(source, asked_of_file)
+    raise ValueError(f"{source}: no such file or folder; expected a .pt of SAM 2, or a folder with config.json")
 
 
 def _of_pt(source: Path, asked: Sa2VAGroundingConfig | None) -> tuple[dict[str, Stored], Sa2VAGroundingConfig]:

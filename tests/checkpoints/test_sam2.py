@@ -11,7 +11,7 @@ from released import GROUNDING, write
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_processor
 
-from sa2va_hf import Sa2VAGroundingConfig
+from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAGroundingConfig
 from sa2va_hf.checkpoints.convert import convert
 from sa2va_hf.checkpoints.sam2 import recognise
 from sa2va_hf.checkpoints.weights import WEIGHTS
@@ -66,6 +66,46 @@ def test_what_was_converted_fits_into_a_sa2va_and_comes_out_again(tmp_path):
     tiny_processor().save_pretrained(tmp_path / "model")
     convert(tmp_path / "model", tmp_path / "out", "sam2")
     same(torch.load(tmp_path / "out" / "sam2_hiera_tiny.pt", weights_only=True)["model"], state)
+
+
+@pytest.mark.parametrize("two_decoders", [False, True], ids=["one decoder", "two decoders"])
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_a_sam2_put_into_a_sa2va_comes_out_as_it_went_in(tmp_path, form, two_decoders):
+    """Everything else stays, bit by bit: the language model, and the decoder that draws [SEG] where there are two."""
+    (tmp_path / "released").mkdir()
+    convert(write(tmp_path / "released", two_decoders=two_decoders), tmp_path / "model", grounding_config=GROUNDING)
+    before = load_file(tmp_path / "model" / WEIGHTS)
+    torch.manual_seed(3)
+    state = {name: torch.randn_like(tensor) for name, tensor in build_sam2(GROUNDING).state_dict().items()}
+    given = saved(tmp_path / "fine_tuned.pt", state)
+    if form == "folder":
+        convert(given, tmp_path / "fine_tuned", grounding_config=GROUNDING)
+        given = tmp_path / "fine_tuned"
+    convert(tmp_path / "model", tmp_path / "joined", with_sam2=given)
+    convert(tmp_path / "joined", tmp_path / "out", "sam2")
+    same(torch.load(tmp_path / "out" / "sam2_hiera_tiny.pt", weights_only=True)["model"], state)
+    after, sam2 = load_file(tmp_path / "joined" / WEIGHTS), "grounding_encoder.sam2_model."
+    kept = {name for name in before if "grounding_encoder" not in name}
+    if two_decoders:
+        kept |= {name for name in before if name.startswith(f"{sam2}sam_mask_decoder.")}
+    assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in kept)
+    files = [{path.name for path in (tmp_path / name).iterdir()} for name in ("model", "joined")]
+    assert files[0] == files[1]
+    model = Sa2VAForConditionalGeneration.from_pretrained(tmp_path / "joined")
+    name = "image_encoder.trunk.patch_embed.proj.weight"
+    assert torch.equal(model.grounding_encoder.sam2_model.state_dict()[name], state[name])
+
+
+def test_a_sam2_that_does_not_fit_into_a_sa2va(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    newer = Sa2VAGroundingConfig(**(GROUNDING.to_dict() | {"version": "2.1"}))
+    build = build_sam2(newer)
+    convert(saved(tmp_path / "newer.pt", build.state_dict()), tmp_path / "newer", grounding_config=newer)
+    said = "newer: the weights do not fit the SAM 2 of .*model\nunexpected: no_obj_embed_spatial"
+    refused(tmp_path / "model", tmp_path, said, with_sam2=tmp_path / "newer")
+    refused(tmp_path / "newer", tmp_path, "only a model of this package", with_sam2=tmp_path / "newer.pt")
+    refused(tmp_path / "model", tmp_path, "only a model of this package", to="sam2", with_sam2=tmp_path / "newer")
+    refused(tmp_path / "model", tmp_path, "gone: no such file or folder", with_sam2=tmp_path / "gone")
 
 
 def test_of_two_mask_decoders_sam2_gets_its_own(tmp_path, caplog):

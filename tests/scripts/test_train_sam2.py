@@ -11,14 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
-from clips import tiny_clip_model, write_davis
+from clips import draw, tiny_clip_model, write_davis
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sa2va_hf.arguments import parse
 from sa2va_hf.checkpoints.convert import convert
 from sa2va_hf.checkpoints.sam2 import load
 from sa2va_hf.data.prepare import prepare
+from sa2va_hf.data.vos_clips import to_square
+from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
+from sa2va_hf.model.grounding import build_sam2
+from sa2va_hf.model.tracking import follow_objects
 from sa2va_hf.training.sam2_arguments import SAM2_ARGUMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +83,45 @@ def test_from_folders_to_a_file_of_the_sam2_package(config, tmp_path):
     assert set(state) == {"model"} and set(state["model"]) == set(before)
     assert all(torch.equal(state["model"][name], after[name]) for name in before)
     assert not all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+def test_the_sam2_package_loads_a_fine_tuned_model_and_draws_the_same_masks(config, tmp_path):
+    """SAM 2.1 tiny at its true widths, trained for a step at 256 px; its own builder reads the file strictly."""
+    from sam2.build_sam import build_sam2_video_predictor
+
+    tiny = Sa2VAGroundingConfig(version="2.1", size="tiny")
+    torch.manual_seed(0)
+    torch.save({"model": build_sam2(tiny).state_dict()}, tmp_path / "sam2.1_hiera_tiny.pt")
+    few = ["--max_steps", "1", "--num_frames", "2", "--eval_strategy", "no", "--eval_data", "[]"]
+    done = train(config, "--model_name_or_path", str(tmp_path / "sam2.1_hiera_tiny.pt"), "--image_size", "256", *few)
+    assert done.returncode == 0, done.stderr[-3000:]
+    convert(tmp_path / "run", tmp_path / "pt", "sam2")
+    file, side = tmp_path / "pt/sam2.1_hiera_tiny.pt", ["++model.image_size=256"]
+    yaml_of_package = "configs/sam2.1/sam2.1_hiera_t.yaml"
+    theirs = build_sam2_video_predictor(
+        yaml_of_package, str(file), device="cpu", apply_postprocessing=False, hydra_overrides_extra=side
+    )
+    (tmp_path / "frames").mkdir()
+    for number in range(3):
+        picture, _ = draw(number, 2, width=256, height=256)
+        Image.fromarray(picture).save(tmp_path / f"frames/{number:05d}.jpg", quality=95)
+    mask = torch.zeros(256, 256, dtype=torch.bool)
+    mask[40:160, 60:200] = True
+    session = theirs.init_state(str(tmp_path / "frames"))
+    theirs.add_new_mask(session, 0, 1, mask)
+    wanted = {number: logits[0, 0] for number, _, logits in theirs.propagate_in_video(session)}
+    ours, _ = load(tmp_path / "run")
+
+    def open_frame(number):
+        with Image.open(tmp_path / f"frames/{number:05d}.jpg") as picture:
+            return to_square(picture.convert("RGB"), 256)
+
+    found = dict(follow_objects(ours.eval(), open_frame, 3, {1: {0: mask}}))
+    for number, logits in wanted.items():
+        full = F.interpolate(found[number][1][None, None], size=(256, 256), mode="bilinear", align_corners=False)[0, 0]
+        assert torch.equal(full > 0, logits > 0) and torch.allclose(full, logits, atol=1e-3), number
+    assert sorted(wanted) == [0, 1, 2] and (wanted[0] > 0).any() and wanted[1].std() > 0
 
 
 @pytest.mark.slow

@@ -126,6 +126,25 @@ def test_a_frozen_encoder_gets_no_gradient_and_the_rest_does():
     assert {"sam2.sam_mask_decoder.conv_s0.weight", "sam2.maskmem_tpos_enc"} <= names
 
 
+@pytest.mark.parametrize("settings", [MASKED, CLICKED], ids=["masks", "clicks"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
+def test_bfloat16_is_float32_but_for_its_roundings(settings, checkpointing, monkeypatch):
+    model, inputs = tiny_clip_model(**settings), clip()
+    middles = torch.tensor([[[40.0, 30.0]], [[45.0, 50.0]], [[50.0, 70.0]]])  # the same clicks both times
+    click = Points(middles, torch.ones(3, 1, dtype=torch.int32))
+    monkeypatch.setattr(Prompter, "_click", lambda self, masks, predicted: click)
+    wanted, expected = run(model, inputs).loss.item(), gradients(model)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(model, inputs)
+    got = gradients(model)
+    assert found.loss.dtype == torch.float32 and found.loss.item() == pytest.approx(wanted, rel=0.02)
+    assert set(got) == set(expected) and all(gradient.isfinite().all() for gradient in got.values())
+    one, other = (torch.cat([of[name].flatten() for name in sorted(of)]) for of in (expected, got))
+    assert torch.cosine_similarity(one, other, dim=0) > 0.98
+
+
 def test_ignored_pixels_do_not_count():
     model, inputs = tiny_clip_model(**MASKED), clip(objects=(2,))
     plain = run(model, inputs).loss.item()

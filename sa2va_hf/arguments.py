@@ -130,8 +130,8 @@ class DataArguments:
     join_samples: bool = field(
         default=False,
         metadata={
-            "help": "Batches without padding: samples follow each other in one row (InternVL; pays with "
-            "attn_implementation flash_attention_2)."
+            "help": "Batches without padding: samples follow each other in one row (pays with attn_implementation "
+            "flash_attention_2)."
         },
     )
     verify_data: bool = field(

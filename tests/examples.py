@@ -39,7 +39,9 @@ def example(kind, seed=0):
     return {"messages": messages, "mask_labels": masks, "sample_id": f"{kind} {seed}"}
 
 
-def batch(kinds, join):
-    inputs = Sa2VACollator(tiny_processor(), join=join)([example(kind, seed) for seed, kind in enumerate(kinds)])
+def batch(kinds, join, backbone="internvl"):
+    inputs = Sa2VACollator(tiny_processor(backbone), join=join)(
+        [example(kind, seed) for seed, kind in enumerate(kinds)]
+    )
     inputs.pop("sample_ids")
     return inputs

@@ -18,7 +18,6 @@ class InternVL:
 
     needs, takes = {"pixel_values"}, {"region_masks", "region_tiles"}
     projector_is_trained = True  # in the released training
-    can_be_joined = True  # conversations in one row: see `Sa2VACollator`
 
     @staticmethod
     def vision(mllm: nn.Module) -> list[nn.Module]:
@@ -67,6 +66,11 @@ class InternVL:
         check_counts(int(context.sum()), len(features), len(visuals["pixel_values"]), "tiles")
         return {"inputs_embeds": embeddings.masked_scatter(context.unsqueeze(-1), features)}
 
+    @staticmethod
+    def text_places(position_ids: Tensor) -> Tensor:
+        """What the language model takes as positions of text without pictures at `position_ids` (B, L)."""
+        return position_ids
+
     def read(
         self,
         mllm: nn.Module,
@@ -77,7 +81,7 @@ class InternVL:
     ) -> Tensor:
         """Ids with pictures -> (B, L, D) after the language model's last norm; padding on the right has `mask` 0.
 
-        position_ids: of a row in which several conversations follow each other, each from 0; `mask` is None then.
+        position_ids: (1, L) of a row in which conversations follow each other, each from 0; `mask` is None then.
         """
         inputs = self.llm_inputs(mllm, input_ids, visuals)
         llm = mllm.model.language_model
@@ -92,7 +96,6 @@ class QwenVL:
 
     needs, takes = {"pixel_values", "image_grid_thw"}, set[str]()
     projector_is_trained = False  # in the released training: it froze all but the language model
-    can_be_joined = False  # the native model counts a picture's rows and columns per row of ids
 
     @staticmethod
     def vision(mllm: nn.Module) -> list[nn.Module]:
@@ -126,9 +129,37 @@ class QwenVL:
             inputs["mm_token_type_ids"] = context.int()  # transformers 5.0 looks for pictures in the ids itself
         return inputs
 
-    def read(self, mllm: nn.Module, input_ids: Tensor, mask: Tensor | None, visuals: dict[str, Tensor]) -> Tensor:
+    @staticmethod
+    def text_places(position_ids: Tensor) -> Tensor:
+        """(4, B, L): see `_joined_places`; three rows alone would not keep joined conversations apart."""
+        return position_ids.expand(4, -1, -1)
+
+    def read(
+        self,
+        mllm: nn.Module,
+        input_ids: Tensor,
+        mask: Tensor | None,
+        visuals: dict[str, Tensor],
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
         inputs = self.llm_inputs(mllm, input_ids, visuals)
+        if position_ids is not None:
+            inputs["position_ids"] = self._joined_places(mllm, inputs, position_ids)
         return mllm.model(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
+
+    @staticmethod
+    def _joined_places(mllm: nn.Module, inputs: dict[str, Tensor], position_ids: Tensor) -> Tensor:
+        """(4, 1, L): places in the text, by which attention keeps joined conversations apart, and time, row, column.
+
+        The native model counts the last three in one conversation per row of ids, so they are taken apart for it.
+        """
+        starts = (position_ids[0] == 0).nonzero().flatten().tolist()
+        lengths = [end - start for start, end in zip(starts, [*starts[1:], position_ids.shape[1]], strict=True)]
+        rows = {name: inputs[name][0].split(lengths) for name in ("input_ids", "mm_token_type_ids") if name in inputs}
+        padded = {name: nn.utils.rnn.pad_sequence(row, batch_first=True) for name, row in rows.items()}
+        real = nn.utils.rnn.pad_sequence([row.new_ones(len(row)) for row in rows["input_ids"]], batch_first=True)
+        places, _ = mllm.model.get_rope_index(**padded, image_grid_thw=inputs["image_grid_thw"], attention_mask=real)
+        return torch.cat([position_ids.unsqueeze(0), places[:, real.bool()].unsqueeze(1)])
 
 
 class Qwen3VL(QwenVL):

@@ -169,21 +169,18 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """(B, L, D) after the LLM's last norm; right padding where `attention_mask` is 0."""
-        joined = {}
         if position_ids is not None:
-            if not self.backbone.can_be_joined:
-                raise ValueError(f"{self.config.mllm_config.model_type} cannot read conversations joined into one row")
-            joined, attention_mask = {"position_ids": position_ids}, None
+            attention_mask = None
         visuals = self._visuals(input_ids, pixel_values, region_masks, region_tiles, image_grid_thw)
         if visuals:
-            return self.backbone.read(self.mllm, input_ids, attention_mask, visuals, **joined)
+            return self.backbone.read(self.mllm, input_ids, attention_mask, visuals, position_ids)
         embeddings = self.get_input_embeddings()(input_ids)
         if self.training or is_deepspeed_zero3_enabled():  # ZeRO-3: all ranks gather the same weights, in one order
             embeddings = embeddings + self._touch_vision(embeddings)
+        places = None if position_ids is None else self.backbone.text_places(position_ids)
         llm = self.mllm.model.language_model
-        return llm(
-            inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False, **joined
-        ).last_hidden_state
+        output = llm(inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=places, use_cache=False)
+        return output.last_hidden_state
 
     def _visuals(
         self,

@@ -20,18 +20,22 @@ def learn(model, inputs, **options):
     return output, {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
 
 
-@pytest.fixture(params=["sdpa", "eager"])
-def model(request):
-    model = loud(tiny_model(num_points=0)).train()
-    model.set_attn_implementation(request.param)
+def trained(attention="sdpa", backbone="internvl"):
+    """A model whose vision part is frozen and whose language model is trained whole."""
+    model = loud(tiny_model(num_points=0, backbone=backbone)).train()
+    model.set_attn_implementation(attention)
     model.freeze_for_training()
     model.mllm.model.language_model.requires_grad_(True)
     return model
 
 
-@pytest.mark.parametrize("kinds", [KINDS, ("text", "text", "text"), ("clip", "image")], ids=["mixed", "text", "masks"])
-def test_joined_samples_have_the_losses_and_gradients_of_a_padded_batch(model, kinds):
-    (padded, expected), (joined, found) = (learn(model, batch(kinds, join)) for join in (False, True))
+@pytest.fixture(params=["sdpa", "eager"])
+def model(request):
+    return trained(request.param)
+
+
+def check_joined(model, kinds, backbone="internvl"):
+    (padded, expected), (joined, found) = (learn(model, batch(kinds, join, backbone)) for join in (False, True))
     for name in ("loss", "lm_loss", "mask_loss", "dice_loss"):
         torch.testing.assert_close(getattr(joined, name), getattr(padded, name), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(joined.seg_embeddings, padded.seg_embeddings, rtol=1e-4, atol=1e-5)
@@ -41,11 +45,27 @@ def test_joined_samples_have_the_losses_and_gradients_of_a_padded_batch(model, k
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=2e-4 * scale + 1e-7, msg=name)
 
 
-def test_a_sample_does_not_see_the_one_before_it(model):
-    alone = model(**batch(["image"], True))
+@pytest.mark.parametrize("kinds", [KINDS, ("text", "text", "text"), ("clip", "image")], ids=["mixed", "text", "masks"])
+def test_joined_samples_have_the_losses_and_gradients_of_a_padded_batch(model, kinds):
+    check_joined(model, kinds)
+
+
+QWEN_KINDS = tuple(kind for kind in KINDS if kind != "region")
+
+
+@pytest.mark.parametrize("kinds", [QWEN_KINDS, ("text", "text", "text")], ids=["mixed", "text"])
+@pytest.mark.parametrize("backbone", ["qwen2_5_vl", "qwen3_vl"])
+def test_so_have_those_whose_tokens_have_rows_and_columns(backbone, kinds):
+    check_joined(trained(backbone=backbone), kinds, backbone)
+
+
+@pytest.mark.parametrize("backbone", ["internvl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_sample_does_not_see_the_one_before_it(backbone):
+    model = trained(backbone=backbone)
+    alone = model(**batch(["image"], True, backbone))
     second = example("image", 0)
     for before in ("text", "clip", "two objects"):
-        inputs = Sa2VACollator(tiny_processor(), join=True)([example(before, 7), second])
+        inputs = Sa2VACollator(tiny_processor(backbone), join=True)([example(before, 7), second])
         inputs.pop("sample_ids")
         length = alone.logits.shape[1]
         torch.testing.assert_close(model(**inputs).logits[:, -length:], alone.logits, rtol=1e-4, atol=1e-4)
@@ -58,13 +78,6 @@ def test_nothing_is_padding_in_a_joined_batch():
     lengths = padded["attention_mask"].sum(1).tolist()
     assert joined["position_ids"][0].tolist() == [place for length in lengths for place in range(length)]
     assert int((joined["labels"] != -100).sum()) == int((padded["labels"] != -100).sum())
-
-
-def test_another_backbone_says_that_it_cannot():
-    model = tiny_model(backbone="qwen2_5_vl")
-    ids = torch.ones(1, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match="qwen2_5_vl cannot read conversations joined into one row"):
-        model(input_ids=ids, position_ids=torch.arange(4)[None])
 
 
 @pytest.mark.parametrize("chunk", [3, 1000])

@@ -50,9 +50,18 @@ def decode(rle: dict) -> np.ndarray:
     """
     height, width = _size(rle)
     runs = _runs(rle)
+    mask = np.zeros((height, width), dtype=bool)
+    behind = int(runs[-1]) if len(runs) % 2 else 0  # background after the last pixel
+    first, last = int(runs[0]) // height, width - behind // height
+    if first >= last:
+        return mask
+    runs = runs.copy()  # of the columns that the mask covers: an object is small as a rule
+    runs[0] -= first * height
+    runs[-1] -= (width - last) * height
     values = np.zeros(len(runs), dtype=bool)
     values[1::2] = True
-    return np.ascontiguousarray(np.repeat(values, runs).reshape(width, height).T)
+    mask[:, first:last] = np.repeat(values, runs).reshape(last - first, height).T
+    return mask
 
 
 def area(rle: dict) -> int:
@@ -119,11 +128,11 @@ def _unpack(counts: str | bytes) -> np.ndarray:
     """Run lengths of a compressed string: signed base-32 digits, low first, each run from the third on as difference
     to the run two before (pycocotools common/maskApi.c, rleFrString)."""
     raw = counts.encode("utf-8") if isinstance(counts, str) else counts
-    digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
+    digits = np.frombuffer(raw, dtype=np.uint8) - np.uint8(48)  # what is below 48 comes round to above 63
     if len(digits) == 0:
         raise ValueError("RLE garbage: counts is empty")
-    if (digits < 0).any() or (digits > 63).any():
-        position = int(np.argmax((digits < 0) | (digits > 63)))
+    if digits.max() > 63:
+        position = int(np.argmax(digits > 63))
         raise ValueError(
             f"RLE garbage: byte {raw[position : position + 1]!r} at {position} is not of the RLE alphabet"
         )
@@ -136,6 +145,7 @@ def _unpack(counts: str | bytes) -> np.ndarray:
     if lengths.max() > MAX_RUN_CHARACTERS:
         raise ValueError(f"RLE garbage: a run is written with {lengths.max()} characters, more than a mask can need")
     place = np.arange(len(digits)) - np.repeat(starts, lengths)
+    digits = digits.astype(np.int64)
     runs = np.add.reduceat((digits & 31) << (5 * place), starts)
     runs -= np.where(digits[ends] & 16, np.int64(1) << (5 * lengths), 0)  # sign bit of the last digit
     for first in (1, 2):  # run 2 is written as it is, so the differences start at 3 and 4

@@ -23,7 +23,9 @@ from sa2va_hf.benchmarks.report import Memory, measure, table
 from sa2va_hf.data.checking import UNIT, Checked
 from sa2va_hf.data.dataset import Sa2VADataset
 from sa2va_hf.data.manifest import Manifest
+from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.prepare import prepare
+from sa2va_hf.data.rows import Row
 from sa2va_hf.data.sampler import Sa2VASampler
 from sa2va_hf.data.schema import FEATURES, Expression, Object, Sample, Turn, to_row
 from sa2va_hf.data.shards import ShardWriter, write_index
@@ -111,36 +113,58 @@ def _preparing(sources: list, folder: Path) -> str:
 
 
 def _reading(folder: Path, photos: int, repeats: int) -> str:
-    """Random items of datasets of 448 px photos against opening the same files with Pillow."""
+    """Random photos of 448 px: opened with Pillow, as samples out of Arrow, as samples with masks, as items."""
     paths = []
     for number in range(photos):
         paths.append(folder / f"{number:06d}.jpg")
         _photo(number, (SIDE, SIDE)).save(paths[-1], quality=90)
     disc = np.hypot(*np.indices((SIDE, SIDE)) - SIDE / 2) < 100
     masked = {"objects": [Object([masks.encode(disc)], [None])], "expressions": [Expression("the disc", [0])]}
-    kinds = {"items: a question": {"turns": [Turn("What is it?", "Noise.")]}, "items: a phrase and its mask": masked}
-    order = np.random.default_rng(0).permutation(photos).tolist()
+    kinds = {"a question": {"turns": [Turn("What is it?", "Noise.")]}, "a phrase and its mask": masked}
     processor = Sa2VAPredictor.from_pretrained("shapes-tiny").processor
-
-    def plain() -> None:
-        for number in order:
-            with Image.open(paths[number]) as image:
-                image.convert("RGB")
-
-    def read(dataset: Sa2VADataset) -> None:
-        for number in order:
-            dataset[number]
-
-    bare, _ = measure(plain, "cpu", repeats)
-    rows = [["Pillow alone", photos / bare, 1.0]]
+    ways: dict[str, Callable[[int], object]] = {"Pillow alone": lambda number: _opened(paths[number])}
     for name, fields in kinds.items():
         samples = [Sample(str(n), "referring", SIDE, SIDE, [str(path)], **fields) for n, path in enumerate(paths)]
         cache = folder / name.replace(" ", "_")
         _write_cache(cache, [[to_row(sample) for sample in samples]])
-        dataset = Sa2VADataset([(datasets.load_from_disk(str(cache)), 1)], processor)
-        seconds, _ = measure(partial(read, dataset), "cpu", repeats)
-        rows.append([name, photos / seconds, bare / seconds])
+        rows = datasets.load_from_disk(str(cache))
+        ways[f"{name}: the row as a sample, its picture"] = partial(_read_sample, rows.with_format("arrow"))
+        if "objects" in fields:
+            ways[f"{name}: that and the mask painted"] = partial(_read_sample, rows.with_format("arrow"), paint=True)
+        ways[f"{name}: a training item"] = Sa2VADataset([(rows, 1)], processor).__getitem__
+    found = _in_turn(ways, np.random.default_rng(0).permutation(photos).tolist(), repeats)
+    rows = [[name, photos / seconds, share] for name, (seconds, share) in found.items()]
     return f"### Random reading at {SIDE} px\n\n" + table(["", "samples/s", "times Pillow alone"], rows)
+
+
+def _opened(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
+def _read_sample(rows: datasets.Dataset, number: int, paint: bool = False) -> object:
+    """What is in the cache, without a conversation made of it. rows: with format "arrow"."""
+    sample = Row(rows, number).sample()
+    painted = [masks.decode(rle) for thing in sample.objects for rle in thing.masks if rle] if paint else []
+    return sample, load_frames(sample, range(sample.num_frames)), painted
+
+
+def _in_turn(ways: dict[str, Callable[[int], object]], order: list[int], repeats: int) -> dict[str, tuple]:
+    """(median seconds for all numbers, median of how many times as fast as the first way) of each way.
+
+    The ways take turns, so that whatever else the machine does slows all of them down alike.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(1 + repeats):  # the first round warms up
+        for name, read in ways.items():
+            start = time.perf_counter()
+            for number in order:
+                read(number)
+            seconds[name].append(time.perf_counter() - start)
+    times = {name: np.array(found[1:]) for name, found in seconds.items()}
+    first = next(iter(times.values()))
+    return {name: (float(np.median(own)), float(np.median(first / own))) for name, own in times.items()}
 
 
 # ---------------------------------------------------------------- starting

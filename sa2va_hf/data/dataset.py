@@ -5,6 +5,7 @@ do not depend on the number of workers, on the order of access, or on anything t
 """
 
 import logging
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,9 @@ class Sa2VADataset(torch.utils.data.Dataset):
             ValueError: naming sample and file, when a file cannot be read or is not what was prepared.
         """
         plan = self.plan(index)
-        visuals, labels = [], {"mask_labels": torch.zeros(0, 1, 1, 1, dtype=torch.bool)}
-        if plan.size is not None:
+        if plan.size is None:
+            visuals, labels = [], {"mask_labels": torch.zeros(0, 1, 1, 1, dtype=torch.bool)}
+        else:
             pictures = _open_media(plan)
             visual = {"type": "video", "video": pictures} if plan.is_video else {"type": "image", "image": pictures[0]}
             visuals = [visual, *({"type": "region", "mask": mask} for mask in region_masks(plan.row))]
@@ -118,7 +120,7 @@ class Sa2VADataset(torch.utils.data.Dataset):
 
     def _find(self, epoch: int, number: int) -> tuple[int, Part, int]:
         """Item `number` of an epoch: the place of its part, the part, and its number in it."""
-        place = int(np.searchsorted(self._starts, number, side="right")) - 1
+        place = bisect_right(self._starts, number) - 1
         part = self.parts[place]
         return place, part, part.item(epoch, number - int(self._starts[place]))
 
@@ -279,6 +281,7 @@ def _labels(plan: Plan) -> dict[str, torch.Tensor]:
     position_of = {number: position for position, number in enumerate(plan.row.annotated().tolist())}
     targets = np.zeros((len(plan.targets), len(plan.frames), height, width), bool)
     ignored = np.zeros((len(plan.frames), height, width), bool)
+    has_ignored = False  # most samples have nothing to ignore: then its memory is not even touched
     meant = sorted({thing for things in plan.targets for thing in things})
     for place, number in enumerate(plan.frames):
         position = position_of.get(number)
@@ -291,12 +294,13 @@ def _labels(plan: Plan) -> dict[str, torch.Tensor]:
                 if thing in decoded:
                     targets[seg, place] |= decoded[thing]
                 else:
-                    ignored[place] = True  # whether its pixels are here is not known
+                    ignored[place] = has_ignored = True  # whether its pixels are here is not known
         rle = plan.row.ignore(position)
         if rle is not None:
             ignored[place] |= masks.decode(rle)
+            has_ignored = has_ignored or masks.area(rle) > 0
     labels = {"mask_labels": torch.from_numpy(targets)}
-    return labels | ({"ignore_labels": torch.from_numpy(ignored)} if ignored.any() else {})
+    return labels | ({"ignore_labels": torch.from_numpy(ignored)} if has_ignored else {})
 
 
 def _messages(plan: Plan, visuals: list[dict[str, Any]]) -> list[dict[str, Any]]:

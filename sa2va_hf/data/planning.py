@@ -213,6 +213,8 @@ class Planner:
         return asks
 
     def _frames(self, item: Item, asks: Sequence[Ask], rng: np.random.Generator) -> list[int]:
+        if not item.is_video:
+            return [0]
         choices = _choices(item, asks)
         count = min(self.num_frames, len(choices))
         if self.train:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sa2va_hf import masks
-from sa2va_hf.data.schema import FEATURES, Media
+from sa2va_hf.data.schema import FEATURES, Media, Sample, from_row
 from sa2va_hf.masks import RLE
 
 # neither masks nor media: all that it takes to plan
@@ -150,10 +150,10 @@ class Row:
 
     def phrases(self) -> tuple[list[str], np.ndarray]:
         """Texts of the expressions, and whether each means an object."""
-        return _texts(self._list("expressions"))
+        return _texts(self._expressions)
 
     def targets(self, expression: int) -> list[int]:
-        return self._list("expressions").field("targets")[expression].values.to_pylist()
+        return self._expressions.field("targets")[expression].values.to_pylist()
 
     def annotated(self) -> np.ndarray:
         return _numpy(self._list("annotated"))
@@ -161,7 +161,7 @@ class Row:
     def known(self) -> np.ndarray:
         """Which object has a mask (an empty one counts) on which annotated frame: bool (objects, annotated)."""
         valid = pc.and_(self._masks.is_valid(), self._masks.field("counts").is_valid())
-        return _numpy(valid).reshape(len(self._list("objects")), -1)
+        return _numpy(valid).reshape(len(self._objects), -1)
 
     def visible(self) -> np.ndarray:
         """Which object has pixels on which annotated frame: bool (objects, annotated). Decodes nothing."""
@@ -171,8 +171,7 @@ class Row:
 
     def mask(self, thing: int, position: int) -> RLE | None:
         """The mask of an object on the annotated frame of that position."""
-        per_object = len(self._masks) // len(self._list("objects"))
-        return _rle(self._masks[thing * per_object + position])
+        return _rle(self._objects.field("masks")[thing].values[position])
 
     def ignore(self, position: int) -> RLE | None:
         column = self._list("ignore")
@@ -184,10 +183,23 @@ class Row:
     def video(self) -> Media | None:
         return _media(self["video"])
 
+    def sample(self) -> Sample:
+        """All of the row: what was prepared."""
+        (row,) = self._table.to_pylist()
+        return from_row(row)
+
+    @cached_property
+    def _expressions(self) -> pa.StructArray:
+        return self._list("expressions")
+
+    @cached_property
+    def _objects(self) -> pa.StructArray:
+        return self._list("objects")
+
     @cached_property
     def _masks(self) -> pa.StructArray:
         """All masks of the row, object by object."""
-        return self._list("objects").field("masks").flatten()
+        return self._objects.field("masks").flatten()
 
 
 def _rle(scalar: pa.StructScalar) -> RLE | None:

@@ -60,6 +60,7 @@ def rows(request) -> datasets.Dataset:
 def test_a_row_read_in_pieces_is_the_sample(rows):
     for number, sample in enumerate(SAMPLES):
         row = Row(rows.with_format("arrow"), number)
+        assert row.sample() == sample
         assert (row["id"], row["width"], row["regions"]) == (sample.id, sample.width, sample.regions)
         assert row.annotated().tolist() == sample.annotated
         texts, has_target = row.phrases()

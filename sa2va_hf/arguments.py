@@ -190,6 +190,13 @@ class Sa2VATrainingArguments(TrainingArguments):
     count_flops: bool = field(
         default=False, metadata={"help": "Count the model's operations: tflops and, on known GPUs, mfu in the log."}
     )
+    recompute_every: int = field(
+        default=1,
+        metadata={
+            "help": "With gradient_checkpointing: only every n-th layer's activations are computed again, the others' "
+            "kept."
+        },
+    )
     compile_layers: bool = field(
         default=False,
         metadata={"help": "torch.compile the language model's and the vision encoder's layers and SAM 2's encoder."},
@@ -238,6 +245,12 @@ class Sa2VATrainingArguments(TrainingArguments):
         _choice("loss_normalization", self.loss_normalization, ("batch", "global"))
         _choice("nonfinite_loss", self.nonfinite_loss, ("stop", "skip"))
         _choice("bad_samples", self.bad_samples, ("raise", "skip"))
+        again = self.gradient_checkpointing or getattr(self, "activation_checkpointing", False)
+        if self.recompute_every < 1 or (self.recompute_every > 1 and not again):
+            raise ValueError(
+                "`recompute_every`: expected 1, or more together with `gradient_checkpointing: true`, got "
+                f"{self.recompute_every}"
+            )
         if isinstance(self.learning_rate_scales, str):
             self.learning_rate_scales = json.loads(self.learning_rate_scales)
         if self.metric_for_best_model is None and IntervalStrategy(self.eval_strategy) != IntervalStrategy.NO:

@@ -21,7 +21,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from ..arguments import ModelArguments, Sa2VATrainingArguments
 from ..model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ..model.processing_sa2va import Sa2VAProcessor
-from .kernels import use_faster_kernels
+from .speed import use_faster_kernels
 
 logger = logging.getLogger(__name__)
 

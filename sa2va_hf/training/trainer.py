@@ -25,6 +25,7 @@ from ..model.configuration_sa2va import IGNORE_INDEX
 from .faults import SafeTrainer
 from .flops import StepFlops, peak_flops
 from .scores import sample_sums, scores
+from .speed import RecomputeEvery
 from .trainable import mark_zero3_leaves, name_fsdp_units
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Sa2VATrainer(SafeTrainer):
         self.meter = Meter()
         self.step_flops: StepFlops | None = None
         self.add_callback(_Clock(self))
+        self.add_callback(RecomputeEvery(self.args.recompute_every))
         trainable, total = (get_model_param_count(self.model, trainable_only=only) for only in (True, False))
         logger.info("%s of %s parameters are trained", f"{trainable:,}", f"{total:,}")
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from toy_run import PRESETS, build, evaluation, launch, losses, records, run, tiny_folder
 
+from sa2va_hf.arguments import Sa2VATrainingArguments
 from sa2va_hf.training.trainer import Meter
 
 RANDOM = {"lora_dropout": 0.1, "num_points": 64}  # draws random numbers in every step
@@ -114,6 +115,18 @@ def test_global_normalisation_does_not_know_how_a_step_is_cut(model, tmp_path):
     for entry in (entry for entry in one.state.log_history if "loss" in entry):  # a step is one micro-batch here
         masks = entry.get("mask_loss", 0) + entry.get("dice_loss", 0)
         assert entry["lm_loss"] + masks == pytest.approx(entry["loss"], rel=1e-5)
+
+
+def test_activations_of_every_second_layer_are_computed_again_and_nothing_else_changes(model, tmp_path):
+    settings = EXACT | {"model": model}
+    kept = run(output_dir=tmp_path / "kept", **settings)
+    chosen = {"gradient_checkpointing": True, "recompute_every": 2}
+    again = run(output_dir=tmp_path / "again", **settings, **chosen)
+    assert losses(again.args.output_dir) == pytest.approx(losses(kept.args.output_dir), rel=1e-5)
+    llm = again.model.get_base_model().mllm.model.language_model
+    assert [layer.gradient_checkpointing for layer in llm.layers] == [True, False]
+    with pytest.raises(ValueError, match="`recompute_every`: expected 1, or more together with"):
+        Sa2VATrainingArguments(str(tmp_path), recompute_every=2)
 
 
 def test_joined_samples_train_as_padded_ones(model, tmp_path):

@@ -1,4 +1,4 @@
-"""Faster kernels for the same numbers: torch.compile, layer by layer, and Liger's Triton kernels."""
+"""Speed for the same numbers: torch.compile, layer by layer, Liger's Triton kernels, fewer activations computed again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from peft import PeftModel
 from torch import nn
+from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..arguments import Sa2VATrainingArguments
@@ -55,6 +56,22 @@ def compile_layers(model: nn.Module, **options: Any) -> None:
         for layer in _layers(part):
             layer.compile(dynamic=True, **options)
     model.grounding_encoder.sam2_model.image_encoder.compile(**options)
+
+
+class RecomputeEvery(TrainerCallback):
+    """Of each stack of layers whose activations are computed again in the backward pass, leaves that to every n-th;
+    the others' are kept."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        # Trainer has just switched it on for all layers.
+        for module in model.modules():
+            if isinstance(module, nn.ModuleList):
+                for index, layer in enumerate(module):
+                    if getattr(layer, "gradient_checkpointing", False) and index % self.number:
+                        layer.gradient_checkpointing = False
 
 
 def _layers(part: nn.Module) -> nn.ModuleList:

@@ -1,4 +1,4 @@
-"""Speed for the same numbers: torch.compile, layer by layer, Liger's Triton kernels, fewer activations computed again."""
+"""Speed for the same numbers: compiled layers, Liger's Triton kernels, fewer activations computed again."""
 
 from __future__ import annotations
 

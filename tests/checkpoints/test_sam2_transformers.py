@@ -3,16 +3,19 @@
 Run: pytest tests/checkpoints/test_sam2_transformers.py
 """
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 from transformers import Sam2VideoModel
+from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
 from sa2va_hf.checkpoints.convert import convert
 from sa2va_hf.checkpoints.sam2_transformers import our_config, transformers_config
 from sa2va_hf.model.configuration_sa2va import SAM2_TRUNKS, SAM2_VERSIONS, Sa2VAGroundingConfig
-from sa2va_hf.model.grounding import build_sam2
+from sa2va_hf.model.grounding import PIXEL_MEAN, PIXEL_STD, build_sam2
+from sa2va_hf.model.tracking import follow_objects, frame_features
 
 # transformers' memories are 64 wide, whatever its config says
 SMALL = tiny_config().grounding_config.to_dict() | {"version": "2.1", "memory_dim": 64, "hidden_dim": 128}
@@ -23,6 +26,7 @@ def saved(folder, **fields):
     torch.manual_seed(0)
     sam2 = build_sam2(config).eval()
     state = {name: torch.randn_like(tensor) * 0.05 for name, tensor in sam2.state_dict().items()}
+    state["sam_mask_decoder.pred_obj_score_head.layers.2.bias"].fill_(5.0)  # or there would be nothing to compare
     sam2.load_state_dict(state)
     folder.mkdir()
     save_file(state, folder / "model.safetensors")
@@ -61,6 +65,63 @@ def test_the_same_answers(tmp_path):
         sparse, dense = sam2.sam_prompt_encoder((points, labels), None, None)
         their_sparse, their_dense = theirs.prompt_encoder(points[None], labels[None], None, None)
         assert torch.allclose(sparse, their_sparse[0], atol=1e-4) and torch.allclose(dense, their_dense, atol=1e-5)
+
+
+@pytest.mark.parametrize("version", SAM2_VERSIONS)
+def test_a_click_on_a_picture_gives_the_same_masks(tmp_path, version):
+    sam2, _ = saved(tmp_path / "ours", version=version, size="tiny", image_size=256)
+    convert(tmp_path / "ours", tmp_path / "theirs", "transformers")
+    theirs, session = opened(tmp_path / "theirs")
+    click = {"point_coords": torch.tensor([[[100.0, 80.0]]]), "point_labels": torch.tensor([[1]], dtype=torch.int32)}
+    session.add_point_inputs(0, 0, {name: value.unsqueeze(1) for name, value in click.items()})
+    wanted = theirs(session, frame_idx=0).pred_masks
+    features, nothing = frame_features(sam2, VIDEO[0]), {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+    with torch.no_grad():
+        found = sam2.track_step(
+            0,
+            True,
+            **features,
+            point_inputs=click,
+            mask_inputs=None,
+            output_dict=nothing,
+            num_frames=len(VIDEO),
+            run_mem_encoder=False,
+        )["pred_masks"]
+    close(found, wanted)
+
+
+@pytest.mark.parametrize("version", SAM2_VERSIONS)
+def test_an_object_is_followed_through_a_video_alike(tmp_path, version):
+    """With what transformers always does, and the sam2 package only for interactive use: the memory of a given mask
+    is made of it as it is."""
+    sam2, _ = saved(tmp_path / "ours", version=version, size="tiny", image_size=256)
+    convert(tmp_path / "ours", tmp_path / "theirs", "transformers")
+    theirs, session = opened(tmp_path / "theirs")
+    mask = torch.zeros(256, 256, dtype=torch.bool)
+    mask[40:160, 64:200] = True
+    session.add_mask_inputs(0, 0, mask[None, None].float())
+    sam2.binarize_mask_from_pts_for_mem_enc = True
+    found = follow_objects(sam2, lambda number: VIDEO[number], len(VIDEO), {1: {0: mask}})
+    for number, logits in found:
+        close(logits[1], theirs(session, frame_idx=number).pred_masks[0, 0])
+
+
+VIDEO = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (4, 3, 256, 256), np.uint8))
+
+
+def opened(folder):
+    """transformers' model, and its session over `VIDEO` with one object that has new inputs."""
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    pictures = (VIDEO.float() / 255 - mean) / std
+    session = Sam2VideoInferenceSession(pictures, video_height=256, video_width=256, dtype=torch.float32)
+    session.obj_id_to_idx(1)
+    session.obj_with_new_inputs = [1]
+    return Sam2VideoModel.from_pretrained(folder).eval(), session
+
+
+def close(found, wanted):
+    assert found.shape[-2:] == wanted.shape[-2:] and wanted.std() > 0
+    assert (found - wanted).abs().max() < 2e-3 * wanted.abs().max()
 
 
 def test_all_published_sizes_have_a_config_that_comes_back():

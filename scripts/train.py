@@ -63,18 +63,6 @@ def build_dataset(parts: list[tuple], data: DataArguments, processor: object, se
     return Subset(dataset, torch.linspace(0, len(dataset) - 1, data.eval_samples).long().tolist())
 
 
-def finish(trainer: Sa2VATrainer, metrics: dict[str, float]) -> None:
-    """The model and its scores into the output folder. A run that was stopped by a signal is not finished."""
-    trainer.save_model()
-    trainer.save_state()
-    trainer.log_metrics("train", metrics)
-    trainer.save_metrics("train", metrics)
-    if trainer.eval_dataset is not None:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-
-
 def build(argv: list[str]) -> tuple[Sa2VATrainer, str | None]:
     """All that a run needs, and the checkpoint it goes on from."""
     model_arguments, data, training = parse(argv)
@@ -106,7 +94,7 @@ def train(trainer: Sa2VATrainer, checkpoint: str | None) -> None:
         save_config(trainer.args)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.stopped_by is None:
-        finish(trainer, result.metrics)
+        trainer.finish(result.metrics)
     # gloo now and then aborts a process that leaves while another still talks to it.
     trainer.accelerator.wait_for_everyone()
     if torch.distributed.is_initialized():

@@ -24,6 +24,7 @@ from transformers import set_seed
 
 from sa2va_hf.arguments import parse, save_config
 from sa2va_hf.checkpoints.sam2 import load
+from sa2va_hf.command_line import mistakes
 from sa2va_hf.data.clip_dataset import ClipDataset, ClipPart
 from sa2va_hf.data.clip_transforms import Augmentation
 from sa2va_hf.data.vos_clips import VosClips
@@ -89,7 +90,8 @@ def build_trainer(
     )
 
 
-def main(argv: list[str]) -> None:
+def build(argv: list[str]) -> tuple[Sam2Trainer, str | None]:
+    """All that a run needs, and the checkpoint it goes on from."""
     arguments, data, prompts, losses, augmentation, training = parse(argv, SAM2_ARGUMENTS)
     logging.basicConfig(
         format="%(asctime)s %(name)s: %(message)s",
@@ -98,23 +100,27 @@ def main(argv: list[str]) -> None:
     if training.use_cpu:  # the CPU's flash kernel is slow backwards on SAM 2's many small windows
         torch.backends.cuda.enable_flash_sdp(False)
     checkpoint = find_checkpoint(training.resume_from_checkpoint, training)
-    trainer = build_trainer(build_model(arguments, prompts, losses, training.seed), data, augmentation, training)
-    if training.process_index == 0:
-        save_config(training)
+    model = build_model(arguments, prompts, losses, training.seed)
+    return build_trainer(model, data, augmentation, training), checkpoint
+
+
+def train(trainer: Sam2Trainer, checkpoint: str | None) -> None:
+    if trainer.args.process_index == 0:
+        save_config(trainer.args)
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
-    if data.eval_parts:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+    if trainer.stopped_by is None:
+        trainer.finish(result.metrics)
     # gloo now and then aborts a process that leaves while another still talks to it.
     trainer.accelerator.wait_for_everyone()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
+def main(argv: list[str]) -> None:
+    train(*build(argv))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with mistakes():
+        built = build(sys.argv[1:])
+    train(*built)

@@ -40,6 +40,8 @@ class SafeTrainer(Trainer):
     that was left out with one.
     """
 
+    steps_depend_on_processes = False  # on their product with batch size and accumulation alone
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.stopped_by: signal.Signals | None = None  # the signal that ended the training
@@ -63,6 +65,18 @@ class SafeTrainer(Trainer):
     def _note_signal(self, number: int) -> None:
         self._signal = signal.Signals(number)
 
+    def finish(self, metrics: dict[str, float]) -> None:
+        """The model, and the scores of training and of an evaluation, into the output folder. A run that was stopped
+        by a signal is not finished."""
+        self.save_model()
+        self.save_state()
+        self.log_metrics("train", metrics)
+        self.save_metrics("train", metrics)
+        if self.eval_dataset is not None:
+            metrics = self.evaluate()
+            self.log_metrics("eval", metrics)
+            self.save_metrics("eval", metrics)
+
     # ---- checkpoints ----
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         save_checkpoint(self)
@@ -81,7 +95,7 @@ class SafeTrainer(Trainer):
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         loader = super()._get_dataloader(*args, **kwargs)
         for one in {loader, getattr(loader, "base_dataloader", loader)}:  # accelerate keeps the real one inside
-            one.worker_init_fn = partial(_begin_worker, one.worker_init_fn)
+            one.worker_init_fn = partial(begin_worker, one.worker_init_fn)
         return loader
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +209,7 @@ def signals_noted(note: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _begin_worker(then: Callable[[int], None] | None, worker: int) -> None:
+def begin_worker(then: Callable[[int], None] | None, worker: int) -> None:
     """In a loading process: signals that are sent to all processes of a job are the main process's to act on.
 
     Otherwise the workers end at once, and with them the step that is to be finished.

@@ -161,12 +161,21 @@ class Sam2TrainingArguments(Sa2VATrainingArguments):
         self._FIXED = Sa2VATrainingArguments._FIXED | {
             "warmup_steps": (0, "compose a warm-up in `optimizer_schedules`"),
             "learning_rate_scales": (None, "set `vision_learning_rate` or `optimizer_schedules`"),
+            "loss_normalization": ("batch", "losses are divided by the objects of a whole step"),
+            "nonfinite_loss": ("stop", "what clicks do depends on the masks before them"),
+            "bad_samples": ("raise", "a batch may be one clip"),
+            "count_flops": (False, "only for Sa2VA"),
+            "recompute_every": (1, "only for Sa2VA"),
+            "compile_layers": (False, "only for Sa2VA"),
+            "use_liger_kernel": (False, "only for language models"),
             "deepspeed": (None, "SAM 2 fits one device; start one process per device with torchrun"),
         }
         if self.metric_for_best_model is None and IntervalStrategy(self.eval_strategy) != IntervalStrategy.NO:
             self.metric_for_best_model = "J&F"
         if isinstance(self.optimizer_schedules, str):
             self.optimizer_schedules = json.loads(self.optimizer_schedules)
+        if self.fsdp:
+            raise ValueError("`fsdp`: SAM 2 fits one device; start one process per device with torchrun")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"`layer_decay`: expected a number above 0, up to 1, got {self.layer_decay}")
         super().__post_init__()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from ..data.clip_dataset import ClipBatchSampler, collate
+from .faults import SafeTrainer, begin_worker
 from .sam2_trainable import has_lora, merged_state
 from .sam2_validation import score_clip
 from .schedules import OptionScheduler, parameter_groups
@@ -30,7 +32,7 @@ PARTS = ("mask_loss", "dice_loss", "iou_loss", "score_loss")
 PROMPTS = 1  # the stream of random numbers that prompts are drawn from
 
 
-class Sam2Trainer(Trainer):
+class Sam2Trainer(SafeTrainer):
     """Trains a `Sam2ClipModel` on a `ClipDataset`; `eval_dataset` is a `VosClips`.
 
     Logged with the loss: mask_loss, dice_loss, iou_loss and score_loss without their weights, summed over the frames
@@ -38,6 +40,8 @@ class Sam2Trainer(Trainer):
     A checkpoint holds config.json and model.safetensors, the stock SAM 2 with LoRA merged; with LoRA, what a resumed
     run goes on from is beside it.
     """
+
+    steps_depend_on_processes = True  # the ranks' batches are of one dataset, accumulated ones may be of several
 
     def __init__(self, *args: Any, phases: int = 1, **kwargs: Any) -> None:
         kwargs.setdefault("data_collator", collate)
@@ -68,6 +72,7 @@ class Sam2Trainer(Trainer):
             batch_sampler=self.train_sampler,
             collate_fn=self.data_collator,
             num_workers=workers,
+            worker_init_fn=partial(begin_worker, None),
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -282,6 +283,12 @@ def check_fits(trainer: Trainer, checkpoint: Path | str) -> None:
                 f"{checkpoint} was written with {name} {before[name]}, this run has {now[name]}: its place in the "
                 f"data is lost. Restore {advice}, or begin the data anew with --ignore_data_skip true"
             )
+    if trainer.steps_depend_on_processes and any(before[name] != now[name] for name in _STEP):
+        raise ValueError(
+            f"{checkpoint} was written with {_arithmetic(before)} samples per step, this run has {_arithmetic(now)}: "
+            "which samples share a step depends on each of these (processes, per_device_train_batch_size, "
+            "gradient_accumulation_steps). Restore them, or begin the data anew with --ignore_data_skip true"
+        )
     sizes = [_step_samples(run) for run in (before, now)]
     if sizes[0] != sizes[1]:
         raise ValueError(
@@ -291,10 +298,12 @@ def check_fits(trainer: Trainer, checkpoint: Path | str) -> None:
         )
 
 
+_STEP = ("processes", "per_device_train_batch_size", "gradient_accumulation_steps")
+
+
 def _step_samples(run: dict[str, Any]) -> int:
-    return run["processes"] * run["per_device_train_batch_size"] * run["gradient_accumulation_steps"]
+    return math.prod(run[name] for name in _STEP)
 
 
 def _arithmetic(run: dict[str, Any]) -> str:
-    names = ("processes", "per_device_train_batch_size", "gradient_accumulation_steps")
-    return f"{' x '.join(str(run[name]) for name in names)} = {_step_samples(run)}"
+    return f"{' x '.join(str(run[name]) for name in _STEP)} = {_step_samples(run)}"

@@ -13,6 +13,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 MODEL = ["--model", "nowhere/at/all", "--image", "i.png", "--text", "t", "--output", "out"]
 WRONG = {
     "train.py": (["--model_name_or_path", "m", "--train_data", "d", "--lora_rnk", "4"], "argument '--lora_rnk'"),
+    "train_sam2.py": (["--train_data", "[{path: nowhere}]", "--output_dir", "out"], "`model_name_or_path` is missing"),
     "merge_lora.py": (["--checkpoint", "nowhere", "--output", "out"], "nowhere"),
     "predict.py": (MODEL, "nowhere/at/all"),
     "zero_to_fp32.py": (["nowhere", "out"], "nowhere"),

@@ -4,11 +4,14 @@ Run: pytest tests/training/test_sam2_trainer.py
 """
 
 import json
+import os
+import signal
 
 import pytest
 import torch
 from clips import rows, sample, tiny_clip_model
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from sa2va_hf.checkpoints.sam2 import load
 from sa2va_hf.data.clip_dataset import ClipDataset, ClipPart
@@ -19,6 +22,7 @@ from sa2va_hf.training.sam2_arguments import Sam2TrainingArguments
 from sa2va_hf.training.sam2_clip_model import set_dropout
 from sa2va_hf.training.sam2_trainable import has_lora, make_trainable, merged_state
 from sa2va_hf.training.sam2_trainer import Sam2Trainer
+from sa2va_hf.training.saving import newest_complete
 
 ALL = {"image_encoder": "full", "memory_attention": "full", "sam_mask_decoder": "full"}
 LORA = dict.fromkeys(ALL, "lora")
@@ -89,6 +93,27 @@ def test_a_resumed_run_is_the_same_run(parts, tmp_path, modes):
     assert logged(second)[-2:] == logged(whole)[-2:]
     expected, found = state(whole), state(second)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_run_that_would_lose_its_place_in_the_data_says_so(parts, tmp_path):
+    trainer(parts, tmp_path / "run", max_steps=2, save_strategy="steps", save_steps=2).train()
+    assert json.loads((tmp_path / "run/checkpoint-2/checkpoint.json").read_text())["files"]["model.safetensors"] > 0
+    other = trainer(parts, tmp_path / "run", per_device_train_batch_size=1, gradient_accumulation_steps=2)
+    with pytest.raises(ValueError, match=r"written with 1 x 1 x 1 = 1 samples per step, this run has 1 x 1 x 2 = 2"):
+        other.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
+
+
+def test_a_signal_ends_the_run_with_a_checkpoint(parts, tmp_path):
+    class Signal(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    run = trainer(parts, tmp_path / "run")
+    run.add_callback(Signal())
+    run.train()
+    assert run.stopped_by == signal.SIGTERM and run.state.global_step == 2
+    assert newest_complete(tmp_path / "run") == str(tmp_path / "run/checkpoint-2")
 
 
 def test_what_is_saved_is_stock_sam2_with_lora_merged(parts, tmp_path):
@@ -174,6 +199,8 @@ def test_it_learns_to_follow(tmp_path):
         ({"warmup_steps": 10}, "`warmup_steps`: must stay 0 .compose a warm-up"),
         ({"layer_decay": 0.0}, "`layer_decay`: expected a number above 0"),
         ({"deepspeed": "ds_configs/zero2.json"}, "`deepspeed`: must stay None"),
+        ({"nonfinite_loss": "skip"}, "`nonfinite_loss`: must stay stop"),
+        ({"compile_layers": True}, "`compile_layers`: must stay False"),
         ({"learning_rate_scales": {"a": 1.0}}, "`learning_rate_scales`: must stay None"),
     ],
 )

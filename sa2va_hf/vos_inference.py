@@ -1,5 +1,5 @@
-"""Videos in, masks out: folders of frames and of first masks -> a mask picture per frame, in the layouts of DAVIS (one
-picture, an index per object) and SA-V (a folder per object).
+"""Videos in, masks out: frames or video files, and first masks -> a mask picture per frame, in the layouts of DAVIS (a
+picture with an index per object) and SA-V (a folder per object).
 
 Frames are read as they come and masks are written at once, so the length of a video costs no memory. A video is
 written beside its place and moved there when it is complete: what is there is finished.
@@ -8,6 +8,7 @@ written beside its place and moved there when it is complete: what is there is f
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +19,15 @@ from PIL import Image
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from .data.media import load_image
+from .data.media import decode_video, load_image, video_shape
 from .data.sources.clips import numbered_frames
-from .data.vos_clips import to_square
-from .masks import components, read_ids
+from .data.vos_clips import MaskFolder, to_square
+from .masks import components
 from .model.tracking import follow_objects
 
 HOLE, FILLED = 8, 0.1  # cells of a small mask that are a hole at most, and what they are filled with
-VOID = 255  # beside other values: no object
+FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+READ_AHEAD = 16  # frames of a film that are decoded together
 
 
 @dataclass
@@ -45,11 +47,12 @@ class VosOptions:
 
 @dataclass
 class VideoFiles:
-    """A video's frames by number, its masks by frame number and object, and the palette they came with."""
+    """A video from `source`: the stems of its frames by number, how one is opened, and its masks."""
 
-    frames: dict[int, Path]
-    masks: dict[int, dict[int, np.ndarray]]
-    palette: list[int] | None
+    source: Path
+    stems: dict[int, str]
+    open: Callable[[int], Image.Image]
+    masks: MaskFolder
 
 
 def follow_video(
@@ -59,12 +62,11 @@ def follow_video(
 
     Errors: ValueError for a file that does not fit, or masks that the options do not allow for.
     """
-    numbers = list(files.frames)
+    numbers = list(files.stems)
     prompts = choose_prompts(files, options)
-    with Image.open(files.frames[numbers[0]]) as first:
-        width, height = first.size
-    for things in files.masks.values():
-        for thing, mask in things.items():
+    width, height = files.open(numbers[0]).size
+    for thing, of_thing in prompts.items():
+        for mask in of_thing.values():
             if mask.shape != (height, width):
                 raise ValueError(
                     f"{output.name}: the mask of object {thing} is {mask.shape[1]} x {mask.shape[0]}, the frames are "
@@ -75,71 +77,79 @@ def follow_video(
     partial.mkdir(parents=True)
 
     def open_frame(place: int) -> Tensor:
-        picture = load_image(files.frames[numbers[place]])
-        return to_square(picture, sam2.image_size, options.resample).to(device)
+        return to_square(files.open(numbers[place]), sam2.image_size, options.resample).to(device)
 
     given = {
         thing: {numbers.index(n): torch.from_numpy(mask).to(device) for n, mask in masks.items()}
         for thing, masks in prompts.items()
     }
-    write = _write_per_object if options.per_object else _write_together
+    palette = files.masks.palette()
+
+    def write(place: int, masks: dict[int, np.ndarray]) -> None:
+        put = _write_per_object if options.per_object else _write_together
+        put(partial, files.stems[numbers[place]], masks, list(prompts), (height, width), palette)
+
     waiting = 0
     for place, logits in follow_objects(sam2, open_frame, len(numbers), given):
         for empty in range(waiting, place):  # before the first object
-            write(partial, files.frames[numbers[empty]].stem, {}, list(prompts), (height, width), files.palette)
+            write(empty, {})
         waiting = place + 1
-        masks = _full_masks(logits, height, width, options)
-        write(partial, files.frames[numbers[place]].stem, masks, list(prompts), (height, width), files.palette)
+        write(place, _full_masks(logits, height, width, options))
     partial.rename(output)
 
 
 def read_video(frames: Path, masks: Path) -> VideoFiles:
-    """The files of a video: `frames/*.jpg` (or png), and masks as `masks/FRAME.png` with an index per object or
-    `masks/OBJECT/FRAME.png`. Errors: ValueError naming the file."""
-    pictures = numbered_frames(frames)
-    folders = sorted(path for path in masks.iterdir() if path.is_dir()) if masks.is_dir() else []
-    found: dict[int, dict[int, np.ndarray]] = {}
-    palette = None
-    if folders:
-        for folder in folders:
-            if not folder.name.isdigit():
-                raise ValueError(f"{folder}: a folder of one object's masks must have its number as name")
-            for number, path in numbered_frames(folder, (".png",)).items():
-                found.setdefault(number, {})[int(folder.name)] = read_ids(path) > 0
+    """The files of a video: `frames/*.jpg` (or png), or else a film `frames.mp4`, whose frames count from 0; and masks
+    as `masks/FRAME.png` with an index per object or `masks/OBJECT/FRAME.png`. Errors: ValueError naming the file."""
+    given = MaskFolder(masks)
+    films = [film for suffix in FILMS if (film := frames.with_name(frames.name + suffix)).is_file()]
+    if films and not frames.is_dir():
+        (count, *_), source = video_shape(films[0]), films[0]
+        files = VideoFiles(source, {number: f"{number:05d}" for number in range(count)}, _Film(source, count), given)
     else:
-        for number, path in numbered_frames(masks, (".png",)).items():
-            ids = read_ids(path)
-            values = [int(value) for value in np.unique(ids) if value]
-            things = values if values == [VOID] else [value for value in values if value != VOID]
-            found[number] = {value: ids == value for value in things}
-            with Image.open(path) as image:
-                palette = palette or image.getpalette()
-    if beyond := sorted(set(found) - set(pictures)):
-        raise ValueError(f"{masks}: there are masks of frames {beyond[:5]}, which are not in {frames}")
-    return VideoFiles(pictures, dict(sorted(found.items())), palette)
+        pictures = numbered_frames(frames)
+        stems = {number: path.stem for number, path in pictures.items()}
+        files = VideoFiles(frames, stems, lambda number: load_image(pictures[number]), given)
+    if beyond := sorted(set(given) - set(files.stems)):
+        raise ValueError(f"{masks}: there are masks of frames {beyond[:5]}, which are not in {files.source}")
+    return files
+
+
+class _Film:
+    """Frames of a video file; those that come next are decoded along with one, and few are held."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self.count, self.held = path, count, {}
+
+    def __call__(self, number: int) -> Image.Image:
+        if number not in self.held:
+            ahead = range(number, min(number + READ_AHEAD, self.count))
+            self.held = dict(zip(ahead, decode_video(self.path, ahead), strict=True))
+        return self.held[number]
 
 
 def choose_prompts(files: VideoFiles, options: VosOptions) -> dict[int, dict[int, np.ndarray]]:
-    """{object: {frame number: mask}} of those masks that the options let the tracker see."""
-    first = next(iter(files.frames))
-    seen = {n: {t: m for t, m in things.items() if m.any()} for n, things in files.masks.items()}
-    things = sorted({thing for of_frame in seen.values() for thing in of_frame})
-    if not options.later_objects:
-        late = sorted(set(things) - set(seen.get(first, {})))
-        if options.all_masks and late:
-            raise ValueError(
-                f"objects {late} are not on the first frame, {files.frames[first]}; give --track_object_appearing_"
-                "later_in_video"
-            )
-        things = [thing for thing in things if thing not in late]
-    if not things:
-        raise ValueError(f"there is no mask on the first frame, {files.frames[first]}")
-    prompts = {}
-    for thing in things:
-        start = min(number for number, of_frame in seen.items() if thing in of_frame)
-        numbers = [n for n in files.masks if n >= start and thing in files.masks[n]] if options.all_masks else [start]
-        prompts[thing] = {number: files.masks[number][thing] for number in numbers}
-    return prompts
+    """{object: {frame number: mask}} of those masks that the options let the tracker see; others are not kept."""
+    first = next(iter(files.stems))
+    where = f"the first frame, {files.stems[first]} of {files.source}"
+    prompts: dict[int, dict[int, np.ndarray]] = {}
+    late = set()
+    for number in files.masks:
+        if number != first and not (options.later_objects or options.all_masks):
+            break
+        for thing, mask in files.masks[number].items():
+            if thing in prompts and options.all_masks:
+                prompts[thing][number] = mask
+            elif thing not in prompts and mask.any():
+                if number == first or options.later_objects:
+                    prompts[thing] = {number: mask}
+                else:
+                    late.add(thing)
+    if late:
+        raise ValueError(f"objects {sorted(late)} are not on {where}; give --track_object_appearing_later_in_video")
+    if not prompts:
+        raise ValueError(f"there is no mask on {where}")
+    return dict(sorted(prompts.items()))
 
 
 def _full_masks(logits: dict[int, Tensor], height: int, width: int, options: VosOptions) -> dict[int, np.ndarray]:

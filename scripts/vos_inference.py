@@ -4,6 +4,9 @@
         --input_mask_dir DAVIS/Annotations/480p --output_mask_dir outputs/davis [--video_list_file LIST.txt]
     torchrun --nproc_per_node 8 scripts/vos_inference.py ...       # the processes share the videos
 
+Frames are JPEG or PNG files in a folder per video, or VIDEO.mp4 in its place. With --truth_dir MASKS the run that
+finds all videos finished ends with J&F, printed and in OUTPUT/scores.json, as sav_evaluator or DAVIS count it.
+
 --sam2_checkpoint is a .pt of SAM 2, a folder that it was converted to or fine-tuned in, or a whole Sa2VA. SA-V:
 --per_obj_png_file --track_object_appearing_later_in_video. Started again, it goes on with the videos that are not
 finished. Errors are collected: the other videos are done, then they are listed and the exit code is 1.
@@ -11,8 +14,10 @@ finished. Errors are collected: the other videos are done, then they are listed 
 
 import argparse
 import contextlib
+import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +25,8 @@ from PIL import Image
 
 from sa2va_hf.checkpoints.sam2 import load
 from sa2va_hf.data.sources.clips import read_names
+from sa2va_hf.data.vos_clips import MaskFolder
+from sa2va_hf.evaluation.following import CONVENTIONS, score_folder, summarize
 from sa2va_hf.vos_inference import VosOptions, follow_video, read_video
 
 
@@ -28,7 +35,9 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--sam2_checkpoint", "--model", required=True, help=".pt or folder; which SAM 2 is read off it"
     )
-    parser.add_argument("--base_video_dir", type=Path, required=True, help="a folder of frames per video")
+    parser.add_argument(
+        "--base_video_dir", type=Path, required=True, help="a folder of frames per video, or video files"
+    )
     parser.add_argument("--input_mask_dir", type=Path, required=True, help="a folder of masks per video")
     parser.add_argument("--output_mask_dir", type=Path, required=True)
     parser.add_argument("--video_list_file", type=Path, help="one name per line; default: all with masks")
@@ -41,8 +50,22 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--resample", choices=["bilinear", "bicubic"], default="bilinear", help="how frames are resized"
     )
+    parser.add_argument("--truth_dir", type=Path, help="score against the masks here: a folder per video")
+    parser.add_argument("--convention", choices=CONVENTIONS, default="sa_v", help="how that is scored")
     parser.add_argument("--device", help="default: cuda where there is one")
     return parser.parse_args(argv)
+
+
+def score(names: Sequence[str], arguments: argparse.Namespace) -> dict[str, float]:
+    """J&F of all videos, also written to scores.json. ValueError naming what cannot be scored."""
+    objects = []
+    for name in names:
+        truth, drawn = (MaskFolder(folder / name) for folder in (arguments.truth_dir, arguments.output_mask_dir))
+        objects += score_folder(truth, drawn, arguments.convention)
+    found = {"videos": len(names), "objects": len(objects), "convention": arguments.convention}
+    found |= summarize(objects, arguments.convention)
+    (arguments.output_mask_dir / "scores.json").write_text(json.dumps(found, indent=2) + "\n")
+    return found
 
 
 def main() -> int:
@@ -83,9 +106,14 @@ def main() -> int:
             files = read_video(arguments.base_video_dir / name, arguments.input_mask_dir / name)
             with precision:
                 follow_video(sam2, files, output, options, device)
-            print(f"{name}: {len(files.frames)} frames", flush=True)
+            print(f"{name}: {len(files.stems)} frames", flush=True)
         except ValueError as error:
             problems.append(f"{name}: {error}")
+    if arguments.truth_dir and not problems and all((arguments.output_mask_dir / name).is_dir() for name in names):
+        try:
+            print(json.dumps(score(names, arguments), indent=2))
+        except ValueError as error:
+            problems.append(str(error))
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

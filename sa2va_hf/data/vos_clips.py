@@ -1,7 +1,8 @@
 """Arrow rows as videos whose objects are to be followed: for scoring, at their own size and from their first frame."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -11,6 +12,9 @@ from PIL import Image
 from sa2va_hf import masks
 from sa2va_hf.data.clip_dataset import open_frames
 from sa2va_hf.data.rows import Row
+from sa2va_hf.data.sources.clips import numbered_frames
+
+VOID = 255  # beside other values: no object
 
 
 def to_square(picture: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> torch.Tensor:
@@ -62,3 +66,52 @@ class VosClips(Sequence[VosClip]):
     def __getitem__(self, index: int) -> VosClip:
         part, number = self.places[index]
         return VosClip(Row(self.parts[part], number), self.limit)
+
+
+class MaskFolder(Mapping[int, dict[int, np.ndarray]]):
+    """Mask pictures of a video, as FRAME.png with an index per object (DAVIS) or OBJECT/FRAME.png (SA-V):
+    {frame number: {object: bool (H, W)}}, read when asked for. An object that a file of its own shows nowhere is there
+    with an empty mask. ValueError naming the file or folder that cannot be read as such."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        layers = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        for layer in layers:
+            if not layer.name.isdigit():
+                raise ValueError(f"{layer}: a folder of one object's masks must have its number as name")
+        self.per_object = bool(layers)
+        files = {int(layer.name): numbered_frames(layer, (".png",)) for layer in layers}
+        self._files = files or {0: numbered_frames(folder, (".png",))}
+        self._numbers = sorted({number for of_layer in self._files.values() for number in of_layer})
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._numbers)
+
+    def __contains__(self, number: object) -> bool:
+        return any(number in files for files in self._files.values())
+
+    def __getitem__(self, number: int) -> dict[int, np.ndarray]:
+        pictures = {layer: masks.read_ids(files[number]) for layer, files in self._files.items() if number in files}
+        if not pictures:
+            raise KeyError(number)
+        if self.per_object:
+            return {layer: ids > 0 for layer, ids in pictures.items()}
+        values = [int(value) for value in np.unique(pictures[0]) if value]
+        things = values if values == [VOID] else [value for value in values if value != VOID]
+        return {value: pictures[0] == value for value in things}
+
+    def size(self, number: int) -> tuple[int, int]:
+        """(H, W) of the pictures of a frame."""
+        path = next(files[number] for files in self._files.values() if number in files)
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+
+    def palette(self) -> list[int] | None:
+        """That of the first picture, where an index is an object."""
+        if self.per_object:
+            return None
+        with Image.open(next(iter(self._files[0].values()))) as picture:
+            return picture.getpalette()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from sa2va_hf import masks
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.schema import Sample
+from sa2va_hf.data.vos_clips import MaskFolder
 from sa2va_hf.evaluation import video_conventions
 from sa2va_hf.evaluation.items import Answer, Item, Settings, checked_mask, percent
 from sa2va_hf.evaluation.metrics import mean
@@ -60,10 +61,7 @@ class Following:
 
     def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
         objects = [Scores(*map(np.array, pair)) for answer in answers for pair in answer.figures["objects"].values()]
-        counts = {"clips": len(items), "objects": len(objects)}
-        if self.convention == "davis":
-            return counts | percent(video_conventions.summarize_davis(objects))
-        return counts | video_conventions.summarize_sa_v(objects)
+        return {"clips": len(items), "objects": len(objects)} | summarize(objects, self.convention)
 
 
 def follow(
@@ -93,6 +91,40 @@ def follow(
             for place, thing in enumerate(logits):
                 tracks[thing][number] = masks.encode(((full[place] > 0) & (owner == place)).cpu().numpy())
     return tracks
+
+
+def score_folder(truth: MaskFolder, drawn: MaskFolder, convention: str) -> list[Scores]:
+    """Of each object of a video, by the mask pictures in two folders; frames without true masks do not count.
+
+    ValueError for a frame that is not drawn, or drawn at another size.
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"convention: expected one of {CONVENTIONS}, got {convention!r}")
+    if missing := [number for number in truth if number not in drawn]:
+        raise ValueError(f"{drawn.folder}: there are no masks of {len(missing)} frames, the first is {missing[0]}")
+    for number in truth:
+        if (found := drawn.size(number)) != (expected := truth.size(number)):
+            raise ValueError(f"{drawn.folder}: frame {number} is {found}, the true masks are {expected} (H, W)")
+    if convention == "sa_v":
+        return list(video_conventions.sa_v(_shown(drawn, truth), _shown(truth, truth)).values())
+    return list(video_conventions.davis(_ids(drawn, truth), _ids(truth, truth)).values())
+
+
+def _shown(folder: MaskFolder, numbers: Iterable[int]) -> Iterator[dict[int, np.ndarray]]:
+    """The objects with pixels on these frames, one frame at a time."""
+    for number in numbers:
+        yield {thing: mask for thing, mask in folder[number].items() if mask.any()}
+
+
+def _ids(folder: MaskFolder, truth: MaskFolder) -> Iterator[np.ndarray]:
+    return (_labels(things, truth.size(number)) for number, things in zip(truth, _shown(folder, truth), strict=True))
+
+
+def summarize(objects: Sequence[Scores], convention: str) -> dict[str, float]:
+    """{"J&F", ...} in percent over the objects of all videos."""
+    if convention == "davis":
+        return percent(video_conventions.summarize_davis(objects))
+    return video_conventions.summarize_sa_v(objects)
 
 
 def _first_masks(item: Item) -> list[dict[int, np.ndarray]]:

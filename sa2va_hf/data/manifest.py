@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from sa2va_hf.data.releases import RELEASES
-from sa2va_hf.data.schema import Reject
+from sa2va_hf.data.schema import TASKS, Reject
 
 NAME = "manifest.json"
 COUNTS = ("samples", "frames", "objects", "masks", "expressions", "turns", "excluded")
@@ -23,7 +23,7 @@ class Manifest:
 
     annotation_files: those that many records come from; not the ones of a single picture or clip.
     shard: "2/4" for the second of four machines' parts. exclude: lists of pictures that were left out -> their sha256;
-    excluded: samples left out for that. release: counts of the public release, where known.
+    excluded: samples left out for that. release: counts of the public release, or of a task in it, where known.
     """
 
     source: str
@@ -74,9 +74,9 @@ class Manifest:
     def departs_from_release(self) -> str:
         """In words, how the counts differ from the public release's; "" when they do not or when it is not known."""
         differing = [
-            f"{getattr(self, name)} {name}, where the public release has {count}"
+            f"{found} {name}, where the public release has {count}"
             for name, count in self.release.items()
-            if getattr(self, name) != count
+            if (found := self.tasks.get(name, 0) if name in TASKS else getattr(self, name)) != count
         ]
         if not differing or self.shard is not None:
             return ""

@@ -1,7 +1,8 @@
 """Counts of public releases, as their authors give them: a partial download shows when they differ.
 
-source -> split -> what the manifest of a complete one counts. A sample is a picture or a clip that has records; an
-expression is a sentence. Only counts that are published, or that follow from the published files, stand here.
+source -> split -> what the manifest of a complete one counts, in all or of a task. A sample is a picture or a clip that
+has records; an expression is a sentence. Only counts that are published, or that follow from the published files,
+stand here.
 
 RefCOCO, RefCOCO+ (UNC splits), RefCOCOg (UMD): Yu et al. 2016, https://arxiv.org/abs/1608.00272, and Nagaraja et al.
 2016, https://arxiv.org/abs/1608.00525. ReasonSeg: Lai et al. 2023, https://arxiv.org/abs/2308.00692. MeViS: Ding et
@@ -27,7 +28,7 @@ RELEASES: dict[str, dict[str, dict[str, int]]] = {
         "val": {"samples": 1300, "expressions": 4896},
         "test": {"samples": 2600, "expressions": 9602},
     },
-    "reason_seg": {"train": {"samples": 239}, "val": {"samples": 200}, "test": {"samples": 779}},
+    "reason_seg": {"train": {"referring": 239}, "val": {"referring": 200}, "test": {"referring": 779}},
     "ade20k": {"train": {"samples": 20210}, "val": {"samples": 2000}},
     "mapillary": {"train": {"samples": 18000}, "val": {"samples": 2000}},
     "mevis": {"train": {"samples": 1662, "expressions": 23051}, "valid_u": {"samples": 50, "expressions": 793}},

@@ -8,6 +8,7 @@ import json
 import re
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -21,7 +22,7 @@ from sa2va_hf.data import shards
 from sa2va_hf.data.media import load_image
 from sa2va_hf.data.prepare import PrepareError, check, prepare
 from sa2va_hf.data.releases import RELEASES
-from sa2va_hf.data.schema import Expression, Object, Reject, Turn
+from sa2va_hf.data.schema import Expression, Object, Reject, Sample, Turn
 from sa2va_hf.data.sources import SOURCES
 from sa2va_hf.data.sources.files import read_json
 
@@ -323,6 +324,17 @@ def test_a_partial_download_is_noticed(tmp_path, source, monkeypatch, caplog):
     caplog.clear()
     given(tmp_path, limit=1, overwrite=True)  # asked for less
     assert "public release" not in caplog.text
+
+
+def test_a_release_may_be_counted_by_task(tmp_path, source, monkeypatch, caplog):
+    monkeypatch.setitem(RELEASES, "given", {"train": {"referring": 1}})
+    about = Sample("a", "conversation", turns=[Turn("why?", "so.")])  # as explanations are, beside their pictures
+    source(sample("a", picture(tmp_path / "a.png")), replace(about, id="b"))
+    given(tmp_path)
+    assert "public release" not in caplog.text
+    source(about)
+    given(tmp_path, overwrite=True)
+    assert "given train: 0 referring, where the public release has 1" in caplog.text
 
 
 def test_releases_are_of_sources():

@@ -10,6 +10,8 @@ is "flag" (to be left out). Large polygons are painted first, so that a small on
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from PIL import Image, ImageDraw
 from sa2va_hf import masks
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample, Turn
 from sa2va_hf.data.sources.files import expect_keys, find_picture, read_annotation, read_json, upright_size
+from sa2va_hf.data.sources.portions import Portion, in_portions
 from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
 
 TARGET, IGNORED = 1, 255
@@ -26,7 +29,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 EXPLAIN = "{text} Please segment it and explain why."
 
 
-def reason_seg(root: Path | str, split: str, *, explain: bool = True) -> Iterator[Sample | Reject]:
+@in_portions
+def reason_seg(root: Path | str, split: str, *, explain: bool = True) -> Iterator[Sample | Reject | Portion]:
     """One sample per picture with its phrases, and, where it has an explanation, one dialogue "X/explained" with it.
 
     The target is the union of the regions labelled so. Expressions have the kind "sentence" or "phrase" (is_sentence).
@@ -40,20 +44,20 @@ def reason_seg(root: Path | str, split: str, *, explain: bool = True) -> Iterato
     explanations, rejects = _explanations(root / "explanatory" / f"{split}.json" if explain else None)
     yield from rejects
     for path in files:
-        try:
-            sample = _sample(path)
-        except ValueError as error:
-            yield Reject(path.stem, str(error), str(path))
-            continue
-        yield sample
-        if outputs := explanations.get(path.stem):
-            text = sample.expressions[0].text
-            turn = Turn(EXPLAIN.format(text=_closed(text)), f"It is {SEG_TOKEN}. {outputs}", [[0]])
-            size = (sample.width, sample.height)
-            explained = Sample(f"{path.stem}/explained", "conversation", *size, frames=sample.frames)
-            explained.objects, explained.ignore = sample.objects, sample.ignore
-            explained.turns, explained.source = [turn], "reason_seg"
-            yield explained
+        yield partial(_records, path, explanations.get(path.stem))
+
+
+def _records(path: Path, explanation: str | None) -> Iterator[Sample | Reject]:
+    try:
+        sample = _sample(path)
+    except ValueError as error:
+        yield Reject(path.stem, str(error), str(path))
+        return
+    yield sample
+    if explanation is not None:
+        question = EXPLAIN.format(text=_closed(sample.expressions[0].text))
+        turns = [Turn(question, f"It is {SEG_TOKEN}. {explanation}", [[0]])]
+        yield replace(sample, id=f"{path.stem}/explained", task="conversation", expressions=[], turns=turns)
 
 
 def _closed(text: str) -> str:

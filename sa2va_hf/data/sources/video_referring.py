@@ -70,7 +70,10 @@ DAVIS_LISTS = ("ImageSets/2017/{split}.txt", "DAVIS/ImageSets/2017/{split}.txt")
 DAVIS_SPLITS = {"valid": "val"}
 DAVIS_TEXTS = "davis_text_annotations"
 
-REVOS_TYPES = {0: "referring", 1: "reasoning", 2: "no_target"}
+TYPES = {  # what type_id means, by source: ReVOS's kinds of questions, Ref-SAV's lengths (tools/eval of Sa2VA)
+    "revos": {0: "referring", 1: "reasoning", 2: "no_target"},
+    "ref_sav_eval": {0: "long", 1: "short"},
+}
 DAVIS_ANNOTATORS = ("first_frame_1", "full_video_1", "first_frame_2", "full_video_2")  # of each object, in this order
 
 NUMBERINGS = ("sorted", "file")
@@ -100,8 +103,8 @@ def video_referring(
 ) -> Iterator[Sample | Reject]:
     """One sample per video with all its objects and expressions; every frame listed is annotated.
 
-    Expressions with several anno_ids mean them together; with none (ReVOS type 2) they match nothing. kind: ReVOS's
-    types; for Ref-DAVIS17 the annotator, where each object has the published four expressions.
+    Expressions with several anno_ids mean them together; with none (ReVOS type 2) they match nothing. kind: what
+    `TYPES` says of ReVOS and Ref-SAV; for Ref-DAVIS17 the annotator, where each object has the published four.
 
     annotations, masks_from, frames: the file of expressions, the mask_dict or the folder of palette pictures, and the
     folder of videos, where they lie elsewhere. numbering: how expressions without anno_id are numbered into mask_dict:
@@ -168,7 +171,7 @@ def _fill(
             kind = kinds.get(key, "")
             if "type_id" in expression:
                 expect_keys(expression, {"type_id": int}, f"expression {key}")
-                kind = REVOS_TYPES.get(expression["type_id"], "")
+                kind = TYPES.get(sample.source, {}).get(expression["type_id"], "")
             sample.expressions.append(Expression(text, targets, kind))
         except ValueError as error:
             yield Reject(f"{sample.id}/expression {key}", str(error), file)

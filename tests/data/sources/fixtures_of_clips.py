@@ -117,14 +117,16 @@ def ref_sav_eval():
         content = {}
         for number, video in enumerate(("zoo", "den")):
             PHRASES.draw_frames(root / "videos" / video)
-            content |= PHRASES.videos({"0": PHRASES.expression("A cup.", [number])}, video=video)
+            content |= PHRASES.videos({"0": PHRASES.expression("A cup.", [number], type_id=number)}, video=video)
         (root / file).write_text(json.dumps({"videos": content}))
         (root / "mask_dict.json").write_text(json.dumps({"0": PHRASES.LEFT, "1": PHRASES.RIGHT}))
 
     def expected(root):
         return [
-            clip(f"ref_sav_eval/{video}", root / "videos" / video, [one], said(("A cup", 0)), "ref_sav_eval")
-            for video, one in (("zoo", LEFT), ("den", RIGHT))
+            clip(
+                f"ref_sav_eval/{video}", root / "videos" / video, [one], said(("A cup", 0), kind=kind), "ref_sav_eval"
+            )
+            for video, one, kind in (("zoo", LEFT, "long"), ("den", RIGHT, "short"))
         ]
 
     return Fixture(

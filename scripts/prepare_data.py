@@ -4,6 +4,9 @@
     python scripts/prepare_data.py --source png_masks --root my_photos --split train --output arrow/mine \\
         --option phrase="the lesion" --option val_fraction=0.1 --skip_bad
 
+    python scripts/prepare_data.py --source folder_parts --root generated --split train --output arrow/parts \\
+        --option part="{part} of a {object}"
+
 Exit status 1 with every problem listed when records cannot be used; nothing is written then, unless --skip_bad. A run
 that was killed goes on where it was when the same command is given again.
 
@@ -19,7 +22,6 @@ import logging
 import sys
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from sa2va_hf.data.manifest import Manifest
@@ -27,6 +29,7 @@ from sa2va_hf.data.prepare import PrepareError, check, prepare
 from sa2va_hf.data.releases import RELEASES
 from sa2va_hf.data.schema import Reject
 from sa2va_hf.data.sources import SOURCES
+from sa2va_hf.data.sources.options import parse_options
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,7 +52,13 @@ def parse_arguments() -> argparse.Namespace:
         "--skip_bad", action="store_true", help="leave out what cannot be used (manifest.json lists it)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a folder prepared before")
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the source; YAML value")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the source, may be repeated: size=96, images=/data/coco, kinds=[left], part={part}",
+    )
     arguments = parser.parse_args()
     if not arguments.check and not arguments.output:
         parser.error("--output is needed: the folder to write (or --check, to look only)")
@@ -63,24 +72,8 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """["size=96", "tasks=[referring]"] -> {"size": 96, "tasks": ["referring"]}."""
-    options = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ValueError(f"--option expects KEY=VALUE, got {pair!r}")
-        if key in options:
-            raise ValueError(f"--option {key} is given twice")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--option {pair}: {error}") from error
-    return options
-
-
 def run(arguments: dict[str, Any]) -> Manifest:
-    arguments["options"] = parse_options(arguments.pop("option"))
+    arguments["options"] = parse_options(arguments.pop("option"), SOURCES[arguments["source"]])
     known = RELEASES.get(arguments["source"], {}).get(arguments["split"], {}).get("samples")
     with tqdm(unit=" records", desc=arguments["source"], mininterval=1, total=arguments["limit"] or known) as bar:
         if arguments.pop("check"):

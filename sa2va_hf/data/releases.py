@@ -1,7 +1,7 @@
 """Counts of public releases, as their authors give them: a partial download shows when they differ.
 
-source -> split -> what the manifest of a complete one counts, in all or of a task. A sample is a picture or a clip that
-has records; an expression is a sentence. Only counts that are published, or that follow from the published files,
+source -> split -> what the manifest of a complete one counts, in all or of a task. A sample is a picture or a clip
+that has records; an expression is a sentence. Only counts that are published, or that follow from the published files,
 stand here.
 
 RefCOCO, RefCOCO+ (UNC splits), RefCOCOg (UMD): Yu et al. 2016, https://arxiv.org/abs/1608.00272, and Nagaraja et al.

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset, Subset
 
-from sa2va_hf.arguments import DataArguments, parse, save_config
+from sa2va_hf.arguments import DataArguments, parse
 from sa2va_hf.command_line import mistakes
 from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.data.dataset import Sa2VADataset
@@ -89,23 +89,11 @@ def build(argv: list[str]) -> tuple[Sa2VATrainer, str | None]:
     return trainer, checkpoint
 
 
-def train(trainer: Sa2VATrainer, checkpoint: str | None) -> None:
-    if trainer.args.process_index == 0:
-        save_config(trainer.args)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.stopped_by is None:
-        trainer.finish(result.metrics)
-    # gloo now and then aborts a process that leaves while another still talks to it.
-    trainer.accelerator.wait_for_everyone()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 def main(argv: list[str]) -> None:
-    train(*build(argv))
+    with mistakes():
+        trainer, checkpoint = build(argv)
+    trainer.run(checkpoint)
 
 
 if __name__ == "__main__":
-    with mistakes():
-        built = build(sys.argv[1:])
-    train(*built)
+    main(sys.argv[1:])

@@ -22,7 +22,7 @@ import torch
 from datasets import Dataset, load_from_disk
 from transformers import set_seed
 
-from sa2va_hf.arguments import parse, save_config
+from sa2va_hf.arguments import parse
 from sa2va_hf.checkpoints.sam2 import load
 from sa2va_hf.command_line import mistakes
 from sa2va_hf.data.clip_dataset import ClipDataset, ClipPart
@@ -104,23 +104,11 @@ def build(argv: list[str]) -> tuple[Sam2Trainer, str | None]:
     return build_trainer(model, data, augmentation, training), checkpoint
 
 
-def train(trainer: Sam2Trainer, checkpoint: str | None) -> None:
-    if trainer.args.process_index == 0:
-        save_config(trainer.args)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.stopped_by is None:
-        trainer.finish(result.metrics)
-    # gloo now and then aborts a process that leaves while another still talks to it.
-    trainer.accelerator.wait_for_everyone()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 def main(argv: list[str]) -> None:
-    train(*build(argv))
+    with mistakes():
+        trainer, checkpoint = build(argv)
+    trainer.run(checkpoint)
 
 
 if __name__ == "__main__":
-    with mistakes():
-        built = build(sys.argv[1:])
-    train(*built)
+    main(sys.argv[1:])

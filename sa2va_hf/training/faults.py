@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
+from ..arguments import save_config
 from ..data.tolerance import REJECTS, TolerantCollator, TolerantDataset
 from .saving import check_fits, remove_partial, save_checkpoint
 
@@ -64,6 +65,18 @@ class SafeTrainer(Trainer):
 
     def _note_signal(self, number: int) -> None:
         self._signal = signal.Signals(number)
+
+    def run(self, checkpoint: str | None) -> None:
+        """All of a run: its settings into the output folder, the training, the results, and all processes leave."""
+        if self.is_world_process_zero():
+            save_config(self.args)
+        result = self.train(resume_from_checkpoint=checkpoint)
+        if self.stopped_by is None:
+            self.finish(result.metrics)
+        # gloo now and then aborts a process that leaves while another still talks to it.
+        self.accelerator.wait_for_everyone()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
     def finish(self, metrics: dict[str, float]) -> None:
         """The model, and the scores of training and of an evaluation, into the output folder. A run that was stopped

@@ -105,12 +105,12 @@ def test_tensorboard_gets_the_loss_its_parts_and_the_scores(config, train, tmp_p
 
 def test_a_run_in_which_nothing_fits_names_a_sample_and_its_length(config, train):
     """Nothing is cut off behind max_length, where the [SEG] is."""
-    with pytest.raises(ValueError, match=r"the dataset is empty: .*shortest .* tokens, max_length is 20"):
+    with pytest.raises(SystemExit, match=r"the dataset is empty: .*shortest .* tokens, max_length is 20"):
         train([config(max_length=20)])
 
 
 def test_a_folder_that_was_never_prepared_is_named(config, train):
-    with pytest.raises(ValueError, match=r"nowhere: no prepared dataset; run scripts/prepare_data\.py"):
+    with pytest.raises(SystemExit, match=r"nowhere: no prepared dataset; run scripts/prepare_data\.py"):
         train([config(train_data="nowhere")])
 
 

@@ -25,6 +25,7 @@ from sa2va_hf.model.configuration_sa2va import IMAGE_CONTEXT, Sa2VAConfig
 from sa2va_hf.model.modeling_sa2va import Sa2VAForConditionalGeneration
 from sa2va_hf.model.processing_sa2va import Sa2VAProcessor
 from sa2va_hf.training.flops import StepFlops, peak_flops
+from sa2va_hf.training.speed import compile_layers
 from sa2va_hf.training.trainable import make_trainable
 
 _VIT = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -135,6 +136,7 @@ VARIANTS = {
     "logits of answers, padded": {"lean": True, "join": False},
     "logits of answers, joined": {"lean": True, "join": True},
     "the same, activations again": {"lean": True, "join": True, "again": True},
+    "logits of answers, joined, compiled": {"lean": True, "join": True, "compiled": True},
 }
 
 
@@ -198,8 +200,10 @@ def measure_steps(
     lean: bool,
     join: bool,
     again: bool = False,
+    compiled: bool = False,
 ) -> Measured:
-    """Times training steps on the same samples. again: activations are computed again in the backward pass."""
+    """Times training steps on the same samples. again: activations are computed again in the backward pass; compiled:
+    see `compile_layers`."""
     device, base = arguments.device, model.get_base_model()
     sam = base.grounding_encoder.sam2_model
     vision, _ = base.backbone.vision(base.mllm)
@@ -231,6 +235,9 @@ def measure_steps(
         return inputs
 
     work = operations(lambda: step(Clock({}, device)))
+    if compiled:
+        compile_layers(base)
+        step(Clock({}, device))
     clock = Clock(modules, device)
     try:
         with Memory(device) as memory:
@@ -240,6 +247,8 @@ def measure_steps(
             seconds = (clock.now() - start) / arguments.steps
     finally:
         clock.close()
+        for module in base.modules():
+            module._compiled_call_impl = None  # as it was before `compile_layers`
     parts = {name: total / arguments.steps for name, total in clock.seconds.items()}
     parts["rest of forward"] -= sum(parts[name] for name in modules)
     tokens = int(inputs["attention_mask"].sum())

@@ -51,16 +51,32 @@ def slow_f(prediction, target, radius):
 
 
 @pytest.mark.parametrize("width", [1, 63, 64, 65, 130])
-def test_outline_and_disk_of_packed_masks(width):
+def test_packed_masks_are_plain_ones(width):
     masks = blobs(2, 21, width)
-    for radius in (0, 1, 2, 5, 70):
-        packed = np.stack([video.pack(mask, radius) for mask in masks])
+    for margin in (0, 1, 70):
+        packed = video.pack(*masks, margin=margin)
         np.testing.assert_array_equal(video.unpack(packed, width), masks)
         edges = video.outline(packed, width)
         np.testing.assert_array_equal(video.unpack(edges, width), [slow_outline(mask) for mask in masks])
-        few = rng.random((2, 21, width)) < 0.02
-        wide = video.widen(np.stack([video.pack(points, radius) for points in few]), radius)
-        np.testing.assert_array_equal(video.unpack(wide, width), [slow_widened(points, radius) for points in few])
+
+
+@pytest.mark.parametrize("width", [1, 63, 65, 200])
+@pytest.mark.parametrize("radius", [0, 1, 2, 5, 8, 31, 70])
+def test_points_are_near_when_the_disk_says_so(width, radius, monkeypatch):
+    monkeypatch.setattr(video, "POINTS_AT_ONCE", 5)
+    few = rng.random((2, 21, width)) < 0.02
+    few[0, [0, -1]], few[1, :, [0, -1]] = rng.random(width) < 0.1, rng.random(21) < 0.1  # at the edges
+    few[:, [0, 0, -1, -1], [0, -1, 0, -1]] = True  # and in the corners
+    packed = video.pack(*few, margin=radius)
+    disks = [slow_widened(points, radius) for points in few]
+    assert video.near(packed, radius) == ((few[0] & disks[1]).sum(), (few[1] & disks[0]).sum())
+    squares = video.unpack(video.widen(packed, radius), width)
+    y, x = np.mgrid[:21, :width]
+    for points, square in zip(few, squares, strict=True):
+        wide = np.zeros_like(points)
+        for cy, cx in zip(*np.nonzero(points), strict=True):
+            wide |= (abs(y - cy) <= radius) & (abs(x - cx) <= radius)
+        np.testing.assert_array_equal(square, wide)
 
 
 @pytest.mark.parametrize("size", [(20, 30), (24, 64), (13, 129)])
@@ -78,7 +94,7 @@ def test_outline_of_a_square():
     mask[2:4, 2:4] = True
     drawn = ["......", ".###..", ".#.#..", ".###..", "......", "......"]
     expected = np.array([[c == "#" for c in row] for row in drawn])
-    np.testing.assert_array_equal(video.unpack(video.outline(video.pack(mask), 6), 6), expected)
+    np.testing.assert_array_equal(video.unpack(video.outline(video.pack(mask), 6), 6)[0], expected)
 
 
 def test_a_shift_within_the_bound_is_forgiven_and_no_more():

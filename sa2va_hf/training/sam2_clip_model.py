@@ -146,6 +146,8 @@ class Sam2ClipModel(nn.Module):
                 corrected = number in plan.corrected and self.prompts.add_all_frames_to_correct_as_cond
                 group = kept["cond_frame_outputs" if prompted or corrected else "non_cond_frame_outputs"]
                 group[number] = self._remember(frame, answer, points is not None)
+        if torch.is_grad_enabled() and not total.requires_grad:  # the masks of all frames were given: nothing to learn
+            total = total + 0 * next(p for p in self.parameters() if p.requires_grad).sum()
         parts = torch.stack([step.losses for of_frame in steps for step in of_frame]).sum(0)
         return ClipOutput(total, *parts, steps=steps)
 

@@ -4,19 +4,23 @@ Run: pytest tests/scripts/test_train_sam2.py
 """
 
 import json
+import math
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from clips import draw, tiny_clip_model, write_davis
+from clips import disc, draw, tiny_clip_model, write_davis
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from sa2va_hf import masks
 from sa2va_hf.arguments import parse
 from sa2va_hf.checkpoints.convert import convert
 from sa2va_hf.checkpoints.sam2 import load
@@ -83,6 +87,104 @@ def test_from_folders_to_a_file_of_the_sam2_package(config, tmp_path):
     assert set(state) == {"model"} and set(state["model"]) == set(before)
     assert all(torch.equal(state["model"][name], after[name]) for name in before)
     assert not all(torch.equal(before[name], after[name]) for name in before)
+
+
+def write_film(path, frames):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(draw(number, 2)[0], format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_sav(root, frames=13):
+    """A video as mp4, and one as the frames that were taken from it; numbers are floats, as SA-V has them."""
+    folder = root / "sav_train/sav_000"
+    write_film(folder / "sav_000001.mp4", frames)
+    (folder / "sav_000002").mkdir()
+    for number in range(frames):
+        Image.fromarray(draw(number, 2)[0]).save(folder / f"sav_000002/{number:05d}.jpg")
+    masklet = [[masks.encode(disc(number, thing)) for thing in range(2)] for number in range(0, frames, 4)]
+    sizes = {"video_frame_count": float(frames), "video_height": 48.0, "video_width": 64.0}
+    for name in ("sav_000001", "sav_000002"):
+        content = {"video_id": name, **sizes, "masklet": masklet, "masklet_num": 2}
+        (folder / f"{name}_manual.json").write_text(json.dumps(content))
+
+
+def write_pictures(root, pictures=4):
+    """The same pictures as SA-1B and as COCO have them."""
+    images, annotations = [], []
+    for folder in ("sa1b/sa_000000", "coco/train2017", "coco/annotations"):
+        (root / folder).mkdir(parents=True)
+    for number in range(1, pictures + 1):
+        picture = Image.fromarray(draw(number, 3)[0])
+        size = {"width": 64, "height": 48}
+        picture.save(root / f"sa1b/sa_000000/sa_{number}.jpg")
+        picture.save(root / f"coco/train2017/{number:012d}.jpg")
+        found = [
+            {"id": 10 * number + thing, "segmentation": masks.encode(disc(number, thing)), "iscrowd": 0}
+            for thing in range(3)
+        ]
+        image = {"image_id": number, "file_name": f"sa_{number}.jpg", **size}
+        (root / f"sa1b/sa_000000/sa_{number}.json").write_text(json.dumps({"image": image, "annotations": found}))
+        images.append({"id": number, "file_name": f"{number:012d}.jpg", **size})
+        annotations += [{**one, "image_id": number, "category_id": 1} for one in found]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "disc"}]}
+    (root / "coco/annotations/instances_train2017.json").write_text(json.dumps(content))
+
+
+@pytest.mark.slow
+def test_videos_and_pictures_by_the_shipped_mixture(config, tmp_path):
+    """configs/sam2/sav_sa1b.yaml but for paths and sizes, on SA-V (mp4 and frames), SA-1B, COCO and DAVIS from
+    disk: a step is of one dataset, with that dataset's batch size, in bfloat16."""
+    write_sav(tmp_path / "sav")
+    write_pictures(tmp_path)
+    sources = {"sav": ("sav", "sav"), "sa1b": ("sa1b", "sa1b"), "coco": ("coco_json", "coco")}
+    for name, (source, root) in sources.items():
+        prepare(source, tmp_path / root, "train", tmp_path / f"{name}_rows")
+    parts = [
+        {"path": str(tmp_path / "sav_rows"), "batch_size": 1},
+        {"path": str(tmp_path / "train_rows"), "batch_size": 2, "num_frames": 2},
+        {"path": str(tmp_path / "sa1b_rows"), "batch_size": 4, "num_frames": 1},
+        {"path": str(tmp_path / "coco_rows"), "batch_size": 3},
+    ]
+    settings = {
+        "model_name_or_path": tmp_path,
+        "image_size": 128,
+        "train_data": json.dumps(parts),
+        "eval_data": str(tmp_path / "val_rows"),
+        "num_frames": 3,
+        "max_steps": 4,
+        "logging_steps": 1,
+        "dataloader_num_workers": 0,
+        "use_cpu": "true",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": "none",
+        "output_dir": tmp_path / "mixed",
+    }
+    arguments = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    build = runpy.run_path(str(ROOT / "scripts/train_sam2.py"))["build"]
+    trainer, _ = build([str(ROOT / "configs/sam2/sav_sa1b.yaml"), *arguments])
+    seen, put_together = [], trainer.data_collator
+
+    def watch(examples):
+        seen.append([(len(example["images"]), example["sample_id"].split()[0]) for example in examples])
+        return put_together(examples)
+
+    trainer.data_collator = watch
+    trainer.train()
+    assert trainer.args.bf16 and trainer.model.checkpointing
+    assert sorted((len(batch), batch[0][0]) for batch in seen) == [(1, 3), (2, 2), (3, 1), (4, 1)]
+    films = {name for batch in seen for frames, name in batch if frames == 3}
+    assert films <= {"sav_000001_manual", "sav_000002_manual"}
+    assert {row["video"] is None for row in trainer.train_dataset.parts[0].rows.with_format(None)} == {True, False}
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(steps) == 4 and all(math.isfinite(entry["loss"]) and entry["objects"] > 0 for entry in steps)
+    scores = trainer.evaluate()
+    assert 0 <= scores["eval_J&F"] <= 1 and scores["eval_objects"] == 2
 
 
 @pytest.mark.slow

@@ -145,6 +145,12 @@ def test_bfloat16_is_float32_but_for_its_roundings(settings, checkpointing, monk
     assert torch.cosine_similarity(one, other, dim=0) > 0.98
 
 
+def test_a_clip_whose_masks_are_all_given_teaches_nothing_and_stops_nobody():
+    model = tiny_clip_model(**MASKED, num_init_cond_frames_for_train=2, rand_init_cond_frames_for_train=False)
+    output = run(model, clip(frames=2))
+    assert output.loss.item() > 0 and all((gradient == 0).all() for gradient in gradients(model).values())
+
+
 def test_ignored_pixels_do_not_count():
     model, inputs = tiny_clip_model(**MASKED), clip(objects=(2,))
     plain = run(model, inputs).loss.item()

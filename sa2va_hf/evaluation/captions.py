@@ -7,6 +7,8 @@ CIDEr, and the result says so. Other reimplementations give other numbers.
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -32,23 +34,29 @@ def caption_scores(references: Mapping[str, Sequence[str]], predictions: Mapping
     if set(references) != set(predictions):
         missing, extra = sorted(set(references) - set(predictions)), sorted(set(predictions) - set(references))
         raise ValueError(f"predictions: expected one per picture; missing {missing[:3]}, unknown {extra[:3]}")
-    try:
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.meteor.meteor import Meteor
-        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-    except ImportError as error:
-        raise ImportError("METEOR and CIDEr need pycocoevalcap and Java: pip install pycocoevalcap") from error
+    if missing := missing_for_captions():
+        raise ImportError(missing)
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
     keys = sorted(references)  # CIDEr sums in this order
-    try:
-        words = PTBTokenizer()
-        true = words.tokenize({key: [{"caption": text} for text in references[key]] for key in keys})
-        said = words.tokenize({key: [{"caption": predictions[key]}] for key in keys})
-        return {
-            "METEOR": float(Meteor().compute_score(true, said)[0]),
-            "CIDEr": float(Cider().compute_score(true, said)[0]),
-        }
-    except FileNotFoundError as error:
-        raise ImportError(f"METEOR and CIDEr need Java, which could not be started: {error}") from error
+    words = PTBTokenizer()
+    true = words.tokenize({key: [{"caption": text} for text in references[key]] for key in keys})
+    said = words.tokenize({key: [{"caption": predictions[key]}] for key in keys})
+    return {
+        "METEOR": float(Meteor().compute_score(true, said)[0]),
+        "CIDEr": float(Cider().compute_score(true, said)[0]),
+    }
+
+
+def missing_for_captions() -> str | None:
+    """What METEOR and CIDEr need and is not there, and what to do; None when they can be computed."""
+    if importlib.util.find_spec("pycocoevalcap") is None:
+        return "METEOR and CIDEr need the Python package pycocoevalcap: pip install pycocoevalcap"
+    if shutil.which("java") is None:
+        return "METEOR and CIDEr need Java, and there is no `java` on the PATH: install a JRE (8 or later)"
+    return None
 
 
 class GroundedCaptions:

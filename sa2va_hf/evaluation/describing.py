@@ -94,7 +94,8 @@ class GroundedCaption(_Describing):
 
 
 class RegionCaption(_Describing):
-    """A region is shown as a mask, its references are the expressions that mean it alone (RefCOCOg)."""
+    """A region is shown as a mask and described once; each expression that means it alone (RefCOCOg) is the one
+    reference of a pair, as in the published annotation file, which has an entry per sentence."""
 
     prompts = (REGION_PROMPT,)
 
@@ -124,10 +125,13 @@ class RegionCaption(_Describing):
         return {"score": max(shared)}  # only to find the worst and the best ones
 
     def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
-        said = {item.key: answer.more["caption"] for item, answer in zip(items, answers, strict=True)}
+        true, said = {}, {}
+        for item, answer in zip(items, answers, strict=True):
+            for number, text in enumerate(_texts(item)):
+                true[f"{item.key}/{number}"], said[f"{item.key}/{number}"] = [text], answer.more["caption"]
         unanswered = sum("unanswered" in answer.more for answer in answers)
-        counts = {"regions": len(items), "unanswered": unanswered}
-        return counts | _caption_figures({item.key: _texts(item) for item in items}, said)
+        counts = {"regions": len(items), "sentences": len(true), "unanswered": unanswered}
+        return counts | _caption_figures(true, said)
 
 
 class Choice(_Describing):

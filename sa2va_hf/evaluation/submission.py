@@ -1,4 +1,8 @@
-"""Clips whose masks are kept secret: predictions become the zip that the benchmark's server takes."""
+"""Clips whose masks are kept secret: predictions become the zip that the benchmark's server takes.
+
+MeViS (its README, CodaLab guideline): the videos' folders directly in the zip. Ref-YouTube-VOS (ReferFormer's guide):
+in a folder Annotations. In both VIDEO/EXPRESSION/FRAME.png.
+"""
 
 from __future__ import annotations
 

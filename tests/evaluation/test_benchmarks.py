@@ -223,7 +223,8 @@ def test_region_captions(tmp_path, mask, monkeypatch):
     record = sample("a", picture(tmp_path / "a.png"))
     record.expressions = [Expression("a dog", [0]), Expression("the brown dog", [0]), Expression("nobody", [])]
     evaluate(given(describing.RegionCaption(), record), Drawer(mask, "a dog"), tmp_path / "m.json")
-    assert seen == {"true": {"a/0": ["a dog", "the brown dog"]}, "said": {"a/0": "a dog"}}
+    assert seen["true"] == {"a/0/0": ["a dog"], "a/0/1": ["the brown dog"]}  # a sentence at a time
+    assert seen["said"] == {"a/0/0": "a dog", "a/0/1": "a dog"}
     assert describing.clean_region_caption("region1 shows a cat") == "a cat"
     with pytest.raises(ValueError, match="do not apply"):
         describing.RegionCaption().record(Settings(mode="teacher"))
@@ -244,7 +245,7 @@ def test_a_region_too_small_for_the_model_counts_without_a_caption(tmp_path, mas
     records[1].objects[0].masks[0] = masks.encode(small)
     task = describing.RegionCaption()
     result = evaluate(given(task, *records), Refusing(mask, "a dog"), tmp_path / "m.json", batch_size=2)
-    assert seen == {"a/0": "a dog", "b/0": ""}
+    assert seen == {"a/0/0": "a dog", "b/0/0": ""}
     assert (result["metrics"]["regions"], result["metrics"]["unanswered"]) == (2, 1)
 
 

@@ -4,9 +4,7 @@ Run: pytest tests/evaluation/test_captions.py
 """
 
 import contextlib
-import importlib.util
 import io
-import shutil
 
 import numpy as np
 import pytest
@@ -98,12 +96,23 @@ def test_captions_must_belong_to_the_pictures():
         captions.caption_scores({"a": ["x"], "b": ["y"]}, {"a": "x", "c": "y"})
 
 
-def test_meteor_and_cider(monkeypatch):
+@pytest.mark.parametrize(
+    ("package", "java", "message"),
+    [
+        (None, "/bin/java", "pip install pycocoevalcap"),
+        ("there", None, "need Java, and there is no `java` on the PATH"),
+    ],
+)
+def test_what_is_missing_for_captions_is_said(package, java, message, monkeypatch):
+    monkeypatch.setattr(captions.importlib.util, "find_spec", lambda name: package)
+    monkeypatch.setattr(captions.shutil, "which", lambda name: java)
+    with pytest.raises(ImportError, match=message):
+        captions.caption_scores({"1": ["a cat"]}, {"1": "a cat"})
+
+
+@pytest.mark.skipif(captions.missing_for_captions() is not None, reason=str(captions.missing_for_captions()))
+def test_meteor_and_cider():
     references = {"1": ["a cat on a mat", "the cat sits"], "2": ["two dogs run in the park"]}
-    if importlib.util.find_spec("pycocoevalcap") is None or shutil.which("java") is None:
-        with pytest.raises(ImportError, match="pip install pycocoevalcap"):
-            captions.caption_scores(references, {"1": "a cat", "2": "dogs"})
-        return
     perfect = captions.caption_scores(references, {"1": "a cat on a mat", "2": "two dogs run in the park"})
     worse = captions.caption_scores(references, {"1": "a cat", "2": "a park"})
     assert perfect["METEOR"] == pytest.approx(1.0)

@@ -38,8 +38,23 @@ def test_video_j_and_f(tmp_path):
     edges = [encode(NONE), *right[:2], encode(NONE)]
     assert metric.compute(predictions=[edges], references=[right])["J"] == 100.0  # the first and last do not count
     assert metric.compute(predictions=[edges], references=[right], convention="mevis")["J"] == 50.0
-    with pytest.raises(ValueError, match="expected one of sa_v, mevis"):
-        metric.compute(predictions=[edges], references=[right], convention="davis")
+    found = metric.compute(predictions=[right, wrong], references=[right, right], convention="davis")
+    assert (found["J_mean"], found["J_recall"], found["J_decay"]) == (50.0, 50.0, 0.0)
+    with pytest.raises(ValueError, match="expected one of sa_v, davis, mevis"):
+        metric.compute(predictions=[edges], references=[right], convention="vos")
+
+
+def test_revos(tmp_path):
+    metric = load("revos", tmp_path)
+    parts = [[encode(LEFT)], [], [encode(LEFT)]]  # on the second frame it is away
+    truth = {"kind": "referring", "instances": parts, "foreground": [encode(ALL)] * 3}
+    right, wrong = [encode(LEFT), encode(NONE), encode(LEFT)], [encode(ALL)] * 3
+    found = metric.compute(predictions=[right, wrong], references=[truth, truth | {"kind": "reasoning"}])
+    assert found["referring"] == {"J&F": 100.0, "J": 100.0, "F": 100.0, "A": 100.0, "R": 100.0}
+    assert found["reasoning"]["J"] == 33.33 and found["reasoning"]["R"] == 33.33  # 12, 24 and 12 of 24 are wrong
+    assert found["overall"]["A"] == pytest.approx((100 + 33.33) / 2)
+    with pytest.raises(ValueError, match=r"expression 0: \(2, 3, 3\) frames"):
+        metric.compute(predictions=[right[:2]], references=[truth])
 
 
 def test_box_accuracy(tmp_path):

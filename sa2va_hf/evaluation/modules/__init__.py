@@ -7,7 +7,7 @@ metric = evaluate.load(path_of("referring_iou"))
 
 from pathlib import Path
 
-NAMES = ("referring_iou", "video_j_and_f", "box_accuracy")
+NAMES = ("referring_iou", "video_j_and_f", "revos", "box_accuracy")
 
 
 def path_of(name: str) -> str:

@@ -3,15 +3,17 @@
 import datasets
 import evaluate
 
-from sa2va_hf.evaluation.video_conventions import sa_v, summarize_mevis, summarize_sa_v
+from sa2va_hf.evaluation.items import percent
+from sa2va_hf.evaluation.video_conventions import davis, sa_v, summarize_davis, summarize_mevis, summarize_sa_v
 from sa2va_hf.evaluation.video_metrics import clip_scores
 from sa2va_hf.masks import decode
 
 DESCRIPTION = """J&F of tracks: per object a list of COCO RLE, one per frame.
 
-`convention`: "sa_v" (first and last frame left out, percent) or "mevis" (every frame; percent, rounded at the end)."""
+In percent. `convention`: "sa_v" or "davis" (first and last frame left out; DAVIS has recall and decay beside the
+means), or "mevis" (every frame, rounded at the end)."""
 _TRACK = datasets.List({"size": datasets.List(datasets.Value("int32")), "counts": datasets.Value("string")})
-CONVENTIONS = ("sa_v", "mevis")
+CONVENTIONS = ("sa_v", "davis", "mevis")
 
 
 class VideoJAndF(evaluate.Metric):
@@ -33,8 +35,10 @@ class VideoJAndF(evaluate.Metric):
             drawn, true = map(decode, prediction), map(decode, reference)
             if convention == "mevis":
                 tracks.append(clip_scores(zip(drawn, true, strict=True)))
+            elif convention == "davis":
+                tracks.append(davis((m.astype("uint8") for m in drawn), (m.astype("uint8") for m in true))[1])
             else:
                 tracks.append(sa_v(({1: mask} for mask in drawn), ({1: mask} for mask in true))[1])
         if convention == "mevis":
             return summarize_mevis({"J": track.j, "F": track.f} for track in tracks)
-        return summarize_sa_v(tracks)
+        return percent(summarize_davis(tracks)) if convention == "davis" else summarize_sa_v(tracks)

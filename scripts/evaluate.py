@@ -18,14 +18,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tqdm import tqdm
 
 from sa2va_hf import Sa2VAConfig, Sa2VAPredictor
+from sa2va_hf.command_line import mistakes
+from sa2va_hf.data.sources.options import parse_options
 from sa2va_hf.evaluation.benchmarks import BENCHMARKS, get_benchmark, load_items
+from sa2va_hf.evaluation.captions import missing_for_captions
+from sa2va_hf.evaluation.describing import GroundedCaption, RegionCaption
 from sa2va_hf.evaluation.items import BASELINES, MODES, Settings
 from sa2va_hf.evaluation.runner import rescore, run, weights_of
 from sa2va_hf.model.configuration_sa2va import bundled
+from sa2va_hf.model.video_modes import VIDEO_MODES
+
+logger = logging.getLogger("evaluate")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -41,23 +54,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--baseline", choices=BASELINES, help="box: the box that the model writes, drawn by SAM 2")
     parser.add_argument("--split", help="another one than the benchmark's")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data; YAML value")
-    parser.add_argument("--limit", type=int, help="only the first items")
+    parser.add_argument("--limit", type=positive, help="only the first items")
     parser.add_argument("--skip_bad", action="store_true", help="go on without records that cannot be used")
-    parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--max_new_tokens", type=int, default=512)
-    parser.add_argument("--num_frames", type=int, default=5, help="frames of a clip that the LLM reads")
-    parser.add_argument("--video_mode", help="how masks get onto all frames; default: the model's")
+    parser.add_argument("--batch_size", type=positive, default=1)
+    parser.add_argument("--max_new_tokens", type=positive, default=512)
+    parser.add_argument("--num_frames", type=positive, default=5, help="frames of a clip that the LLM reads")
+    parser.add_argument("--video_mode", choices=VIDEO_MODES, help="how masks get onto all frames; default: its own")
     parser.add_argument("--text_encoder", help="a folder of bert-base-uncased, for the recall of grounded captions")
     parser.add_argument("--device", help="default: cuda if there is one")
-    parser.add_argument("--dtype", help="float32, bfloat16, float16; default: the checkpoint's, float32 on a CPU")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: the checkpoint's, float32 on a CPU")
     return parser.parse_args()
-
-
-def parse_options(pairs: list[str]) -> dict[str, Any]:
-    wrong = [pair for pair in pairs if "=" not in pair]
-    if wrong:
-        raise ValueError(f"--option expects KEY=VALUE, got {wrong[0]!r}")
-    return {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs)}
 
 
 def box_style(arguments: argparse.Namespace) -> str | None:
@@ -74,8 +80,11 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
         raise ValueError("give --model, or --predictions to score what was predicted before")
     names = ("mode", "baseline", "max_new_tokens", "num_frames", "video_mode", "text_encoder")
     settings = Settings(**{name: getattr(arguments, name) for name in names}, box_style=box_style(arguments))
-    benchmark, options = get_benchmark(arguments.benchmark), parse_options(arguments.option)
+    benchmark = get_benchmark(arguments.benchmark)
+    options = parse_options(arguments.option, benchmark.samples)
     benchmark.task.record(settings)  # do mode and baseline apply to it
+    if isinstance(benchmark.task, GroundedCaption | RegionCaption) and (missing := missing_for_captions()):
+        logger.warning("%s: the result will be without them", missing)
     items, rejects = load_items(benchmark, arguments.root, settings, arguments.split, options, arguments.limit)
     if rejects and not arguments.skip_bad:
         listed = "\n".join(f"  {reject.id}: {reject.reason} ({reject.file})" for reject in rejects[:20])
@@ -89,7 +98,10 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     def load(device: torch.device) -> Sa2VAPredictor:
         dtype = arguments.dtype and getattr(torch, arguments.dtype)
         place = device if arguments.device in (None, "cuda") else arguments.device  # each process has its own GPU
-        return Sa2VAPredictor.from_pretrained(arguments.model, place, dtype)
+        try:
+            return Sa2VAPredictor.from_pretrained(arguments.model, place, dtype)
+        except OSError as error:
+            raise ValueError(f"--model {arguments.model}: {error}") from error
 
     rank = int(os.environ.get("LOCAL_RANK", 0))
     with tqdm(desc=f"{arguments.benchmark}, process {rank}", position=rank, mininterval=2) as bar:
@@ -109,10 +121,8 @@ def main() -> None:
     if arguments.benchmark == "list":
         print("\n".join(BENCHMARKS))
         return
-    try:
+    with mistakes():
         result = evaluate(arguments)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if result is not None:

@@ -6,6 +6,7 @@ python scripts/results_page.py RUN/metrics.json [OTHER/metrics.json ...] --outpu
 import argparse
 from pathlib import Path
 
+from sa2va_hf.command_line import mistakes
 from sa2va_hf.evaluation.results import page
 
 
@@ -14,10 +15,8 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="metrics.json files")
     parser.add_argument("--output", type=Path, help="default: print it")
     arguments = parser.parse_args()
-    try:
+    with mistakes():
         text = page(arguments.runs)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
     if arguments.output:
         arguments.output.write_text(text, encoding="utf-8")
     else:

@@ -260,9 +260,11 @@ def _write_predictions(path: Path, items: Sequence[Item], answers: Sequence[Answ
 
 
 def _begin(files: Files, recipe: dict[str, Any], main: bool) -> dict[str, Answer]:
-    """What an earlier run of the same recipe answered. Lines that it could not finish are cut off."""
+    """What an earlier run of the same recipe answered; ValueError when it was another one, if it answered anything.
+    Lines that it could not finish are cut off."""
     note = files.parts / "recipe.json"
-    if note.is_file() and (before := json.loads(note.read_text(encoding="utf-8"))) != recipe:
+    known = _read_parts(files.parts)
+    if known and (before := json.loads(note.read_text(encoding="utf-8"))) != recipe:
         different = sorted(key for key in before.keys() | recipe.keys() if before.get(key) != recipe.get(key))
         raise ValueError(
             f"{files.parts} is of another run ({', '.join(different)} differ): remove it or write elsewhere"
@@ -272,7 +274,7 @@ def _begin(files: Files, recipe: dict[str, Any], main: bool) -> dict[str, Answer
         new = note.with_suffix(".new")
         new.write_text(json.dumps(recipe), encoding="utf-8")
         new.replace(note)  # at once: another process may be reading it
-    return _read_parts(files.parts)
+    return known
 
 
 def _append(path: Path) -> TextIO:

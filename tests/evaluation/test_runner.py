@@ -5,6 +5,7 @@ Run: pytest tests/evaluation/test_runner.py      (-m slow: real processes, kille
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -87,6 +88,12 @@ def test_another_run_is_not_continued(benchmark, tmp_path):
         evaluate(benchmark, Drawer(MASK), tmp_path / "m.json", weights=[("model.safetensors", 1, 2)])
     with pytest.raises(ValueError, match="expected a file NAME.json"):
         evaluate(benchmark, Drawer(MASK), tmp_path / "m.txt")
+
+
+def test_a_run_that_answered_nothing_is_in_nobodys_way(benchmark, tmp_path):
+    with pytest.raises(Interrupted):  # as when the model was misspelt
+        evaluate(benchmark, Breaking(0), tmp_path / "m.json")
+    assert evaluate(benchmark, Drawer(MASK), tmp_path / "m.json", Settings(mode="teacher"))
 
 
 def test_files_that_changed_are_other_weights(tmp_path):
@@ -196,14 +203,34 @@ def test_one_process_two_and_a_killed_one_write_the_same_files(tmp_path):
         (["--benchmark", "refcoco_val"], "--root: this benchmark needs the folder of its data"),
         (["--benchmark", "refcoco_val", "--root", "/nowhere"], "/nowhere/refs"),
         (["--benchmark", "shapes", "--option", "count"], "--option expects KEY=VALUE"),
+        (["--benchmark", "shapes", "--option", "count=["], "--option count=["),
+        (["--benchmark", "shapes", "--option", "size=many"], "options of shapes: "),
+        (
+            ["--benchmark", "shapes", "--option", "count=1", "--limit", "1", "--model", "no-such-model"],
+            "no-such-model",
+        ),
         (["--benchmark", "vstar_bench", "--root", "/nowhere", "--mode", "teacher"], "do not apply"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, monkeypatch, tmp_path):
-    import runpy
-
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--model", "m", "--output", str(tmp_path / "m.json"), *arguments])
     with pytest.raises(SystemExit, match="error: ") as raised:
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert message in str(raised.value)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "m.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--limit", "0"], "--limit: expected a whole number from 1 on, got '0'"),
+        (["--batch_size", "-1"], "--batch_size: expected a whole number"),
+        (["--dtype", "float31"], "--dtype: invalid choice: 'float31'"),
+        (["--video_mode", "backwards"], "--video_mode: invalid choice: 'backwards'"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_read(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--model", "m", "--benchmark", "shapes", *arguments])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert message in capsys.readouterr().err

@@ -22,16 +22,7 @@ from typing import Any, NamedTuple
 
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
 from sa2va_hf.data.sources.boxes import box_object, check_form, to_box
-from sa2va_hf.data.sources.coco_json import (
-    IMAGE_FOLDERS,
-    Filled,
-    Instances,
-    check_phrases,
-    fill_samples,
-    index_instances,
-    picture_of,
-    read_instances,
-)
+from sa2va_hf.data.sources.coco_json import IMAGE_FOLDERS, Filled, check_phrases, fill_samples, picture_of
 from sa2va_hf.data.sources.files import (
     annotation_file,
     expect_keys,
@@ -42,6 +33,7 @@ from sa2va_hf.data.sources.files import (
     unique_id,
     upright_size,
 )
+from sa2va_hf.data.sources.instances import Instances, index_instances, read_instances
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +91,7 @@ def box_json(
     path = annotation_file(root, annotations, own + [root / name for name in UNSPLIT_FILES])
     folders = [Path(images)] if images else [root / place.format(split=split) for place in IMAGE_FOLDERS]
     folders = [folder for folder in folders if folder.is_dir()] or folders
-    content = read_records(path) if path.suffix == ".jsonl" else read_json(path, object)
+    content = list(read_records(path)) if path.suffix == ".jsonl" else read_json(path, object)
     whole = path in own or (annotations is not None and not val_fraction)
 
     def chosen(names: Iterable[str]) -> set[str]:
@@ -108,6 +100,7 @@ def box_json(
     if isinstance(content, dict) and "annotations" in content:
         found = read_instances(path)
         yield from found.rejects
+        found.of_image = {key: list(annotations) for key, annotations in found.of_image.items()}
         _drop_low(found.of_image, min_score, path)
         keep = chosen(str(key) for key in found.of_image)
         found.of_image = {key: value for key, value in found.of_image.items() if str(key) in keep}

@@ -9,13 +9,13 @@ A phrase is the name of a category: "dog", and where a picture holds several, "e
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sa2va_hf import masks
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
-from sa2va_hf.data.sources.files import annotation_file, expect_keys, find_picture, keep_split, read_json
+from sa2va_hf.data.sources.files import annotation_file, expect_keys, find_picture, keep_split
+from sa2va_hf.data.sources.instances import Instances, read_instances
 
 logger = logging.getLogger(__name__)
 
@@ -94,21 +94,6 @@ def check_phrases(**phrases: str) -> None:
             raise ValueError(f"option {name} must contain {{}} for the name of the category, got {phrase!r}")
 
 
-@dataclass
-class Instances:
-    """An instances json, indexed.
-
-    pictures, categories: record and name by id. of_image: annotations by id of their picture, pictures without any
-    left out. rejects: entries that belong nowhere.
-    """
-
-    path: Path
-    pictures: dict[int, Any]
-    of_image: dict[int, list[dict]]
-    categories: dict[int, str | None]
-    rejects: list[Reject]
-
-
 class Filled(NamedTuple):
     """A sample with its objects, for the expressions to be added.
 
@@ -120,21 +105,6 @@ class Filled(NamedTuple):
     picture: dict
     of_category: dict[str, list[int]]
     crowded: set[str]
-
-
-def read_instances(path: Path) -> Instances:
-    """`index_instances`, with the annotations by picture."""
-    pictures, by_id, categories, rejects = index_instances(path)
-    of_image: dict[int, list[dict]] = {}
-    for ann_id, annotation in by_id.items():
-        if annotation is None:
-            rejects.append(Reject(f"annotation {ann_id}", f"annotation id {ann_id} occurs twice", str(path)))
-        elif not isinstance(image_id := annotation.get("image_id"), int) or image_id not in pictures:
-            reason = f"its image_id {image_id!r:.80} is not among the images"
-            rejects.append(Reject(f"annotation {ann_id}", reason, str(path)))
-        else:
-            of_image.setdefault(image_id, []).append(annotation)
-    return Instances(path, pictures, of_image, categories, rejects)
 
 
 def fill_samples(
@@ -198,34 +168,6 @@ def object_mask(annotation: dict, height: int, width: int) -> masks.RLE:
             f"annotation {annotation['id']} has a segmentation that covers no pixel: {segmentation!r:.80}"
         )
     return rle
-
-
-def index_instances(path: Path) -> tuple[dict[int, Any], dict[int, Any], dict[int, str | None], list[Reject]]:
-    """Pictures, annotations and names of categories of an instances json, each by id.
-
-    An id that occurs twice maps to None: it is not known which is meant. Entries without an id come as rejects.
-    ValueError when the file is not of this form.
-    """
-    instances = read_json(path, dict)
-    tables, rejects = [], []
-    for table in ("images", "annotations", "categories"):
-        if not isinstance(instances.get(table), list):
-            raise ValueError(f"{path} must have a list {table!r}; it has {', '.join(sorted(instances))}")
-        by_id: dict[int, Any] = {}
-        for number, record in enumerate(instances[table]):
-            try:
-                expect_keys(record, {"id": int}, f"{table}[{number}]")
-                by_id[record["id"]] = None if record["id"] in by_id else record
-            except ValueError as error:
-                rejects.append(Reject(f"{table}[{number}]", str(error), str(path)))
-        tables.append(by_id)
-    pictures, annotations, categories = tables
-    return pictures, annotations, {key: record and _name(record) for key, record in categories.items()}, rejects
-
-
-def _name(category: dict) -> str | None:
-    """The name of a category; None when it has none that is a text."""
-    return name if isinstance(name := category.get("name"), str) and name.strip() else None
 
 
 def picture_of(pictures: dict[int, Any], image_id: int) -> dict:

@@ -1,6 +1,7 @@
 """What the sources share: annotation files read and hashed once, pictures found and measured, splits made."""
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from sa2va_hf import masks
+from sa2va_hf.data.sources.json_stream import read_list
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -42,6 +44,31 @@ def read_annotation(path: Path) -> bytes:
     return data
 
 
+@contextmanager
+def opened_annotation(path: Path) -> Iterator[io.BufferedReader]:
+    """An annotation file to be read to its end piece by piece. ValueError when it is missing or not readable."""
+    try:
+        with io.BufferedReader(_Hashed(path)) as file:
+            yield file
+            if (hashes := _hashes.get()) is not None:
+                hashes[str(path)] = file.raw.hash.hexdigest()
+    except OSError as error:
+        raise ValueError(f"annotation file {path} cannot be read: {error.strerror}") from error
+
+
+class _Hashed(io.FileIO):
+    """A file whose bytes are hashed as they are read."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.hash = hashlib.sha256()
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer)
+        self.hash.update(memoryview(buffer)[:count])
+        return count
+
+
 def read_json(path: Path, expected: type) -> Any:
     """A JSON file whose top level must be of the type expected (list or dict). ValueError with file and place."""
     try:
@@ -53,17 +80,27 @@ def read_json(path: Path, expected: type) -> Any:
     return content
 
 
-def read_records(path: Path) -> list:
-    """The records of a JSON list, or of a file .jsonl with one per line. ValueError with file and place."""
-    if path.suffix != ".jsonl":
-        return read_json(path, list)
-    records = []
-    for number, line in enumerate(read_annotation(path).splitlines(), start=1):
-        try:
-            records += [json.loads(line)] if line.strip() else []
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not JSON in line {number}: {error}") from error
-    return records
+def read_records(path: Path) -> Iterator[Any]:
+    """The records of a JSON list, or of a file .jsonl with one per line, of which one is in memory at a time.
+
+    ValueError with file and place, when the iterator comes to it.
+    """
+    with opened_annotation(path) as file:
+        if path.suffix != ".jsonl":
+            if not starts_with(file, b"["):
+                read_json(path, list)  # says what it is instead
+            yield from (element.value for element in read_list(file, str(path)))
+            return
+        for number, line in enumerate(file, start=1):
+            try:
+                yield from [json.loads(line)] if line.strip() else []
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise ValueError(f"{path} is not JSON in line {number}: {error}") from error
+
+
+def starts_with(file: io.BufferedReader, bracket: bytes) -> bool:
+    """Whether a JSON file, of which nothing was read yet, seems to hold an object, b"{", or a list, b"["."""
+    return file.peek(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(bracket)
 
 
 def unique_id(name: str, seen: dict[str, int]) -> str:

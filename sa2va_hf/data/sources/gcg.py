@@ -21,16 +21,17 @@ from typing import Any, NamedTuple
 from sa2va_hf import masks
 from sa2va_hf.data.prompts import GCG_QUESTIONS, draw
 from sa2va_hf.data.schema import Object, Reject, Sample, Turn
-from sa2va_hf.data.sources.coco_json import picture_of, read_instances
+from sa2va_hf.data.sources.coco_json import picture_of
 from sa2va_hf.data.sources.dialogue import seeded
 from sa2va_hf.data.sources.files import (
     annotation_file,
     expect_keys,
     find_picture,
-    read_json,
+    read_records,
     unique_id,
     upright_size,
 )
+from sa2va_hf.data.sources.instances import read_instances
 from sa2va_hf.data.sources.mdetr import check_span
 from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
 
@@ -114,7 +115,7 @@ def gcg(
 def _of_spans(path: Path, name: str) -> Iterator[Caption | Reject]:
     """GranD-f and OpenPSG. Their spans are of the caption without the quotation marks that some have around them."""
     seen: dict[str, int] = {}
-    for number, record in enumerate(read_json(path, list)):
+    for number, record in enumerate(read_records(path)):
         try:
             expect_keys(record, {"file_name": str, "caption": str, "groundings": dict}, f"record {number}")
             text = _unquoted(record["caption"])
@@ -139,7 +140,7 @@ def _of_spans(path: Path, name: str) -> Iterator[Caption | Reject]:
 def _of_sentences(path: Path, name: str) -> Iterator[Caption | Reject]:
     """RefCOCOg. A ref's place is where the caption has its sentence; both are lower-cased, as in the reference."""
     seen: dict[str, int] = {}
-    for number, record in enumerate(read_json(path, list)):
+    for number, record in enumerate(read_records(path)):
         try:
             if not isinstance(record, dict) or len(record) != 1:
                 raise ValueError(f"record {number} must be a dict with one id, got {record!r:.80}")

@@ -15,8 +15,9 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from sa2va_hf.data.schema import Expression, Reject, Sample
-from sa2va_hf.data.sources.coco_json import Filled, Instances, check_phrases, fill_samples, read_instances
+from sa2va_hf.data.sources.coco_json import Filled, check_phrases, fill_samples
 from sa2va_hf.data.sources.files import annotation_file, expect_keys, find_picture
+from sa2va_hf.data.sources.instances import Instances, read_instances
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,9 @@ from typing import Any
 
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
 from sa2va_hf.data.sources.boxes import to_box
-from sa2va_hf.data.sources.coco_json import picture_of, read_instances
+from sa2va_hf.data.sources.coco_json import picture_of
 from sa2va_hf.data.sources.files import annotation_file, expect_keys, find_picture
+from sa2va_hf.data.sources.instances import read_instances
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 
 from sa2va_hf.data.schema import Expression, Reject, Sample
 from sa2va_hf.data.sources.boxes import box_object
-from sa2va_hf.data.sources.coco_json import check_phrases, fill_samples, read_instances
+from sa2va_hf.data.sources.coco_json import check_phrases, fill_samples
 from sa2va_hf.data.sources.files import annotation_file, find_picture
+from sa2va_hf.data.sources.instances import read_instances
 
 logger = logging.getLogger(__name__)
 

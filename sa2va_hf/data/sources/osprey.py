@@ -21,7 +21,7 @@ from sa2va_hf import masks
 from sa2va_hf.data.prompts import region_question
 from sa2va_hf.data.schema import Object, Reject, Sample, Turn
 from sa2va_hf.data.sources.dialogue import MIN_CELLS, read_turns, region_mask, seeded
-from sa2va_hf.data.sources.files import annotation_file, expect_keys, find_picture, read_json, unique_id
+from sa2va_hf.data.sources.files import annotation_file, expect_keys, find_picture, read_records, unique_id
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def osprey(
     folders = [folder for folder in folders if folder.is_dir()] or folders
     seen: dict[str, int] = {}
     left_out = 0
-    for number, record in enumerate(read_json(path, list)):
+    for number, record in enumerate(read_records(path)):
         try:
             keys = {"file_name": str, "height": int, "width": int, "annotation": list}
             expect_keys(record, keys, f"record {number}")

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sa2va_hf.data.schema import Expression, Reject, Sample
-from sa2va_hf.data.sources.coco_json import fill_samples, read_instances
+from sa2va_hf.data.sources.coco_json import fill_samples
 from sa2va_hf.data.sources.files import annotation_file, expect_keys, find_picture
+from sa2va_hf.data.sources.instances import read_instances
 
 ANNOTATION_FILES = {
     "paco_lvis": tuple(

@@ -20,8 +20,9 @@ from typing import Any
 
 from sa2va_hf import masks
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
-from sa2va_hf.data.sources.coco_json import index_instances, object_mask, picture_of
+from sa2va_hf.data.sources.coco_json import object_mask, picture_of
 from sa2va_hf.data.sources.files import expect_keys, find_picture, first_existing, read_annotation, read_json
+from sa2va_hf.data.sources.instances import index_instances
 
 DEFAULT_SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd", "refclef": "unc", "grefcoco": "unc"}
 

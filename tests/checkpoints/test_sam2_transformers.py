@@ -6,6 +6,7 @@ Run: pytest tests/checkpoints/test_sam2_transformers.py
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 from transformers import Sam2VideoModel
@@ -16,6 +17,11 @@ from sa2va_hf.checkpoints.sam2_transformers import our_config, transformers_conf
 from sa2va_hf.model.configuration_sa2va import SAM2_TRUNKS, SAM2_VERSIONS, Sa2VAGroundingConfig
 from sa2va_hf.model.grounding import PIXEL_MEAN, PIXEL_STD, build_sam2
 from sa2va_hf.model.tracking import follow_objects, frame_features
+
+video_model_works = pytest.mark.skipif(
+    transformers.__version__.startswith("5.0."),
+    reason="Sam2VideoModel of transformers 5.0 stops on every frame: its picture features lack their positions",
+)
 
 # transformers' memories are 64 wide, whatever its config says
 SMALL = tiny_config().grounding_config.to_dict() | {"version": "2.1", "memory_dim": 64, "hidden_dim": 128}
@@ -67,6 +73,7 @@ def test_the_same_answers(tmp_path):
         assert torch.allclose(sparse, their_sparse[0], atol=1e-4) and torch.allclose(dense, their_dense, atol=1e-5)
 
 
+@video_model_works
 @pytest.mark.parametrize("version", SAM2_VERSIONS)
 def test_a_click_on_a_picture_gives_the_same_masks(tmp_path, version):
     sam2, _ = saved(tmp_path / "ours", version=version, size="tiny", image_size=256)
@@ -90,6 +97,7 @@ def test_a_click_on_a_picture_gives_the_same_masks(tmp_path, version):
     close(found, wanted)
 
 
+@video_model_works
 @pytest.mark.parametrize("version", SAM2_VERSIONS)
 def test_an_object_is_followed_through_a_video_alike(tmp_path, version):
     """With what transformers always does, and the sam2 package only for interactive use: the memory of a given mask

@@ -17,14 +17,14 @@ the exit code is 1.
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from sa2va_hf.checkpoints.convert import FORMATS, convert
+from sa2va_hf.command_line import mistakes
 from sa2va_hf.model.configuration_sa2va import SAM2_TRUNKS, SAM2_VERSIONS, Sa2VAGroundingConfig
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True, help="a folder with config.json, or a .pt of SAM 2")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
@@ -39,21 +39,17 @@ def main() -> int:
     if arguments.sam2:
         version, size = arguments.sam2.split("-")
         grounding_config = Sa2VAGroundingConfig(version=version, size=size)
-    try:
-        convert(
-            arguments.source,
-            arguments.output,
-            arguments.to,
-            grounding_config=grounding_config,
-            with_sam2=arguments.with_sam2,
-            max_shard_size=arguments.max_shard_size,
-        )
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    convert(
+        arguments.source,
+        arguments.output,
+        arguments.to,
+        grounding_config=grounding_config,
+        with_sam2=arguments.with_sam2,
+        max_shard_size=arguments.max_shard_size,
+    )
     print(f"written to {arguments.output}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with mistakes():
+        main()

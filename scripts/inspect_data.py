@@ -7,12 +7,12 @@ A .png is one contact sheet, an .html one page that needs no other file. Numbers
 """
 
 import argparse
-import sys
 
+from sa2va_hf.command_line import mistakes
 from sa2va_hf.inspection import draw_samples, save_sheet
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -22,15 +22,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="which ones")
     parser.add_argument("--columns", type=int, default=3, help="of the .png")
     arguments = parser.parse_args()
-    try:
-        drawn = draw_samples(arguments.folder, arguments.count, arguments.seed)
-        save_sheet(drawn, arguments.output, arguments.folder, arguments.columns)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    drawn = draw_samples(arguments.folder, arguments.count, arguments.seed)
+    save_sheet(drawn, arguments.output, arguments.folder, arguments.columns)
     print(f"{arguments.output}: {len(drawn)} samples of {arguments.folder}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with mistakes():
+        main()

@@ -17,6 +17,7 @@ from collections import Counter
 
 from tqdm import tqdm
 
+from sa2va_hf.command_line import mistakes
 from sa2va_hf.inference import Sa2VAPredictor
 from sa2va_hf.pseudo_labels import NAME, Filter, pseudo_label
 
@@ -41,26 +42,22 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
+def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        ratios = {"min_area_ratio": arguments.min_area_ratio, "max_area_ratio": arguments.max_area_ratio}
-        filters = Filter(**ratios, min_score=arguments.min_score, largest=arguments.largest)
-        predictor = Sa2VAPredictor.from_pretrained(arguments.model, arguments.device, arguments.dtype)
-        with tqdm(unit=" pictures", mininterval=1) as bar:
-            manifest = pseudo_label(
-                predictor,
-                arguments.root,
-                model_name=arguments.model,
-                part=arguments.phrase,
-                filters=filters,
-                overwrite=arguments.overwrite,
-                progress=bar.update,
-            )
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    ratios = {"min_area_ratio": arguments.min_area_ratio, "max_area_ratio": arguments.max_area_ratio}
+    filters = Filter(**ratios, min_score=arguments.min_score, largest=arguments.largest)
+    predictor = Sa2VAPredictor.from_pretrained(arguments.model, arguments.device, arguments.dtype)
+    with tqdm(unit=" pictures", mininterval=1) as bar:
+        manifest = pseudo_label(
+            predictor,
+            arguments.root,
+            model_name=arguments.model,
+            part=arguments.phrase,
+            filters=filters,
+            overwrite=arguments.overwrite,
+            progress=bar.update,
+        )
     for name, entry in manifest["pictures"].items():
         if entry["status"] == "rejected":
             print(f"rejected: {name}: {entry['reason']}", file=sys.stderr)
@@ -69,8 +66,8 @@ def main() -> int:
     counts = Counter(entry["status"] for entry in manifest["pictures"].values())
     told = ", ".join(f"{counts[status]} {status}" for status in ("drawn", "given", "rejected"))
     print(f"{arguments.root}/{NAME}: {told}, {len(manifest['problems'])} files that cannot be placed")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with mistakes():
+        main()

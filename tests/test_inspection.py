@@ -84,21 +84,22 @@ def test_html_needs_no_other_file_and_png_is_a_picture(folder, tmp_path):
         save_sheet(drawn, tmp_path / "sheet.pdf")
 
 
-def test_the_command_writes_or_says_why_not(folder, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_or_says_why_not(folder, tmp_path, monkeypatch):
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        return stopped.value.code, *capsys.readouterr()
+        runpy.run_path(str(SCRIPT), run_name="__main__")
 
-    assert run(folder, "--output", tmp_path / "a.png", "--count", 4)[0] == 0 and (tmp_path / "a.png").exists()
-    assert "no prepared dataset; run scripts/prepare_data.py" in run(tmp_path, "--output", tmp_path / "a.png")[2]
-    assert "count must be positive" in run(folder, "--output", tmp_path / "a.png", "--count", 0)[2]
+    run(folder, "--output", tmp_path / "a.png", "--count", 4)
+    assert (tmp_path / "a.png").exists()
+    with pytest.raises(SystemExit, match=r"no prepared dataset; run scripts/prepare_data\.py"):
+        run(tmp_path, "--output", tmp_path / "a.png")
+    with pytest.raises(SystemExit, match="count must be positive"):
+        run(folder, "--output", tmp_path / "a.png", "--count", 0)
     frame = picture(tmp_path / "gone.png")
     sample = Sample("a", "referring", 40, 30, [frame], objects=[Object([square((40, 30), 5, 5)], [None])])
     sample.expressions = [Expression("it", [0])]
     monkeypatch.setitem(SOURCES, "given", lambda root, split: iter([sample]))
     prepare("given", tmp_path, "train", tmp_path / "out")
     Path(frame).unlink()
-    status, _, problem = run(tmp_path / "out", "--output", tmp_path / "b.png")
-    assert status == 1 and "sample 'a': " in problem and "gone.png: no such file" in problem
+    with pytest.raises(SystemExit, match=r"sample 'a': .*gone\.png: no such file"):
+        run(tmp_path / "out", "--output", tmp_path / "b.png")

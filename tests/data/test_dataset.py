@@ -179,6 +179,21 @@ def test_expressions_are_drawn_without_replacement_and_all_have_their_turn():
     assert len(questions) > 5 and len(answers) > 3
 
 
+def test_every_sentence_of_an_object_has_its_turn():
+    """The reference chooses one sentence per object when it starts, for the whole run."""
+    sentences = [Expression(f"thing 0, said {n} times", [0]) for n in range(4)]
+    dataset = dataset_of(picture(objects=1, expressions=sentences), max_expressions=1)
+    questions = [dataset.plan(epoch).turns[0][0] for epoch in range(40)]
+    assert all(any(one.text in question for question in questions) for one in sentences)
+
+
+def test_as_many_objects_as_a_byte_has_values_do_not_vanish():
+    """The reference adds masks up as uint8: 256 of them on a pixel are none."""
+    sample = picture(objects=0, expressions=[Expression("all things", list(range(256)))])
+    sample.objects = [Object([rle(1)], [None]) for _ in range(256)]
+    assert (dataset_of(sample)[0]["mask_labels"][0, 0].numpy() == column(1)).all()
+
+
 def test_masks_are_the_targets_in_the_order_of_the_answers():
     dataset = dataset_of(picture(objects=6), max_expressions=4)
     for epoch in range(5):

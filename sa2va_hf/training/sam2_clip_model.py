@@ -1,8 +1,8 @@
 """SAM 2 over clips, as it is trained: prompts, correction clicks, memory, and the losses of every answer on the way.
 
-The network is the `sam2` package's `SAM2Base`, unchanged; a picture is a clip of one frame. Two things keep the memory
-small: frames are encoded when it is their turn, and each answer's losses at full size are turned into the gradient of
-its small mask at once, so that no full-size map waits for the backward pass.
+The network is the `sam2` package's `SAM2Base`, unchanged; a picture is a clip of one frame. Each answer's losses at full
+size are turned into the gradient of its small mask at once, so that no full-size map waits for the backward pass. With
+checkpointing frames are encoded when it is their turn.
 """
 
 from __future__ import annotations
@@ -130,8 +130,15 @@ class Sam2ClipModel(nn.Module):
         kept: dict[str, dict[int, dict[str, Any]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
         steps: list[list[Step]] = [[] for _ in range(frames)]
         total = torch.zeros((), device=masks.device)
+        # Encoded together they take less time. One by one, what a frame needs in between is gone before the next.
+        clips = len(images)
+        together = None if self.checkpointing else self._encode(images.transpose(0, 1).flatten(0, 1))
         for number in order:
-            frame = self._encode(images[:, number], clip_of_object)
+            if together is None:
+                features = self._encode(images[:, number])
+            else:
+                features = tuple(level[number * clips : (number + 1) * clips] for level in together)
+            frame = _frame(features, clip_of_object)
             ignored = None if ignore is None else ignore[number, clip_of_object]
 
             def learn(answer: Answer, points: Points | None, number: int = number, ignored: Tensor = ignored) -> None:
@@ -182,13 +189,10 @@ class Sam2ClipModel(nn.Module):
         return answer, points
 
     # ---- parts of the network ----
-    def _encode(self, images: Tensor, clip_of_object: Tensor) -> Frame:
-        """images: uint8 (B, 3, S, S)."""
+    def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """uint8 (N, 3, S, S) -> three levels of features (N, C, h, w), and the last one's positions."""
         mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
-        *levels, position = self._run(self._image_features, (images.float() / 255 - mean) / std)
-        levels = [_per_object(level, clip_of_object) for level in levels]
-        position = _per_object(position, clip_of_object)
-        return Frame(levels[:2], _to_sequence(levels[2]), _to_sequence(position), levels[2].shape[-2:])
+        return self._run(self._image_features, (images.float() / 255 - mean) / std)
 
     def _image_features(self, images: Tensor) -> tuple[Tensor, ...]:
         found = self.sam2.forward_image(images)
@@ -322,6 +326,12 @@ def set_dropout(sam2: SAM2Base, drop_path: float, dropout: float) -> None:
 
 def _step(answer: Answer, points: Points | None, losses: Tensor) -> Step:
     return Step(answer.masks.detach(), answer.ious.detach(), answer.scores.detach(), points, losses.detach())
+
+
+def _frame(features: tuple[Tensor, ...], clip_of_object: Tensor) -> Frame:
+    """What `_encode` gives of a frame of each clip, per object."""
+    *levels, position = (_per_object(level, clip_of_object) for level in features)
+    return Frame(levels[:2], _to_sequence(levels[2]), _to_sequence(position), levels[2].shape[-2:])
 
 
 def _per_object(maps: Tensor, clip_of_object: Tensor) -> Tensor:

@@ -89,6 +89,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if rejects and not arguments.skip_bad:
         listed = "\n".join(f"  {reject.id}: {reject.reason} ({reject.file})" for reject in rejects[:20])
         raise ValueError(f"{len(rejects)} records cannot be used (--skip_bad goes on without them):\n{listed}")
+    if not items:
+        reason = f"none of {len(rejects)} records can be used, {rejects[0].reason}"
+        raise ValueError(f"nothing is left to evaluate: {reason}")
     recipe = {"model": arguments.model, "root": arguments.root, "dtype": arguments.dtype}
     recipe |= {"split": arguments.split or benchmark.split, "options": dict(benchmark.options) | options}
     common = (arguments.benchmark, benchmark, items, rejects)

@@ -19,6 +19,7 @@ from sa2va_hf.evaluation.metrics import mean
 AP_IOU = 0.5
 RECALL_POINTS = np.linspace(0, 1, 101)  # COCO's
 MAX_DETECTIONS = 100  # COCO's, per picture
+NOTHING = "xxxx"  # stands for a caption without words, which METEOR's program does not take; no reference has it
 MATCH_IOU, MATCH_TEXT = 0.5, 0.5  # GLaMM's recall
 
 
@@ -44,6 +45,7 @@ def caption_scores(references: Mapping[str, Sequence[str]], predictions: Mapping
     words = PTBTokenizer()
     true = words.tokenize({key: [{"caption": text} for text in references[key]] for key in keys})
     said = words.tokenize({key: [{"caption": predictions[key]}] for key in keys})
+    said = {key: [text or NOTHING for text in texts] for key, texts in said.items()}
     return {
         "METEOR": float(Meteor().compute_score(true, said)[0]),
         "CIDEr": float(Cider().compute_score(true, said)[0]),

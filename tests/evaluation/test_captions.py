@@ -117,3 +117,6 @@ def test_meteor_and_cider():
     worse = captions.caption_scores(references, {"1": "a cat", "2": "a park"})
     assert perfect["METEOR"] == pytest.approx(1.0)
     assert perfect["CIDEr"] > worse["CIDEr"] > 0
+    assert captions.caption_scores(references, {"1": "", "2": "."}) == {"METEOR": 0.0, "CIDEr": 0.0}
+    partly = captions.caption_scores(references, {"1": "", "2": "two dogs run in the park"})
+    assert 0 < partly["METEOR"] < 1

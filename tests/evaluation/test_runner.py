@@ -220,6 +220,15 @@ def test_bad_input_is_one_line(arguments, message, monkeypatch, tmp_path):
     assert not (tmp_path / "m.json").exists()
 
 
+def test_leaving_out_everything_is_an_error(monkeypatch, tmp_path):
+    (tmp_path / "direct_attributes").mkdir()
+    (tmp_path / "direct_attributes" / "a.json").write_text('{"question": "Which?"}')
+    arguments = ["--model", "m", "--benchmark", "vstar_bench", "--root", str(tmp_path), "--skip_bad"]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    with pytest.raises(SystemExit, match="none of 1 records can be used, a.json has no 'options'"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

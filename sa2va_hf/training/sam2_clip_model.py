@@ -1,8 +1,8 @@
 """SAM 2 over clips, as it is trained: prompts, correction clicks, memory, and the losses of every answer on the way.
 
-The network is the `sam2` package's `SAM2Base`, unchanged; a picture is a clip of one frame. Each answer's losses at full
-size are turned into the gradient of its small mask at once, so that no full-size map waits for the backward pass. With
-checkpointing frames are encoded when it is their turn.
+The network is the `sam2` package's `SAM2Base`, unchanged; a picture is a clip of one frame. Each answer's losses at
+full size are turned into the gradient of its small mask at once, so that no full-size map waits for the backward pass.
+With checkpointing frames are encoded when it is their turn.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="of the source, may be repeated: size=96, images=/data/coco, kinds=[left], part={part}",
+        help="of the source, may be repeated: size=96, images=/data/coco, kinds=[left], part='{part} of {object}'",
     )
     arguments = parser.parse_args()
     if not arguments.check and not arguments.output:

@@ -140,7 +140,10 @@ class Row:
 
     def __init__(self, dataset: datasets.Dataset, number: int):
         """dataset: with format "arrow"."""
-        self._table = dataset[int(number)]
+        # the row as it lies there: between two pictures, much code is slow code, and most of `dataset[number]` is for
+        # other formats (datasets.table is public, whether rows were selected is not)
+        selected = dataset._indices is not None
+        self._table = dataset[int(number)] if selected else dataset.data.fast_slice(int(number), 1)
 
     def __getitem__(self, name: str) -> Any:
         return self._table.column(name)[0].as_py()
@@ -185,8 +188,8 @@ class Row:
 
     def sample(self) -> Sample:
         """All of the row: what was prepared."""
-        (row,) = self._table.to_pylist()
-        return from_row(row)
+        names = self._table.column_names
+        return from_row({name: column[0].as_py() for name, column in zip(names, self._table.columns, strict=True)})
 
     @cached_property
     def _expressions(self) -> pa.StructArray:

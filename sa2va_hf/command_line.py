@@ -1,8 +1,8 @@
 """How a script ends when its user has made a mistake: with one line, not a traceback.
 
-    if __name__ == "__main__":
-        with mistakes():
-            sys.exit(main())
+if __name__ == "__main__":
+    with mistakes():
+        sys.exit(main())
 """
 
 import os

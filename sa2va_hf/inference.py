@@ -107,11 +107,11 @@ class Sa2VAPredictor:
     def compile(self, **options: Any) -> Sa2VAPredictor:
         """Compile the two image encoders, where the time goes, in place; options: those of `torch.compile`.
 
-        The first picture (and the first clip) takes minutes longer. It pays on a GPU for many pictures.
+        The first picture (and the first clip) takes minutes longer, and so does every new number of frames at once:
+        with windows of an unknown number SAM 2's encoder would take hours. It pays on a GPU for many pictures.
         """
-        vision = self.model.backbone.vision(self.model.mllm)[0]
-        for encoder in (vision, self.model.grounding_encoder.sam2_model.image_encoder):
-            encoder.compile(**options)
+        self.model.backbone.vision(self.model.mllm)[0].compile(**options)
+        self.model.grounding_encoder.sam2_model.image_encoder.compile(**({"dynamic": False} | options))
         return self
 
     @torch.no_grad()

@@ -49,13 +49,15 @@ def compile_layers(model: nn.Module, **options: Any) -> None:
     """Compile the language model's layers, the vision encoder's, and SAM 2's image encoder.
 
     Layers one by one: they share one program, which is ready in a fraction of the time that the whole model takes, and
-    weights keep their names. The first two work for any number of tokens and tiles. options: those of `torch.compile`.
+    weights keep their names. The first two work for any number of tokens and tiles; SAM 2's encoder is compiled anew
+    for every number of frames, since with windows of an unknown number the compiler takes hours. options: those of
+    `torch.compile`.
     """
     vision, *_ = model.backbone.vision(model.mllm)
     for part in (model.mllm.model.language_model, vision):
         for layer in _layers(part):
             layer.compile(dynamic=True, **options)
-    model.grounding_encoder.sam2_model.image_encoder.compile(**options)
+    model.grounding_encoder.sam2_model.image_encoder.compile(dynamic=False, **options)
 
 
 class RecomputeEvery(TrainerCallback):

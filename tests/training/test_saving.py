@@ -88,7 +88,7 @@ def test_what_was_never_finished_is_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
-def trainer(processes=2, batch=3, accumulation=4, seed=0, samples=50, engine="DDP", skip=False):
+def trainer(processes=2, batch=3, accumulation=4, seed=0, samples=50, engine="DDP", skip=False, by_rank=False):
     """As much of a trainer as is looked at."""
     args = SimpleNamespace(
         world_size=processes,
@@ -102,6 +102,7 @@ def trainer(processes=2, batch=3, accumulation=4, seed=0, samples=50, engine="DD
     state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
     return SimpleNamespace(
         args=args,
+        steps_depend_on_processes=by_rank,
         train_dataset=range(samples),
         is_deepspeed_enabled=stage > 0,
         is_fsdp_enabled=engine == "FSDP",
@@ -127,6 +128,7 @@ def test_a_run_goes_on_while_each_step_has_the_samples_it_would_have_had(tmp_pat
     ("then", "now", "message"),
     [
         ({}, {"processes": 1}, r"2 x 3 x 4 = 24 samples per step, this run has 1 x 3 x 4 = 12: .* product is 24"),
+        ({}, {"processes": 4, "accumulation": 2, "by_rank": True}, r"depends on each of these .processes, per_dev"),
         ({}, {"seed": 1}, r"with seed 0, this run has 1: .*Restore `seed` or `data_seed`"),
         ({}, {"samples": 51}, r"with samples 50, this run has 51: .*Restore `train_data`"),
         ({}, {"engine": "ZeRO-2"}, r"written by DDP, this run uses ZeRO-2"),

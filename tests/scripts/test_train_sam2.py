@@ -243,12 +243,6 @@ def losses(folder):
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
-@pytest.mark.slow
-def test_data_that_were_not_prepared(config):
-    done = train(config, "--train_data", "nowhere")
-    assert done.returncode == 1 and "nowhere: no prepared dataset" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [

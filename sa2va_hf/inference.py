@@ -108,7 +108,7 @@ class Sa2VAPredictor:
         """Compile the two image encoders, where the time goes, in place; options: those of `torch.compile`.
 
         The first picture (and the first clip) takes minutes longer, and so does every new number of frames at once:
-        with windows of an unknown number SAM 2's encoder would take hours. It pays on a GPU for many pictures.
+        with windows of an unknown number the compiler did not end within a quarter of an hour.
         """
         self.model.backbone.vision(self.model.mllm)[0].compile(**options)
         self.model.grounding_encoder.sam2_model.image_encoder.compile(**({"dynamic": False} | options))

@@ -50,8 +50,8 @@ def compile_layers(model: nn.Module, **options: Any) -> None:
 
     Layers one by one: they share one program, which is ready in a fraction of the time that the whole model takes, and
     weights keep their names. The first two work for any number of tokens and tiles; SAM 2's encoder is compiled anew
-    for every number of frames, since with windows of an unknown number the compiler takes hours. options: those of
-    `torch.compile`.
+    for every number of frames, since with windows of an unknown number the compiler did not end within a quarter of an
+    hour. options: those of `torch.compile`.
     """
     vision, *_ = model.backbone.vision(model.mllm)
     for part in (model.mllm.model.language_model, vision):

@@ -74,7 +74,9 @@ def test_checkpointing_changes_nothing(settings, frames, dropped):
     plain, wanted = run(model, inputs).loss.item(), gradients(model)
     model.gradient_checkpointing_enable()
     again, found = run(model, inputs).loss.item(), gradients(model)
-    assert again == pytest.approx(plain, rel=1e-6)
+    if frames == 1:  # encoded by the very same call
+        assert again == plain
+    assert again == pytest.approx(plain, rel=1e-6)  # sums over a larger batch may end in another last bit
     assert set(found) == set(wanted)
     largest = max(gradient.abs().max() for gradient in wanted.values())
     assert all(torch.allclose(found[name], wanted[name], rtol=1e-3, atol=1e-6 * largest) for name in wanted)

@@ -29,7 +29,7 @@ from sa2va_hf.data.vos_clips import to_square
 from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
 from sa2va_hf.model.grounding import build_sam2
 from sa2va_hf.model.tracking import follow_objects
-from sa2va_hf.training.sam2_arguments import SAM2_ARGUMENTS
+from sa2va_hf.training.sam2_arguments import SAM2_ARGUMENTS, Sam2Part
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs/sam2").glob("*.yaml"))
@@ -260,6 +260,12 @@ def test_a_wrong_setting_is_named(tmp_path, change, words):
     path.write_text(yaml.safe_dump({"model_name_or_path": "m", "train_data": "d", "output_dir": "o"} | change))
     with pytest.raises(ValueError, match=words):
         parse([str(path)], SAM2_ARGUMENTS)
+
+
+def test_data_that_were_not_prepared():
+    open_part = runpy.run_path(str(ROOT / "scripts/train_sam2.py"))["open_part"]
+    with pytest.raises(ValueError, match=r"nowhere: no prepared dataset; run scripts/prepare_data\.py"):
+        open_part(Sam2Part("nowhere"))
 
 
 def test_weights_that_are_not_there():

@@ -6,12 +6,11 @@ toy_run.py RUN.json          # as a process of its own, also under torchrun; see
 import json
 import os
 import resource
-import socket
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 
+import forks
 import numpy as np
 import torch
 from PIL import Image
@@ -237,55 +236,21 @@ def records(folder):
     return {file.stem[-1]: [json.loads(line) for line in file.read_text().splitlines()] for file in files}
 
 
-TESTS = Path(__file__).parent
-# Room for a machine that does something else at the same time; alone, a run of two processes takes about 20 s.
-PATIENCE = int(os.environ.get("SA2VA_TEST_PATIENCE", 300))
-
-
 def launch(folder, processes, expect=0, environment=None, **settings):
-    """`run(**settings)` in as many processes; a hang is a TimeoutExpired, another end than `expect` an error.
+    """`run(**settings)` in as many processes; a hang is a TimeoutError, another end than `expect` an AssertionError.
 
     environment: variables for it, as `accelerate launch` sets them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "run.json"
     file.write_text(json.dumps({"output_dir": str(folder)} | settings))
-    command = [sys.executable, str(TESTS / "toy_run.py"), str(file)]
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [sys.executable, *launcher, *command[1:]]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # DeepSpeed calls ninja by name
-    python_path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with socket.socket() as free:  # DeepSpeed alone would take 29500, which a test beside this one may have
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = (
-        os.environ
-        | (environment or {})
-        | {
-            "OMP_NUM_THREADS": "1",
-            "PATH": path,
-            "PYTHONPATH": python_path,
-            "MASTER_PORT": port,
-        }
-    )
-    with (
-        open(folder / "log.txt", "w") as log,
-        subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT) as process,
-    ):
-        try:
-            code = process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # torchrun ends its processes, after 30 s for good
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            raise
+    done = forks.run([__file__, file], processes, {"PATH": path} | (environment or {}))
+    (folder / "log.txt").write_text(done.stdout + done.stderr)
     # gloo sometimes aborts a process that has finished: what a run leaves behind says whether it did.
     finished = (folder / "logs.json").is_file()
     if finished != (expect == 0):
-        raise AssertionError(f"exit {code}\n" + (folder / "log.txt").read_text()[-4000:])
+        raise AssertionError(f"exit {done.returncode}\n" + done.stderr[-4000:])
     return folder
 
 
@@ -303,7 +268,7 @@ def tiny_folder(base):
 
 SAME = {"max_steps": 4, "save_strategy": "steps", "save_steps": 4, "evaluate": True, "probe": True}
 EXACT = {"lora_dropout": 0.0, "num_points": 0}  # nothing random, so that runs of other shape can be compared
-PRESETS = TESTS.parent / "ds_configs"
+PRESETS = forks.TESTS.parent / "ds_configs"
 FSDP2 = {  # what configs/accelerate/fsdp2.yaml makes accelerate set
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",

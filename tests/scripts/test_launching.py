@@ -17,7 +17,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
-from toy_run import FSDP2, PATIENCE, tiny_folder
+from forks import PATIENCE
+from toy_run import FSDP2, tiny_folder
 
 from sa2va_hf.arguments import parse
 from sa2va_hf.data.prepare import prepare

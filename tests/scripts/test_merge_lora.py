@@ -13,7 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from toy_run import PATIENCE, logits, run, tiny_folder
+from forks import PATIENCE
+from toy_run import logits, run, tiny_folder
 
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor
 

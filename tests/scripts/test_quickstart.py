@@ -1,12 +1,15 @@
 """The first command of the README, shortened: the whole road must be walkable, and say what it found."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sa2va_hf import Sa2VAPredictor
@@ -14,15 +17,34 @@ from sa2va_hf import Sa2VAPredictor
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def quickstart(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "scripts/quickstart.py", *arguments]
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=900)
+@pytest.fixture
+def quickstart(monkeypatch):
+    """`main` of the script, in this process; the commands that it prints are forks."""
+
+    def quickstart(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["quickstart.py", *map(str, arguments)])
+        main = runpy.run_path(str(ROOT / "scripts/quickstart.py"))["main"]
+        main.__globals__["run"] = run_script
+        return main()
+
+    return quickstart
+
+
+def run_script(*words: object) -> None:
+    """What comes after python, or after `accelerate launch` and its arguments."""
+    script = next(number for number, word in enumerate(words) if str(word).endswith(".py"))
+    done = forks.run(words[script:])
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
 def test_smoke_walks_the_whole_road(tmp_path):
-    done = quickstart("--smoke", "--output", tmp_path)
+    """As it is typed: it starts `accelerate launch` on train.py with a YAML and arguments, and merge_lora.py."""
+    command = [sys.executable, ROOT / "scripts/quickstart.py", "--smoke", "--output", tmp_path]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "parameters are trained" in done.stderr and "eval_cIoU" in done.stdout
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
     figures = json.loads((tmp_path / "metrics.json").read_text())
     assert set(figures) == {"before", "after", "constant mask"}
     assert all(0 <= value <= 1 for scores in figures.values() for value in scores.values())
@@ -34,7 +56,7 @@ def test_smoke_walks_the_whole_road(tmp_path):
 
 
 @pytest.mark.slow
-def test_own_photos_and_masks(tmp_path):
+def test_own_photos_and_masks(quickstart, tmp_path, capsys):
     """A folder of photos and masks as people have it; one of them cannot be used and is named."""
     rng = np.random.default_rng(0)
     for folder in ("images", "masks"):
@@ -49,14 +71,14 @@ def test_own_photos_and_masks(tmp_path):
         Image.fromarray(mask).save(tmp_path / f"mine/masks/{number:02d}.png")
     (tmp_path / "mine/images/bad.jpg").write_bytes(b"no picture")
     Image.fromarray(mask).save(tmp_path / "mine/masks/bad.png")
-    done = quickstart("--smoke", "--data", tmp_path / "mine", "--phrase", "red patch", "--output", tmp_path / "out")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "bad.jpg" in done.stdout, "the photo that was left out is not named"
+    data = ["--data", tmp_path / "mine", "--phrase", "red patch"]
+    with torch.no_grad():
+        assert quickstart("--smoke", *data, "--output", tmp_path / "out") == 0
+    assert "bad.jpg" in capsys.readouterr().out, "the photo that was left out is not named"
     assert (tmp_path / "out/pictures.png").exists()
 
 
-def test_a_folder_of_another_layout_is_explained(tmp_path):
+def test_a_folder_of_another_layout_is_explained(quickstart, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
-    done = quickstart("--data", tmp_path / "mine", "--output", tmp_path / "out")
-    assert done.returncode == 1
-    assert "images/X.jpg" in done.stderr
+    assert quickstart("--data", tmp_path / "mine", "--output", tmp_path / "out") == 1
+    assert "images/X.jpg" in capsys.readouterr().err

@@ -8,12 +8,10 @@ result knows other photos.
 """
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import torch
@@ -21,7 +19,6 @@ import yaml
 from datasets import load_from_disk
 from peft import PeftModel
 from PIL import Image
-from toy_run import PATIENCE
 
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAPredictor, Sa2VAProcessor
 from sa2va_hf.data.collator import Sa2VACollator
@@ -61,11 +58,7 @@ SETTINGS = {
 
 
 def command(name: str, *arguments: object) -> None:
-    words = [sys.executable, ROOT / "scripts" / name, *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # sums in one order: the same numbers everywhere
-    done = subprocess.run(
-        [str(word) for word in words], env=environment, capture_output=True, text=True, timeout=3 * PATIENCE
-    )
+    done = forks.run([ROOT / "scripts" / name, *arguments], patience=3 * forks.PATIENCE)
     assert done.returncode == 0, f"{name}: {done.stderr[-3000:]}"
 
 

@@ -1,19 +1,18 @@
 """The road of a run: prepared data -> scripts/train.py -> folders that the next commands read."""
 
 import json
-import os
 import runpy
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from toy_run import PATIENCE, tiny_folder
+from toy_run import tiny_folder
 
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_hf.arguments import CONFIG_NAME, parse
@@ -126,34 +125,21 @@ def test_parts_count_by_samples_and_may_lie_on_the_hub(prepared, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command_as_it_is_written_down(config, tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "1"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += [str(ROOT / "scripts/train.py"), config(), "--max_steps", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "parameters are trained" in done.stderr and "eval_cIoU" in done.stdout
-    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
-
-
-@pytest.mark.slow
 def test_kill_9_in_mid_epoch_and_the_same_command_again(config, tmp_path):
     """The run is killed from outside, its workers with it, and goes on to the losses it would have had."""
     values = {"save_steps": 3, "max_steps": 12, "per_device_train_batch_size": 2, "dataloader_num_workers": 1}
     values |= {"eval_strategy": "no", "load_best_model_at_end": False, "resume_from_checkpoint": "auto"}
-    command = [sys.executable, str(ROOT / "scripts/train.py"), config(**values), "--output_dir"]
-    options = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.DEVNULL, "start_new_session": True}
+    command = [ROOT / "scripts/train.py", config(**values), "--output_dir"]
     whole, part = tmp_path / "whole", tmp_path / "part"
-    subprocess.run([*command, str(whole)], check=True, timeout=PATIENCE, **options)
-    with subprocess.Popen([*command, str(part)], **options) as killed:
-        patience = time.monotonic() + PATIENCE
-        while killed.poll() is None and not (part / "checkpoint-3/trainer_state.json").is_file():
-            assert time.monotonic() < patience, "no checkpoint"
-            time.sleep(0.02)
-        os.killpg(killed.pid, signal.SIGKILL)
-    assert killed.returncode == -signal.SIGKILL and not (part / "trainer_state.json").exists()
-    subprocess.run([*command, str(part)], check=True, timeout=PATIENCE, **options)
+    assert forks.run([*command, whole]).returncode == 0
+    killed = forks.start([*command, part], tmp_path / "out.txt", tmp_path / "err.txt")
+    patience = time.monotonic() + forks.PATIENCE
+    while killed.exitcode is None and not (part / "checkpoint-3/trainer_state.json").is_file():
+        assert time.monotonic() < patience, "no checkpoint"
+        time.sleep(0.02)
+    forks.kill(killed)
+    assert killed.exitcode == -signal.SIGKILL and not (part / "trainer_state.json").exists()
+    assert forks.run([*command, part]).returncode == 0
     one, other = (json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (whole, part))
     names = ("step", "epoch", "loss", "lm_loss", "mask_loss", "dice_loss", "masks", "padding_efficiency", "grad_norm")
     assert len([entry for entry in one if "loss" in entry]) == 12

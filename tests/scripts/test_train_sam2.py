@@ -5,13 +5,11 @@ Run: pytest tests/scripts/test_train_sam2.py
 
 import json
 import math
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import av
+import forks
 import pytest
 import torch
 import torch.nn.functional as F
@@ -65,12 +63,7 @@ def config(tmp_path):
 
 
 def train(config, *arguments, processes=1):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "scripts/train_sam2.py"), str(config)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    return forks.run([ROOT / "scripts/train_sam2.py", config, *arguments], processes)
 
 
 @pytest.mark.slow

@@ -8,15 +8,14 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_run import PATIENCE, TESTS, build, records, run, tiny_folder
+from toy_run import build, records, run, tiny_folder
 
 from sa2va_hf.data.schema import Reject
 from sa2va_hf.data.tolerance import REJECTS, TolerantCollator, TolerantDataset
@@ -289,11 +288,8 @@ def test_a_run_killed_at_20_random_points_ends_with_the_weights_of_one_that_was_
     settings |= {"save_total_limit": 2, "model_arguments": {"lora_dropout": 0.1, "num_points": 64}}
     file = tmp_path / "lives.in.json"
     file.write_text(json.dumps({"output_dir": str(tmp_path), "kills": 20, "seed": 0, "run": settings}))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    with open(tmp_path / "log.txt", "w") as log:
-        command = [sys.executable, str(TESTS / "killed_run.py"), str(file)]
-        done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=4 * PATIENCE)
-    assert done.returncode == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    done = forks.run([forks.TESTS / "killed_run.py", file], patience=4 * forks.PATIENCE)
+    assert done.returncode == 0, done.stderr[-3000:]
     lives = json.loads((tmp_path / "lives.json").read_text())
     assert sum(one["killed"] is not None for one in lives) == 20
     assert sum(one["from"] > 0 for one in lives) >= 3, "some went on from a checkpoint"

@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,14 @@ from sa2va_hf.evaluation.benchmarks import BENCHMARKS, get_benchmark, load_items
 from sa2va_hf.evaluation.captions import missing_for_captions
 from sa2va_hf.evaluation.describing import GroundedCaption, RegionCaption
 from sa2va_hf.evaluation.items import BASELINES, MODES, Settings
+from sa2va_hf.evaluation.predictions import read_note, settings_of
 from sa2va_hf.evaluation.runner import rescore, run, weights_of
 from sa2va_hf.model.configuration_sa2va import bundled
 from sa2va_hf.model.video_modes import VIDEO_MODES
 
 logger = logging.getLogger("evaluate")
 DTYPES = ("float32", "bfloat16", "float16")
+ASKING = ("mode", "baseline", "max_new_tokens", "num_frames", "video_mode")  # arguments that decide what is answered
 
 
 def positive(text: str) -> int:
@@ -50,15 +53,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--root", help="the folder of the data")
     parser.add_argument("--output", type=Path, default=Path("metrics.json"))
     parser.add_argument("--predictions", type=Path, help="score these instead of asking a model")
-    parser.add_argument("--mode", choices=MODES, default="generate", help="teacher: the answer is given to the model")
+    parser.add_argument("--mode", choices=MODES, help="default: generate; teacher: the answer is given to the model")
     parser.add_argument("--baseline", choices=BASELINES, help="box: the box that the model writes, drawn by SAM 2")
     parser.add_argument("--split", help="another one than the benchmark's")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data; YAML value")
     parser.add_argument("--limit", type=positive, help="only the first items")
     parser.add_argument("--skip_bad", action="store_true", help="go on without records that cannot be used")
     parser.add_argument("--batch_size", type=positive, default=1)
-    parser.add_argument("--max_new_tokens", type=positive, default=512)
-    parser.add_argument("--num_frames", type=positive, default=5, help="frames of a clip that the LLM reads")
+    parser.add_argument("--max_new_tokens", type=positive, help="default: 512")
+    parser.add_argument("--num_frames", type=positive, help="frames of a clip that the LLM reads; default: 5")
     parser.add_argument("--video_mode", choices=VIDEO_MODES, help="how masks get onto all frames; default: its own")
     parser.add_argument("--text_encoder", help="a folder of bert-base-uncased, for the recall of grounded captions")
     parser.add_argument("--device", help="default: cuda if there is one")
@@ -66,20 +69,41 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def box_style(arguments: argparse.Namespace) -> str | None:
-    """How the model's LLM is asked for a box: each family in its own manner."""
-    if arguments.baseline != "box":
-        return None
-    if arguments.model is None:
+def configuration(model: str) -> Sa2VAConfig:
+    try:
+        return Sa2VAConfig.from_pretrained(bundled(model))
+    except OSError as error:
+        raise ValueError(f"--model {model}: {error}") from error
+
+
+def settings_now(arguments: argparse.Namespace) -> Settings:
+    """How the model is asked, or how it was when its predictions say so.
+
+    ValueError for arguments that ask otherwise: what was answered stays.
+    """
+    if arguments.model is None and arguments.baseline is not None:
         raise ValueError("--baseline asks a model: give --model instead of --predictions")
-    return Sa2VAConfig.from_pretrained(bundled(arguments.model)).mllm_config.model_type
+    given = {name: getattr(arguments, name) for name in ASKING if getattr(arguments, name) is not None}
+    style = None
+    if arguments.baseline == "box":  # each family of LLMs is asked in its own manner
+        style = configuration(arguments.model).mllm_config.model_type
+    settings = Settings(**given, box_style=style, text_encoder=arguments.text_encoder)
+    note = None if arguments.predictions is None else read_note(arguments.predictions)
+    if note is None:
+        return settings
+    asked = settings_of(note, str(arguments.predictions))
+    for name, value in given.items():
+        if value != (made := getattr(asked, name)):
+            raise ValueError(
+                f"--{name} {value}: {arguments.predictions} was made with {made}; give --model to ask anew"
+            )
+    return replace(asked, text_encoder=arguments.text_encoder or asked.text_encoder)
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if (arguments.model is None) == (arguments.predictions is None):
         raise ValueError("give --model, or --predictions to score what was predicted before")
-    names = ("mode", "baseline", "max_new_tokens", "num_frames", "video_mode", "text_encoder")
-    settings = Settings(**{name: getattr(arguments, name) for name in names}, box_style=box_style(arguments))
+    settings = settings_now(arguments)
     benchmark = get_benchmark(arguments.benchmark)
     options = parse_options(arguments.option, benchmark.samples)
     benchmark.task.record(settings)  # do mode and baseline apply to it
@@ -92,11 +116,13 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if not items:
         reason = f"none of {len(rejects)} records can be used, {rejects[0].reason}"
         raise ValueError(f"nothing is left to evaluate: {reason}")
-    recipe = {"model": arguments.model, "root": arguments.root, "dtype": arguments.dtype}
+    recipe = {"model": arguments.model, "root": arguments.root, "dtype": arguments.dtype, "limit": arguments.limit}
     recipe |= {"split": arguments.split or benchmark.split, "options": dict(benchmark.options) | options}
     common = (arguments.benchmark, benchmark, items, rejects)
     if arguments.predictions is not None:
         return rescore(*common, arguments.predictions, settings, recipe, arguments.output)
+    own = configuration(arguments.model).video_mode
+    settings = replace(settings, video_mode=settings.video_mode or own)
 
     def load(device: torch.device) -> Sa2VAPredictor:
         dtype = arguments.dtype and getattr(torch, arguments.dtype)

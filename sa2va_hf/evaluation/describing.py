@@ -56,19 +56,16 @@ class GroundedCaption(_Describing):
         for said in predictor(image=images, text=texts, max_new_tokens=settings.max_new_tokens):
             more = {"caption": clean_caption(said.text), "phrases": phrases_of(said.text)}
             answers.append(Answer(said.text, encode_tracks(said.masks), more))
-        return self._with_likeness(items, answers, settings)
+        return self.with_likeness(items, answers, settings)
 
-    def _with_likeness(self, items: Sequence[Item], answers: list[Answer], settings: Settings) -> list[Answer]:
-        """Adds how alike phrases are, where they can be compared: one per mask on both sides."""
+    def with_likeness(self, items: Sequence[Item], answers: list[Answer], settings: Settings) -> list[Answer]:
+        """Adds how alike said and true phrases are, where there is a `text_encoder`."""
         if settings.text_encoder is None:
             return answers
         embed = text_encoder(settings.text_encoder)
         for item, answer in zip(items, answers, strict=True):
             phrases, true = answer.more["phrases"], [thing.category or "" for thing in item.sample.objects]
-            alike = np.zeros((len(answer.masks), len(true)))  # masks without a phrase of their own are like none
-            if len(phrases) == len(answer.masks):
-                alike = phrase_similarity(embed, phrases, true)
-            answer.more["similarities"] = alike.tolist()
+            answer.more["similarities"] = phrase_similarity(embed, phrases, true).tolist()
         return answers
 
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
@@ -81,14 +78,15 @@ class GroundedCaption(_Describing):
     def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
         scores = GroundedCaptions()
         for item, answer in zip(items, answers, strict=True):
-            shape = (len(answer.masks), len(item.targets))
             alike = answer.more.get("similarities")
-            alike = None if alike is None else np.array(alike).reshape(shape)
-            scores.add(item.key, np.array(answer.figures["ious"]).reshape(shape), alike)
+            if alike is not None:
+                alike = np.array(alike).reshape(len(answer.more["phrases"]), len(item.targets))
+            ious = np.array(answer.figures["ious"]).reshape(len(answer.masks), len(item.targets))
+            scores.add(item.key, ious, alike)
         found: dict[str, Any] = {"captions": len(items)} | percent(scores.result())
         if "recall" not in found:
             found["recall_missing"] = "comparing phrases needs --text_encoder, a folder of bert-base-uncased"
-        true = {item.key: [clean_caption(item.sample.turns[0].answer)] for item in items}
+        true = {item.key: [item.sample.turns[0].answer] for item in items}
         said = {item.key: answer.more["caption"] for item, answer in zip(items, answers, strict=True)}
         return found | _caption_figures(true, said)
 

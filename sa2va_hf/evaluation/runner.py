@@ -14,32 +14,28 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
-import pyarrow as pa
 import torch
 from accelerate import PartialState
 
 from sa2va_hf.data.schema import Reject
 from sa2va_hf.evaluation.benchmarks import Benchmark
-from sa2va_hf.evaluation.items import Answer, Item, Settings, from_row, to_row
+from sa2va_hf.evaluation.describing import GroundedCaption
+from sa2va_hf.evaluation.items import Answer, Item, Settings, to_row
+from sa2va_hf.evaluation.predictions import UNKNOWN, Note, by_key, read_predictions, write_predictions
 from sa2va_hf.evaluation.report import contact_sheet_of, run_record, table
 from sa2va_hf.evaluation.submission import Submission
 from sa2va_hf.inference import Sa2VAPredictor
 
 CPU_THREADS = 1
 LONGEST_WAIT = timedelta(days=7)  # of a process for the others
-ROWS_PER_BATCH = 64
-SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("key", "sample", "kind", "question", "answer")]
-    + [("masks", pa.list_(pa.list_(pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())]))))]
-    + [("more", pa.string()), ("figures", pa.string())]
-)
+DATA = ("root", "split", "options")  # of a recipe: where the questions and the truth come from
 
 
 @dataclass(frozen=True)
@@ -93,8 +89,8 @@ def run(
     files, state = Files(output), PartialState(cpu=cpu, timeout=LONGEST_WAIT)
     recipe = recipe | {"benchmark": name, "settings": asdict(settings), "batch_size": batch_size}
     recipe = json.loads(json.dumps(recipe | {"items": len(items)}))
-    note = recipe | {"weights": json.loads(json.dumps(weights))}
-    known = _begin(files, note, state.is_main_process)
+    begun = recipe | {"weights": json.loads(json.dumps(weights))}
+    known = _begin(files, begun, state.is_main_process)
     batches = make_batches(items, batch_size)
     left = [batch for batch in batches if any(items[number].key not in known for number in batch)]
     own = share(left, [sum(items[number].cost for number in batch) for batch in left], state.num_processes)
@@ -117,10 +113,9 @@ def run(
     if not state.is_main_process:
         return None
     answers = collect(items, _read_parts(files.parts), str(files.parts))
-    result = finish(name, benchmark, items, answers, rejects, settings, recipe, files)
-    files.beside(".run.json").write_text(
-        json.dumps(run_record(state.num_processes), indent=2) + "\n", encoding="utf-8"
-    )
+    note = Note(name, recipe, benchmark.task.record(settings))
+    result = finish(benchmark, items, answers, rejects, note, files)
+    _write_json(files.beside(".run.json"), run_record(state.num_processes))
     shutil.rmtree(files.parts)
     return result
 
@@ -137,37 +132,63 @@ def rescore(
 ) -> dict[str, Any]:
     """Scores predictions that were written before (or elsewhere, in the same form), without a model.
 
-    ValueError when one is missing, unknown, or of another size than its picture.
+    How they were asked is what their note says. Of `recipe` the data count, which the result holds as "scored" where
+    they are not the note's. Predictions without a note keep their own questions, and the result says that it is not
+    known how they were asked.
+
+    Args:
+        settings: those of the note (`settings_of`), maybe with a text encoder.
+
+    ValueError when one is missing, unknown, or of another size than its picture; when they are of another benchmark or
+    answer other questions.
     """
-    files = Files(output)
-    answers = collect(items, read_predictions(predictions), str(predictions))
+    files, found = Files(output), read_predictions(predictions)
+    here = json.loads(json.dumps(recipe | {"benchmark": name, "items": len(items)}))
+    note = found.note or Note(name, here, UNKNOWN)
+    if note.benchmark != name:
+        raise ValueError(f"{predictions}: these are predictions of the benchmark {note.benchmark}, not {name}")
+    limit = note.recipe.get("limit")
+    answers = collect(items, found.answers, f"{predictions}{f' (made with --limit {limit})' if limit else ''}")
+    if found.note is None:
+        items = [replace(item, question=found.questions[item.key] or "") for item in items]
+    else:
+        _check_questions(items, found.questions, str(predictions))
+        note = replace(note, recipe=_scored(note.recipe, here))
+    asked = note.recipe.get("settings", {})
+    if isinstance(benchmark.task, GroundedCaption) and settings.text_encoder != asked.get("text_encoder"):
+        answers = benchmark.task.with_likeness(items, answers, settings)
+        with_encoder = {"settings": asked | {"text_encoder": settings.text_encoder}}
+        note = replace(note, recipe=note.recipe | with_encoder)
     for item, answer in zip(items, answers, strict=True):
         answer.figures = benchmark.task.score(item, answer)
-    return finish(name, benchmark, items, answers, rejects, settings, recipe, files)
+    result = finish(benchmark, items, answers, rejects, note, files)
+    _write_json(files.beside(".run.json"), run_record(1) | {"predictions": str(predictions)})
+    return result
 
 
 def finish(
-    name: str,
     benchmark: Benchmark,
     items: Sequence[Item],
     answers: Sequence[Answer],
     rejects: Sequence[Reject],
-    settings: Settings,
-    recipe: dict[str, Any],
+    note: Note,
     files: Files,
 ) -> dict[str, Any]:
     """Sums up, and writes every file but run.json."""
-    result = {"benchmark": name, "recipe": recipe, "asked": benchmark.task.record(settings)}
-    result["metrics"] = benchmark.task.summarize(items, answers)
+    result = asdict(note) | {"metrics": benchmark.task.summarize(items, answers)}
     result["rejects"] = [asdict(reject) for reject in rejects]
     files.metrics.parent.mkdir(parents=True, exist_ok=True)
-    _write_predictions(files.predictions, items, answers)
+    write_predictions(files.predictions, items, answers, note)
     if isinstance(benchmark.task, Submission):
         benchmark.task.write(files.beside(".zip"), items, answers)
-    files.beside(".md").write_text(table(name, result["metrics"]), encoding="utf-8")
+    files.beside(".md").write_text(table(note.benchmark, result["metrics"]), encoding="utf-8")
     contact_sheet_of(items, answers).save(files.beside(".samples.png"))
-    files.metrics.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    _write_json(files.metrics, result)
     return result
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def weights_of(folder: str | Path) -> list[tuple[str, int, int]]:
@@ -227,36 +248,20 @@ def collect(items: Sequence[Item], found: dict[str, Answer], where: str) -> list
     return [found[item.key] for item in items]
 
 
-def read_predictions(path: Path) -> dict[str, Answer]:
-    """Answers by key of a predictions.arrow. ValueError when it is none, or a key occurs twice."""
-    try:
-        with pa.memory_map(str(path)) as file:
-            rows = pa.ipc.open_stream(file).read_all().to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: expected predictions as this command writes them ({error})") from error
-    return _by_key(rows, str(path))
-
-
-def _by_key(rows: Iterable[dict[str, Any]], where: str) -> dict[str, Answer]:
-    found: dict[str, Answer] = {}
-    for row in rows:
-        try:
-            answer = from_row(row)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+def _check_questions(items: Sequence[Item], asked: Mapping[str, str | None], where: str) -> None:
+    for item in items:
+        if asked[item.key] != item.question:
             raise ValueError(
-                f"{where}: a prediction is not in the form that this command writes: {error!r}"
-            ) from error
-        if row["key"] in found:
-            raise ValueError(f"{where}: {row['key']!r} is predicted twice")
-        found[row["key"]] = answer
-    return found
+                f"{where}: other questions were asked than the benchmark has now; the first is that of {item.key}: "
+                f"{asked[item.key]!r}, expected {item.question!r}. Were the data changed?"
+            )
 
 
-def _write_predictions(path: Path, items: Sequence[Item], answers: Sequence[Answer]) -> None:
-    rows = [to_row(item, answer) for item, answer in zip(items, answers, strict=True)]
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as stream:
-        for start in range(0, len(rows), ROWS_PER_BATCH):
-            stream.write_batch(pa.RecordBatch.from_pylist(rows[start : start + ROWS_PER_BATCH], schema=SCHEMA))
+def _scored(recipe: dict[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe that answers were made by, with the data that they are scored on now where those are others."""
+    made = {name: value for name, value in recipe.items() if name != "scored"}
+    other = {part: here.get(part) for part in DATA if here.get(part) != made.get(part)}
+    return made | ({"scored": other} if other else {})
 
 
 def _begin(files: Files, recipe: dict[str, Any], main: bool) -> dict[str, Answer]:
@@ -292,4 +297,4 @@ def _read_parts(folder: Path) -> dict[str, Answer]:
             if line.endswith("\n"):  # a batch of which a line is missing is answered again, to the same effect
                 row = json.loads(line)
                 rows[row["key"]] = row
-    return _by_key(rows.values(), str(folder))
+    return by_key(rows.values(), str(folder))

@@ -19,7 +19,7 @@ import pytest
 from drawer import PICTURES, SETTINGS, Drawer, given
 from records import clip, picture, sample
 
-from sa2va_hf.evaluation import runner
+from sa2va_hf.evaluation import predictions, runner
 from sa2va_hf.evaluation.benchmarks import load_items
 from sa2va_hf.evaluation.items import Settings
 
@@ -121,12 +121,20 @@ def contents_of_run(folder):
     return {name: (folder / name).read_bytes() for name in names}
 
 
-def changed(tmp_path, change):
+def changed(tmp_path, change, keep_note=True, schema=None):
+    """The rows of m.predictions.arrow as `change` makes them."""
     with pa.memory_map(str(tmp_path / "m.predictions.arrow")) as file:
-        rows = change(pa.ipc.open_stream(file).read_all().to_pylist())
-    with pa.OSFile(str(tmp_path / "other.arrow"), "wb") as file, pa.ipc.new_stream(file, runner.SCHEMA) as stream:
-        stream.write_batch(pa.RecordBatch.from_pylist(rows, schema=runner.SCHEMA))
+        stream = pa.ipc.open_stream(file)
+        schema = schema or (stream.schema if keep_note else predictions.SCHEMA)
+        rows = change(stream.read_all().to_pylist())
+    with pa.OSFile(str(tmp_path / "other.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+        stream.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
     return tmp_path / "other.arrow"
+
+
+def rescore(benchmark, file, output, settings=SETTINGS, name="given", **recipe):
+    items, rejects = load_items(benchmark, None, settings)
+    return runner.rescore(name, benchmark, items, rejects, file, settings, recipe, output)
 
 
 def resized(rows):
@@ -146,13 +154,72 @@ def resized(rows):
 )
 def test_predictions_that_do_not_fit_are_named(benchmark, tmp_path, change, message):
     evaluate(benchmark, Drawer(MASK), tmp_path / "m.json")
-    items, rejects = load_items(benchmark, None, SETTINGS)
     file = changed(tmp_path, change)
     with pytest.raises(ValueError, match=message):
-        runner.rescore("given", benchmark, items, rejects, file, SETTINGS, {}, tmp_path / "n.json")
+        rescore(benchmark, file, tmp_path / "n.json")
     (tmp_path / "none.arrow").write_text("no")
     with pytest.raises(ValueError, match="none.arrow: expected predictions"):
-        runner.read_predictions(tmp_path / "none.arrow")
+        predictions.read_predictions(tmp_path / "none.arrow")
+
+
+# ---------------------------------------------------------------- what predictions say of themselves
+
+
+def test_what_was_asked_is_what_the_predictions_say(benchmark, tmp_path):
+    """Not what the settings of today would ask: the prompts and the recipe are those of the run that answered."""
+    asked = Settings(mode="teacher", num_frames=3)
+    made = evaluate(benchmark, Drawer(MASK), tmp_path / "m.json", asked)
+    note = predictions.read_note(tmp_path / "m.predictions.arrow")
+    assert (note.benchmark, note.recipe, note.asked) == ("given", made["recipe"], made["asked"])
+    assert predictions.settings_of(note, "m") == asked
+    elsewhere = {"root": "elsewhere", "split": "val", "options": {}}
+    again = rescore(benchmark, tmp_path / "m.predictions.arrow", tmp_path / "n.json", model=None, **elsewhere)
+    assert again["asked"] == made["asked"] == {"prompts": PICTURES.record(asked)["prompts"], "answer": "Sure, [SEG]."}
+    assert again["recipe"] == made["recipe"] | {"scored": elsewhere}
+    back = rescore(benchmark, tmp_path / "n.predictions.arrow", tmp_path / "o.json")
+    assert back == made
+    assert json.loads((tmp_path / "o.run.json").read_text())["predictions"] == str(tmp_path / "n.predictions.arrow")
+
+
+def another_question(rows):
+    for row in rows[2:4]:
+        row["question"] = "<image>\nWhat is it?"
+    return rows
+
+
+def test_predictions_of_another_benchmark_or_to_other_questions_are_refused(benchmark, tmp_path):
+    evaluate(benchmark, Drawer(MASK), tmp_path / "m.json")
+    with pytest.raises(
+        ValueError, match="m.predictions.arrow: these are predictions of the benchmark given, not x"
+    ):
+        rescore(benchmark, tmp_path / "m.predictions.arrow", tmp_path / "n.json", name="x")
+    file = changed(tmp_path, another_question)
+    with pytest.raises(ValueError, match=r"other.arrow: other questions .* that of s2/0: .*What is it\?', expected '"):
+        rescore(benchmark, file, tmp_path / "n.json")
+    broken = predictions.SCHEMA.with_metadata({predictions.NOTE: '{"benchmark": 1}'})
+    file = changed(tmp_path, lambda rows: rows, schema=broken)
+    with pytest.raises(ValueError, match="other.arrow: its note is not in the form"):
+        rescore(benchmark, file, tmp_path / "n.json")
+    assert not (tmp_path / "n.json").exists()
+
+
+def test_of_predictions_without_a_note_it_is_not_known_how_they_were_asked(benchmark, tmp_path):
+    evaluate(benchmark, Drawer(MASK), tmp_path / "m.json")
+    file = changed(tmp_path, another_question, keep_note=False)
+    found = rescore(benchmark, file, tmp_path / "n.json", model=None)
+    assert found["asked"] == {"unknown": "the predictions do not say how they were asked"}
+    assert "settings" not in found["recipe"]
+    rows = datasets.Dataset.from_file(str(tmp_path / "n.predictions.arrow"))
+    assert rows["question"][2] == "<image>\nWhat is it?"  # theirs stays
+    assert predictions.read_note(tmp_path / "n.predictions.arrow") is None
+
+
+def test_a_part_that_was_asked_is_said_to_be_one(benchmark, tmp_path):
+    items, rejects = load_items(benchmark, None, SETTINGS, limit=3)
+    how = (lambda device: Drawer(MASK), SETTINGS, {"limit": 3}, tmp_path / "m.json")
+    runner.run("given", benchmark, items, rejects, *how)
+    with pytest.raises(ValueError, match=r"m.predictions.arrow \(made with --limit 3\): .* 5 missing: s3/0"):
+        rescore(benchmark, tmp_path / "m.predictions.arrow", tmp_path / "n.json")
 
 
 def test_batches_are_of_a_kind_and_work_is_shared_by_cost(benchmark):

@@ -70,6 +70,22 @@ def load_frames(sample: Sample, numbers: Sequence[int]) -> list[Image.Image]:
     return pictures
 
 
+class Frames(Sequence[Image.Image]):
+    """The frames of a sample as upright RGB, each read when it is asked for and not kept: a clip may be longer than
+    the memory. Errors as `load_frames`; an IndexError beyond the last one."""
+
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
+
+    def __len__(self) -> int:
+        return self.sample.num_frames
+
+    def __getitem__(self, number: int) -> Image.Image:
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {self.sample.id!r}: frame {number} of {len(self)}")
+        return load_frames(self.sample, [number])[0]
+
+
 def decode_video(source: Media | Path, numbers: Sequence[int]) -> list[Image.Image]:
     """Chosen frames of a video file as upright RGB pictures.
 

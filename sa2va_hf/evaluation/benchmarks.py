@@ -49,6 +49,7 @@ _PICTURES = Referring(referring.picture_prompt, (referring.PICTURE_PROMPT,))
 _NO_TARGET = Referring(referring.picture_prompt, (referring.PICTURE_PROMPT,), no_target=True)
 _CLIP_PROMPTS = (referring.CLIP_PROMPT, referring.QUESTION_PROMPT)
 _CLIPS = Referring(referring.clip_prompt, _CLIP_PROMPTS)
+_VERBATIM = {"verbatim": True}  # spaces and full stops too are asked
 _REVOS = Referring(referring.clip_prompt, _CLIP_PROMPTS, robustness=True, summary=video_conventions.summarize_revos)
 _REASON = Referring(
     referring.reasoning_prompt, (referring.PICTURE_PROMPT, referring.QUESTION_PROMPT), first_expression=True
@@ -90,15 +91,15 @@ BENCHMARKS: dict[str, Benchmark] = {
     "gcg_test": Benchmark(roots.grand_f_eval, "test", GroundedCaption()),
     "region_caption": Benchmark(SOURCES["refcocog"], "val", RegionCaption(), {"text": "sent"}),
     "vstar_bench": Benchmark(roots.vstar_bench, "", Choice()),
-    "mevis_val_u": Benchmark(SOURCES["mevis"], "valid_u", _CLIPS),
+    "mevis_val_u": Benchmark(SOURCES["mevis"], "valid_u", _CLIPS, _VERBATIM),
     "mevis_val": Benchmark(roots.unmasked_clips, "valid", submission("")),
     "ref_youtube_vos": Benchmark(roots.unmasked_clips, "valid", submission("Annotations")),
-    "ref_davis17": Benchmark(SOURCES["ref_davis17"], "valid", _CLIPS),
-    "revos": Benchmark(SOURCES["revos"], "valid", _REVOS),
-    "ref_sav": Benchmark(SOURCES["ref_sav_eval"], "valid", _CLIPS),
+    "ref_davis17": Benchmark(SOURCES["ref_davis17"], "valid", _CLIPS, _VERBATIM),
+    "revos": Benchmark(SOURCES["revos"], "valid", _REVOS, _VERBATIM),
+    "ref_sav": Benchmark(SOURCES["ref_sav_eval"], "valid", _CLIPS, _VERBATIM),
     "davis17_vos": Benchmark(SOURCES["vos_folders"], "val", Following("davis")),
-    "sav_val": Benchmark(SOURCES["vos_folders"], "val", Following("sa_v")),
-    "sav_test": Benchmark(SOURCES["vos_folders"], "test", Following("sa_v")),
+    "sav_val": Benchmark(SOURCES["vos_folders"], "val", Following("sa_v", overlap=True)),
+    "sav_test": Benchmark(SOURCES["vos_folders"], "test", Following("sa_v", overlap=True)),
     "vos": Benchmark(SOURCES["vos_folders"], "valid", Following("sa_v")),  # MOSE, LVOS, your own
 }
 

@@ -27,9 +27,14 @@ CONVENTIONS = ("davis", "sa_v")
 
 @dataclass(frozen=True)
 class Following:
-    """A clip at a time; every object is shown on the first annotated frame on which it has pixels."""
+    """A clip at a time; every object is shown on the first annotated frame on which it has pixels.
+
+    overlap: a pixel may belong to several objects (SA-V's published command, a picture per object); else to the
+    likeliest one (a palette).
+    """
 
     convention: str
+    overlap: bool = False
 
     def items(self, sample: Sample, settings: Settings) -> Iterator[Item]:
         yield Item(sample.id, sample, "", targets=tuple(range(len(sample.objects))))
@@ -40,7 +45,7 @@ class Following:
         return {"prompts": ["the mask of each object on its first annotated frame"], "convention": self.convention}
 
     def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
-        return [Answer("", follow(predictor, item.sample, _first_masks(item))) for item in items]
+        return [Answer("", follow(predictor, item.sample, _first_masks(item), self.overlap)) for item in items]
 
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
         sample = item.sample
@@ -57,7 +62,8 @@ class Following:
         else:
             found = video_conventions.sa_v(drawn, true)
         objects = {str(number): [scores.j.tolist(), scores.f.tolist()] for number, scores in found.items()}
-        return {"score": mean(mean(j) / 2 + mean(f) / 2 for j, f in objects.values()), "objects": objects}
+        scores = [mean(j) / 2 + mean(f) / 2 for j, f in objects.values()]
+        return {"score": mean(scores) if scores else 1.0, "objects": objects}  # none: nothing was to be followed
 
     def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
         objects = [Scores(*map(np.array, pair)) for answer in answers for pair in answer.figures["objects"].values()]
@@ -65,11 +71,12 @@ class Following:
 
 
 def follow(
-    predictor: Sa2VAPredictor, sample: Sample, prompts: Sequence[Mapping[int, np.ndarray]]
+    predictor: Sa2VAPredictor, sample: Sample, prompts: Sequence[Mapping[int, np.ndarray]], overlap: bool = False
 ) -> list[list[masks.RLE]]:
     """Masks of objects on all frames of a clip from those that are given: per object {frame: bool (H, W)}.
 
-    A pixel belongs to the likeliest object; a frame before an object's first one has none of it.
+    A pixel belongs to the likeliest object unless they may `overlap`; a frame before an object's first one has none
+    of it.
     """
     model = predictor.model
     given = {
@@ -87,9 +94,11 @@ def follow(
             full = F.interpolate(
                 torch.stack([*logits.values()])[None].float(), size=(sample.height, sample.width), mode="bilinear"
             )[0]
-            owner = full.argmax(0)
-            for place, thing in enumerate(logits):
-                tracks[thing][number] = masks.encode(((full[place] > 0) & (owner == place)).cpu().numpy())
+            drawn = full > 0
+            if not overlap:
+                drawn &= full.argmax(0) == torch.arange(len(full), device=full.device)[:, None, None]
+            for thing, mask in zip(logits, drawn.cpu().numpy(), strict=True):
+                tracks[thing][number] = masks.encode(mask)
     return tracks
 
 

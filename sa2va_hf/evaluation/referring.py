@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sa2va_hf import masks
-from sa2va_hf.data.media import load_frames
+from sa2va_hf.data.media import Frames
 from sa2va_hf.data.schema import Expression, Sample
 from sa2va_hf.evaluation import video_conventions
 from sa2va_hf.evaluation.box_baseline import ask_for_boxes, box_prompt
@@ -81,7 +81,7 @@ class Referring:
         """Of items that are all pictures or all clips."""
         if settings.baseline == "box":
             return ask_for_boxes(predictor, items, settings)
-        media = [load_frames(item.sample, range(item.sample.num_frames)) for item in items]
+        media = [Frames(item.sample) for item in items]
         clips = items[0].sample.num_frames > 1
         given = {"video": media} if clips else {"image": [frames[0] for frames in media]}
         given |= {"text": [item.question for item in items]}
@@ -99,7 +99,7 @@ class Referring:
             ignore = masks.decode(sample.ignore[0]) if sample.ignore and sample.ignore[0] else None
             target = item.truth(0).any(0)
             counts = [int(count) for count in intersection_union(answer.mask(item, 0), target, ignore)]
-            empty = {"nothing_true": not target.any(), "nothing_said": not answer.mask(item, 0).any()}
+            empty = {"nothing_true": not item.targets, "nothing_said": not answer.mask(item, 0).any()}
             return {"score": float(ratio(*counts)), "counts": counts, "said": said} | empty
         frames = range(len(sample.annotated))
         predictions = (answer.mask(item, sample.annotated[place]) for place in frames)

@@ -109,7 +109,7 @@ def unmasked_clips(root: Path | str, split: str) -> Iterator[Sample | Reject]:
             size = clip_size(files)
             for key, expression in record["expressions"].items():
                 expect_keys(expression, {"exp": str}, f"expression {key}")
-                expressions = [Expression(expression["exp"].strip(" ."), [])]
+                expressions = [Expression(expression["exp"], [])]  # asked as it is, spaces and all
                 frames = paths(files)
                 yield Sample(
                     f"{video}/{key}", "referring", *size, frames=frames, annotated=[], expressions=expressions

@@ -4,7 +4,9 @@ Run: pytest tests/evaluation/test_benchmarks.py
 """
 
 import json
+import weakref
 import zipfile
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,8 @@ from drawer import CLIPS, PICTURES, SETTINGS, Drawer, given
 from PIL import Image
 from records import clip, picture, sample
 
-from sa2va_hf import masks
+from sa2va_hf import Sa2VAPredictor, masks
+from sa2va_hf.data import media
 from sa2va_hf.data.schema import Expression, Object, Reject
 from sa2va_hf.evaluation import describing, referring, runner, video_conventions
 from sa2va_hf.evaluation.benchmarks import BENCHMARKS, get_benchmark, load_items
@@ -104,6 +107,15 @@ def test_pictures(tmp_path, mask):
     assert taught["asked"]["answer"] == "Sure, [SEG]."
 
 
+def test_a_target_without_pixels_is_still_a_target(tmp_path, mask):
+    """Nothing true: that an expression means nothing (gRefCOCO), not that its mask is empty."""
+    record = sample("a", picture(tmp_path / "a.png"))
+    record.objects[0].masks[0] = masks.empty(30, 40)
+    task = Referring(referring.picture_prompt, (), no_target=True)
+    figures = evaluate(given(task, record), Drawer(mask, "No."), tmp_path / "m.json")["metrics"]
+    assert (figures["T_acc"], figures["gIoU"]) == (0.0, 0.0)
+
+
 def test_pictures_and_clips_of_one_benchmark_are_told_apart(tmp_path, mask):
     frame = picture(tmp_path / "a.png")
     ghost = Expression("a ghost", [], "ghost")
@@ -134,6 +146,30 @@ def test_only_annotated_frames_of_a_clip_are_scored(tmp_path, mask):
     frame = picture(tmp_path / "a.png")
     figures = evaluate(given(CLIPS, clip("a", [frame] * 3)), Drawer(mask), tmp_path / "m.json")["metrics"]
     assert figures["J&F"] == figures["J"] == figures["F"] == 100.0
+
+
+def test_a_long_clip_is_not_held_in_memory(tmp_path, monkeypatch, tiny_model, tiny_processor):
+    """However long it is, only the frames that the LLM reads are open together, and one beside them."""
+    frames = [picture(tmp_path / f"{number}.png") for number in range(24)]
+    alive, most, load = set(), [0], media.load_image
+
+    def counted(source):
+        image = load(source)
+        alive.add(id(image))
+        weakref.finalize(image, alive.discard, id(image))
+        most[0] = max(most[0], len(alive))
+        return image
+
+    monkeypatch.setattr(media, "load_image", counted)
+    settings = Settings(mode="teacher", num_frames=3)
+    items, _ = load_items(given(CLIPS, clip("c", frames)), None, settings)
+    (answer,) = CLIPS.ask(Sa2VAPredictor(tiny_model, tiny_processor), items, settings)
+    assert len(answer.masks[0]) == 24
+    assert most[0] <= 5
+    lazy = media.Frames(items[0].sample)
+    assert len(lazy) == len(list(lazy)) == 24
+    with pytest.raises(IndexError, match="frame 24 of 24"):
+        lazy[24]
 
 
 def test_revos_has_robustness_against_all_that_is_annotated(tmp_path, mask):
@@ -279,6 +315,35 @@ def following(tmp_path, mask):
         Object([empty, *[masks.encode(late)] * 3], [None] * 4),
     ]
     return record
+
+
+def test_a_pixel_is_of_one_object_unless_objects_may_overlap(tmp_path, mask, tiny_model, tiny_processor):
+    record = sample("v", "", frames=[picture(tmp_path / "a.png")] * 3, num_frames=3, annotated=[0], expressions=[])
+    record.objects = [Object([masks.encode(mask)], [None]), Object([masks.encode(~mask)], [None])]
+    predictor = SimpleNamespace(model=tiny_model, processor=tiny_processor)
+    drawn = {}
+    for overlap in (False, True):
+        benchmark = given(Following("sa_v", overlap), record)
+        items, _ = load_items(benchmark, None, SETTINGS)
+        (answer,) = benchmark.task.ask(predictor, items, SETTINGS)
+        drawn[overlap] = np.array([[masks.decode(rle) for rle in track] for track in answer.masks])
+    assert not drawn[False].all(0).any()
+    assert drawn[True].all(0).any()  # the tiny SAM 2 draws both nearly everywhere
+    assert (drawn[False].any(0) == drawn[True].any(0)).all()
+
+
+def test_a_clip_without_an_object_where_it_is_scored_has_no_part_in_the_figures(tmp_path, mask):
+    record = following(tmp_path, mask)
+    empty = masks.empty(30, 40)
+    record.objects = [Object([masks.encode(mask), empty, empty, empty], [None] * 4)]  # the first frame is not scored
+    records = [record, replace(following(tmp_path, mask), id="w")]
+    benchmark = given(Following("sa_v"), *records)
+    items, _ = load_items(benchmark, None, SETTINGS)
+    answers = [Answer("", [thing.masks for thing in one.objects]) for one in records]
+    for item, answer in zip(items, answers, strict=True):
+        answer.figures = benchmark.task.score(item, answer)
+    assert answers[0].figures == {"score": 1.0, "objects": {}}
+    assert benchmark.task.summarize(items, answers)["objects"] == 2
 
 
 @pytest.mark.parametrize(("convention", "objects"), [("sa_v", 2), ("davis", 1)])

@@ -100,6 +100,7 @@ def video_referring(
     numbering: str = "sorted",
     boxes: Path | str | None = None,
     ends: str = "inclusive",
+    verbatim: bool = False,
 ) -> Iterator[Sample | Reject]:
     """One sample per video with all its objects and expressions; every frame listed is annotated.
 
@@ -110,8 +111,9 @@ def video_referring(
     folder of videos, where they lie elsewhere. numbering: how expressions without anno_id are numbered into mask_dict:
     "sorted" (as published) or "file" (in the order of the file). Wrong numbers are found: their count must be that
     of the masks, and expressions of one object must have the same masks. boxes: a file of boxes by anno_id, see
-    `spatial_relations`; with it masks may be missing. ends: of these boxes, see `clips.ENDS`. Raises ValueError when a
-    file is missing, not of this form, or of a split whose masks were never published.
+    `spatial_relations`; with it masks may be missing. ends: of these boxes, see `clips.ENDS`. verbatim: spaces and
+    full stops around an expression stay (what evaluations ask). Raises ValueError when a file is missing, not of this
+    form, or of a split whose masks were never published.
     """
     if ends not in ENDS:
         raise ValueError(f"ends must be {' or '.join(ENDS)}, got {ends!r}")
@@ -140,13 +142,19 @@ def video_referring(
             continue
         sample = Sample(f"{name}/{video}", "referring", width, height, frames=paths(files), source=name)
         load = _loader(sample, video, source, ends)
-        yield from _fill(sample, video, record["expressions"], source, load, str(path))
+        yield from _fill(sample, video, record["expressions"], source, load, str(path), verbatim)
         if sample.expressions:
             yield sample
 
 
 def _fill(
-    sample: Sample, video: str, expressions: dict, source: _Masks, load: Callable[[str], Object], file: str
+    sample: Sample,
+    video: str,
+    expressions: dict,
+    source: _Masks,
+    load: Callable[[str], Object],
+    file: str,
+    verbatim: bool,
 ) -> Iterator[Reject]:
     """Adds objects and expressions of a video to the sample; yields what had to be left out."""
     index_of: dict[str, int] = {}  # annotation -> object
@@ -172,7 +180,7 @@ def _fill(
             if "type_id" in expression:
                 expect_keys(expression, {"type_id": int}, f"expression {key}")
                 kind = TYPES.get(sample.source, {}).get(expression["type_id"], "")
-            sample.expressions.append(Expression(text, targets, kind))
+            sample.expressions.append(Expression(expression["exp"] if verbatim else text, targets, kind))
         except ValueError as error:
             yield Reject(f"{sample.id}/expression {key}", str(error), file)
 

@@ -1,19 +1,17 @@
-"""merge_lora.py, run as it is run: the folder it writes and the one the Hub gets are the model that was trained.
+"""merge_lora.py: the folder it writes and the one the Hub gets are the model that was trained.
 
 The Hub is a stub on this machine that keeps what is uploaded.
 """
 
 import base64
 import json
-import os
-import subprocess
+import runpy
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from forks import PATIENCE
 from toy_run import logits, run, tiny_folder
 
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor
@@ -74,33 +72,32 @@ def trained(tmp_path_factory):
     return run(output_dir=tmp_path_factory.mktemp("run"), model=str(model), max_steps=3, warmup_steps=0)
 
 
-def merge_lora(hub, home, *arguments):
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
-        "HF_HUB_OFFLINE": "0",
-        "HF_TOKEN": "hf_stub",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(home),
-        "no_proxy": "127.0.0.1",
-        "NO_PROXY": "127.0.0.1",
-    }
-    command = [sys.executable, SCRIPT, *arguments]
-    return subprocess.run(
-        [str(word) for word in command], env=environment, capture_output=True, text=True, timeout=PATIENCE
-    )
+@pytest.fixture
+def merge_lora(hub, trained, tmp_path, monkeypatch):
+    """The command, in this process; an upload goes to the stub."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    for name, value in {"HF_TOKEN": "hf_stub", "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+
+    def merge_lora(*arguments):
+        words = [SCRIPT, "--checkpoint", trained.args.output_dir, "--output", tmp_path / "merged", *arguments]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    return merge_lora
 
 
-def test_what_is_merged_and_uploaded_is_the_model_that_was_trained(hub, trained, tmp_path):
-    merged = tmp_path / "merged"
-    upload = ["--push_to_hub", "user/merged", "--private"]
-    done = merge_lora(hub, tmp_path / "home", "--checkpoint", trained.args.output_dir, "--output", merged, *upload)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f"merged model written to {merged}" in done.stdout and "uploaded: http://127.0.0.1" in done.stdout
+def test_what_is_merged_and_uploaded_is_the_model_that_was_trained(merge_lora, hub, trained, tmp_path, capsys):
+    merged, fetched = tmp_path / "merged", tmp_path / "fetched"
+    merge_lora("--push_to_hub", "user/merged", "--private")
+    printed = capsys.readouterr().out
+    assert f"merged model written to {merged}" in printed and "uploaded: http://127.0.0.1" in printed
     created = next(json.loads(body) for path, body in hub.requests if path == "/api/repos/create")
     assert created["name"] == "merged"
     assert created.get("private") or created.get("visibility") == "private"  # older and newer huggingface_hub
     assert hub.files == {file.name: file.read_bytes() for file in merged.iterdir()}
-    fetched = tmp_path / "fetched"
     fetched.mkdir()
     for name, content in hub.files.items():
         (fetched / name).write_bytes(content)
@@ -109,10 +106,8 @@ def test_what_is_merged_and_uploaded_is_the_model_that_was_trained(hub, trained,
     assert (said - logits(trained.model, processor)).abs().max() < 1e-5
 
 
-def test_a_hub_that_refuses_is_an_error_and_the_merged_model_stays(hub, trained, tmp_path):
+def test_a_hub_that_refuses_is_an_error_and_the_merged_model_stays(merge_lora, hub, tmp_path):
     hub.refuses = True
-    merged = tmp_path / "merged"
-    upload = ["--push_to_hub", "user/merged"]
-    done = merge_lora(hub, tmp_path / "home", "--checkpoint", trained.args.output_dir, "--output", merged, *upload)
-    assert done.returncode != 0 and "You don't have the rights" in done.stderr
-    Sa2VAForConditionalGeneration.from_pretrained(merged)
+    with pytest.raises((SystemExit, OSError), match="You don't have the rights"):
+        merge_lora("--push_to_hub", "user/merged")
+    Sa2VAForConditionalGeneration.from_pretrained(tmp_path / "merged")

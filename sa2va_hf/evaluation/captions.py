@@ -71,7 +71,7 @@ class GroundedCaptions:
         self._rows: dict[str, dict] = {}
 
     def add(self, key: str, ious: np.ndarray, similarities: np.ndarray | None = None) -> None:
-        """One picture: IoU (predicted, true) of its masks, and how alike their phrases are, the same shape, -1..1.
+        """One picture: IoU (predicted, true) of its masks, and how alike phrases are, (said, true), -1..1.
 
         ValueError when the picture was added before.
         """
@@ -112,11 +112,19 @@ def mean_paired_iou(ious: np.ndarray) -> float:
 
 def matched_phrases(ious: np.ndarray, similarities: np.ndarray) -> int:
     """How many true masks are found with their phrase: greedily by IoU (predicted, true) from the best pair on, up to
-    the first one that is below 0.5 in IoU or in the likeness of the phrases (as published: those after it are not
-    looked at)."""
-    pairs = greedy(ious.T, MATCH_IOU)
-    likely = [similarities.T[pair] >= MATCH_TEXT for pair in pairs]
-    return likely.index(False) if False in likely else len(likely)
+    the first one that is below 0.5 in IoU or in the likeness of its phrases (said, true).
+
+    As published: pairs after that one are not looked at; the n-th phrase is that of the n-th mask, whatever their
+    numbers are; and nothing is found in a picture where the matching comes to a mask without a phrase.
+    """
+    count = 0
+    for true, drawn in greedy(ious.T, MATCH_IOU):
+        if drawn >= len(similarities):
+            return 0
+        if similarities[drawn, true] < MATCH_TEXT:
+            break
+        count += 1
+    return count
 
 
 def average_precision(pictures: Sequence[np.ndarray], threshold: float = AP_IOU) -> float:

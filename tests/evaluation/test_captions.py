@@ -70,6 +70,14 @@ def test_recall_stops_at_the_first_pair_whose_phrases_differ():
     assert captions.matched_phrases(ious, np.array([[0.2, 0.0], [0.0, 1.0]])) == 0
 
 
+def test_phrases_and_masks_of_different_numbers_count_as_published():
+    ious = np.array([[0.9, 0.0], [0.0, 0.8]])  # GLaMM's evaluation of the same arrays: 2, 1, 0 and 0
+    assert captions.matched_phrases(ious, np.ones((3, 2))) == 2  # a phrase without a mask
+    assert captions.matched_phrases(np.array([[0.9, 0.0], [0.0, 0.4]]), np.ones((1, 2))) == 1  # never asked for
+    assert captions.matched_phrases(ious, np.ones((1, 2))) == 0  # it is: the picture counts as if nothing were found
+    assert captions.matched_phrases(ious, np.zeros((0, 2))) == 0
+
+
 def test_parts_merge_to_the_whole_and_no_picture_counts_twice():
     whole, first, second = (captions.GroundedCaptions() for _ in range(3))
     for number in range(6):

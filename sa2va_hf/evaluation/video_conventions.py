@@ -1,6 +1,6 @@
 """How the video benchmarks score a clip: which frames and objects count, and how they are averaged.
 
-    | | `davis` | `davis_unsupervised` | `sa_v` | `expression` (ReVOS, MeViS) |
+    | | `davis` | `davis_unsupervised` | `sa_v` | `expression` (ReVOS, Ref-SAV, MeViS) |
     |---|---|---|---|---|
     | first and last frame | left out | scored | left out (option) | scored |
     | void (255) | ignored: becomes background | taken out of both | an object as any other | - |
@@ -9,8 +9,8 @@
     | average | objects of all clips | objects of all clips | the same, percent | expressions |
 
 J and F of a pair of masks are the same in all. Frames are label maps (H, W), or {id: bool mask} where objects overlap;
-they come as an iterable and are held one at a time. Sources: davis2017-evaluation, sav_evaluator, Sa2VA's eval_revos
-and eval_mevis.
+they come as an iterable and are held one at a time. Sources: davis2017-evaluation, sav_evaluator, Sa2VA's eval_revos,
+eval_ref_sav and eval_mevis.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ def davis_unsupervised(predictions: Iterable[np.ndarray], truths: Iterable[np.nd
                 pair = frame_scores(prediction == proposal, truth == number, void)
                 found.setdefault((number, proposal), list(before)).append(pair)
             before.append(frame_scores(np.zeros_like(void), truth == number, void))
+    if not objects:
+        return {}
     scores = {pair: _scores(values) for pair, values in found.items()}
     every = range(1, proposals + 1)
     worth = np.array([[mean(scores[o, p].j) + mean(scores[o, p].f) for p in every] for o in objects])
@@ -89,7 +91,7 @@ def summarize_davis(objects: Iterable[Scores]) -> dict[str, float]:
     """{"J&F", "J_mean", "J_recall", "J_decay", "F_mean", ...} over the objects of all clips, in 0..1."""
     rows = [(*statistics(scores.j), *statistics(scores.f)) for scores in objects]
     names = ["J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay"]
-    found = {name: mean(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+    found = {name: mean(column) for name, column in zip(names, _columns(rows), strict=True)}
     return {"J&F": (found["J_mean"] + found["F_mean"]) / 2} | found
 
 
@@ -101,7 +103,8 @@ def sa_v(
 ) -> dict[int, Scores]:
     """sav_evaluator (SA-V, MOSE, LVOS): J and F per object of the truth.
 
-    An object counts from the scored frame on in which its id was first seen, in the truth or in the prediction.
+    An object counts from the scored frame on in which it was first seen, in the truth or in the prediction; a mask
+    without pixels is not seen. ValueError when no frame is scored, or frames are not as many or not of one size.
     """
     frames = _pairs(predictions, truths)
     if skip_first_and_last:
@@ -123,11 +126,11 @@ def sa_v(
 def summarize_sa_v(objects: Iterable[Scores]) -> dict[str, float]:
     """{"J&F", "J", "F"} over the objects of all clips, in percent."""
     rows = [(mean(scores.j), mean(scores.f)) for scores in objects]
-    j, f = (100 * mean(column) for column in zip(*rows, strict=True))
+    j, f = (100 * mean(column) for column in _columns(rows))
     return {"J&F": (j + f) / 2, "J": j, "F": f}
 
 
-# ---------------------------------------------------------------- ReVOS and MeViS
+# ---------------------------------------------------------------- ReVOS, Ref-SAV and MeViS
 
 
 def expression(
@@ -136,7 +139,7 @@ def expression(
     foregrounds: Iterable[np.ndarray] | None = None,
     released: bool = True,
 ) -> dict[str, np.ndarray]:
-    """J and F of an expression against the union of its instances and, with `foregrounds`, A and R; per frame.
+    """J, F and A of an expression against the union of its instances and, with `foregrounds`, R; per frame.
 
     A: share of all pixels that are right. R: 1 - wrongly drawn pixels / pixels of `foregrounds` (everything annotated
     in the clip). `released` keeps what eval_revos.py does where instances overlap: their sum is a uint8, so that 2 is
@@ -146,37 +149,55 @@ def expression(
     Args:
         predictions: bool (H, W) per frame. instances: bool (n, H, W) per frame; n = 0: nothing is meant.
         foregrounds: bool (H, W) per frame.
+
+    Raises:
+        ValueError: there are no frames, not as many of each, or not of one size.
     """
     rows = []
     for prediction, parts, foreground in _triples(predictions, instances, foregrounds):
         target = parts.any(0)
-        row = [*frame_scores(prediction, target)]
+        times = parts.sum(0, dtype=np.uint8) if released else target.astype(np.uint8)
+        row = [*frame_scores(prediction, target), float((times == prediction).mean())]
         if foreground is not None:
-            times = parts.sum(0, dtype=np.uint8) if released else target.astype(np.uint8)
             wrong = int((np.uint8(1) - times)[prediction].sum(dtype=np.int64))
-            row += [float((times == prediction).mean()), max(1 - wrong / (int(foreground.sum()) + 1e-6), 0.0)]
+            row.append(max(1 - wrong / (np.count_nonzero(foreground) + 1e-6), 0.0))
         rows.append(row)
+    if not rows:
+        raise ValueError("there are no frames to score")
     return {name: np.array(column) for name, column in zip("JFAR", zip(*rows, strict=True), strict=False)}
 
 
 def summarize_revos(expressions: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> dict[str, dict[str, float]]:
-    """{"referring": {"J", "F", "A", "R", "J&F"}, "reasoning": ..., "overall": their mean} of (kind, per frame), in
-    percent. Each expression is rounded to two digits first, as published. Other kinds ("no_target") are left out."""
+    """{"referring": {"J&F", "J", "F", "A", "R"}, "reasoning": ..., "overall": their mean} of (kind, per frame), in
+    percent. Other kinds ("no_target") are left out."""
+    return _by_kind(expressions, ("referring", "reasoning"))
+
+
+def summarize_ref_sav(expressions: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> dict[str, dict[str, float]]:
+    """{"long": {"J&F", "J", "F", "A"}, "short": ..., "overall": their mean} of (kind, per frame), in percent: however
+    many expressions there are of each."""
+    return _by_kind(expressions, ("long", "short"))
+
+
+def _by_kind(
+    expressions: Sequence[tuple[str, Mapping[str, np.ndarray]]], kinds: tuple[str, str]
+) -> dict[str, dict[str, float]]:
+    """Each expression is rounded to two digits first, as published (by numpy, to the even digit)."""
     found = {}
-    for kind in ("referring", "reasoning"):
+    for kind in kinds:
         rows = [scores for name, scores in expressions if name == kind]
         if rows:
             names = [name for name in "JFAR" if name in rows[0]]
-            found[kind] = {name: mean(round(100 * mean(row[name]), 2) for row in rows) for name in names}
+            found[kind] = {name: mean(np.round(100 * mean(row[name]), 2) for row in rows) for name in names}
     if len(found) == 2:
-        found["overall"] = {name: mean(part[name] for part in found.values()) for name in found["referring"]}
+        found["overall"] = {name: mean(part[name] for part in found.values()) for name in found[kinds[0]]}
     return {name: {"J&F": (part["J"] + part["F"]) / 2} | part for name, part in found.items()}
 
 
 def summarize_mevis(expressions: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
     """{"J&F", "J", "F"} over all expressions, in percent, rounded to two digits at the end, as published."""
     rows = [(mean(scores["J"]), mean(scores["F"])) for scores in expressions]
-    j, f = (mean(column) for column in zip(*rows, strict=True))
+    j, f = (mean(column) for column in _columns(rows))
     return {"J&F": round(100 * (j + f) / 2, 2), "J": round(100 * j, 2), "F": round(100 * f, 2)}
 
 
@@ -201,24 +222,36 @@ def _pairs(predictions: Iterable[Labels], truths: Iterable[Labels]) -> Iterator[
 def _triples(
     predictions: Iterable[np.ndarray], instances: Iterable[np.ndarray], foregrounds: Iterable[np.ndarray] | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-    rest = iter(foregrounds) if foregrounds is not None else None
-    for prediction, parts in zip(predictions, instances, strict=True):
-        if prediction.shape != parts.shape[1:]:
-            raise ValueError(f"the prediction is {prediction.shape}, the true instances {parts.shape[1:]} (H, W)")
-        yield prediction, parts, None if rest is None else next(rest)
+    """Frames side by side, of one size; ValueError when one of them ends first."""
+    columns = {"predicted": predictions, "instances": instances, "foreground": foregrounds}
+    columns = {name: column for name, column in columns.items() if column is not None}
+    for number, frame in enumerate(zip_longest(*columns.values())):
+        sizes = {name: None if part is None else part.shape[-2:] for name, part in zip(columns, frame, strict=True)}
+        if None in sizes.values():
+            ended = ", ".join(name for name, size in sizes.items() if size is None)
+            raise ValueError(f"frame {number}: there is none of {ended}: expected as many frames of each")
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"frame {number}: expected one size (H, W), got {sizes}")
+        yield frame if len(frame) == 3 else (*frame, None)
 
 
 def _without_last(frames: Iterator) -> Iterator:
-    held = None
+    held, some = None, False
     for frame in frames:
         if held is not None:
             yield held
+            some = True
         held = frame
+    if not some:
+        raise ValueError(
+            "no frame is left to score: a clip needs at least three where the first and last do not count"
+        )
 
 
 def _objects(labels: Labels) -> Mapping[int, np.ndarray]:
+    """Masks by id of the objects that have pixels."""
     if isinstance(labels, Mapping):
-        return labels
+        return {number: mask for number, mask in labels.items() if mask.any()}
     return {int(number): labels == number for number in np.unique(labels) if number}
 
 
@@ -239,8 +272,10 @@ def _size(labels: Labels) -> tuple[int, int] | None:
 
 
 def _scores(rows: Sequence[tuple[float, float]]) -> Scores:
-    if not rows:
-        raise ValueError(
-            "no frame is left to score: a clip needs at least three where the first and last do not count"
-        )
     return Scores(*np.array(rows, dtype=np.float64).T)
+
+
+def _columns(rows: Sequence[Sequence[float]]) -> Iterator[tuple[float, ...]]:
+    if not rows:
+        raise ValueError("nothing was scored: there is nothing to average")
+    return zip(*rows, strict=True)

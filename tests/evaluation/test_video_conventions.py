@@ -59,16 +59,64 @@ def test_sa_v_takes_objects_that_overlap():
     assert (missing[1].j.tolist(), missing[2].j.tolist()) == ([1.0], [0.0])
 
 
+def test_an_object_without_pixels_is_not_seen():
+    """An object of SA-V may come late: frames before it do not count, whether it has no mask there or an empty one."""
+    mask = clip("10")[0] == 1
+    frames = [{1: mask & late} for late in (False, False, True, True, True)]
+    drawn = [{1: mask & seen} for seen in (False, False, True, False, True)]
+    assert video.sa_v(drawn, frames)[1].j.tolist() == [1.0, 0.0]
+    assert video.sa_v([{}, {}, {1: mask}, {}, {1: mask}], [{}, {}, *frames[2:]])[1].j.tolist() == [1.0, 0.0]
+    assert video.sa_v([{1: mask}] * 3, [{1: mask & False}] * 3) == {}  # only predicted
+
+
+def test_clips_without_objects_have_no_scores_and_their_sum_is_an_error():
+    empty = clip("00", "00", "00")
+    assert video.davis(empty, empty) == video.davis_unsupervised(empty, empty) == video.sa_v(empty, empty) == {}
+    for summary in (video.summarize_davis, video.summarize_sa_v, video.summarize_mevis):
+        with pytest.raises(ValueError, match="nothing was scored"):
+            summary([])
+
+
 def test_frames_must_match():
     truth = clip("10", "10", "10")
     with pytest.raises(ValueError, match="2 predicted frames, but more on the other side"):
         video.davis(truth[:2], truth)
     with pytest.raises(ValueError, match=r"frame 1: predicted is \(4, 6\), true is \(4, 5\)"):
         video.sa_v(truth, [truth[0], truth[1][:, :5], truth[2]])
-    with pytest.raises(ValueError, match="at least three"):
-        video.davis(truth[:2], truth[:2])
+    for convention in (video.davis, video.sa_v):
+        with pytest.raises(ValueError, match="at least three"):
+            convention(truth[:2], truth[:2])
     with pytest.raises(ValueError, match="no frames"):
         video.sa_v([], [], skip_first_and_last=False)
+
+
+def test_frames_of_an_expression_must_match():
+    mask = clip("10")[0] == 1
+    drawn, parts, around = [mask] * 2, [mask[None]] * 2, [mask] * 2
+    assert set(video.expression(drawn, parts)) == set("JFA")
+    with pytest.raises(ValueError, match="frame 1: there is none of foreground: expected as many"):
+        video.expression(drawn, parts, around[:1])
+    with pytest.raises(ValueError, match="frame 2: there is none of predicted, foreground"):
+        video.expression(drawn, [*parts, mask[None]], around)
+    with pytest.raises(ValueError, match=r"frame 0: expected one size .* 'foreground': \(4, 5\)"):
+        video.expression(drawn, parts, [mask[:, :5]] * 2)
+    with pytest.raises(ValueError, match="no frames"):
+        video.expression([], [])
+
+
+def test_long_and_short_phrases_weigh_alike_however_many_there_are():
+    rows = [
+        (kind, {name: np.array([value]) for name in "JFA"}) for kind, value in (("long", 1), ("long", 1), ("short", 0))
+    ]
+    found = video.summarize_ref_sav(rows)
+    assert found["long"] == {"J&F": 100, "J": 100, "F": 100, "A": 100}
+    assert found["overall"] == {"J&F": 50, "J": 50, "F": 50, "A": 50}
+
+
+def test_expressions_are_rounded_as_numpy_does():
+    """The published script rounds numpy's numbers: 10.025 becomes 10.02 there, and 10.03 by Python's own round."""
+    halfway = {name: np.array([0.10025]) for name in "JFAR"}
+    assert video.summarize_revos([("referring", halfway)])["referring"]["J"] == 10.02
 
 
 def test_revos_kinds():

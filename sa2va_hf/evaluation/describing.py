@@ -47,7 +47,8 @@ class GroundedCaption(_Describing):
     prompts = (GCG_PROMPT,)
 
     def items(self, sample: Sample, settings: Settings) -> Iterator[Item]:
-        yield Item(sample.id, sample, GCG_PROMPT, targets=tuple(range(len(sample.objects))))
+        targets = tuple(range(len(sample.objects)))
+        yield Item(sample.id, sample, GCG_PROMPT, targets=targets, right=sample.turns[0].answer)
 
     def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
         images = [load_frames(item.sample, [0])[0] for item in items]
@@ -101,8 +102,8 @@ class RegionCaption(_Describing):
         for number in range(len(sample.objects)):
             references = [one.text for one in sample.expressions if one.targets == [number]]
             if references:
-                more = {"references": references}
-                yield Item(f"{sample.id}/{number}", sample, REGION_PROMPT, targets=(number,), more=more)
+                how = {"more": {"references": references}, "right": " / ".join(references), "draws": False}
+                yield Item(f"{sample.id}/{number}", sample, REGION_PROMPT, targets=(number,), **how)
 
     def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
         given = {"image": [load_frames(item.sample, [0])[0] for item in items]}
@@ -141,7 +142,8 @@ class Choice(_Describing):
     def items(self, sample: Sample, settings: Settings) -> Iterator[Item]:
         options = [turn.answer for turn in sample.turns]
         question = CHOICE_PROMPT.format(sample.turns[0].question)
-        yield Item(sample.id, sample, question, sample.id.split("/")[0], more={"options": options})
+        how = {"more": {"options": options}, "right": options[0], "draws": False}
+        yield Item(sample.id, sample, question, sample.id.split("/")[0], **how)
 
     def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
         answers = []

@@ -44,6 +44,7 @@ class Item:
     """One question about a sample.
 
     key: unique within the benchmark. targets: objects (by index) that are meant. more: what a protocol needs beside.
+    right: what would be right to say, for people to read. draws: masks are asked for.
     """
 
     key: str
@@ -52,6 +53,8 @@ class Item:
     kind: str = ""
     targets: tuple[int, ...] = ()
     more: dict[str, Any] = field(default_factory=dict)
+    right: str = ""
+    draws: bool = True
 
     @property
     def cost(self) -> int:

@@ -20,7 +20,8 @@ from sa2va_hf.evaluation.items import Answer, Item
 from sa2va_hf.masks import decode
 
 SHOWN = 6  # worst samples, and as many of the best
-TILE, GAP = 320, 4  # pixels: a picture's longer side, and between the two of a tile
+WIDTH, HEIGHT, GAP = 320, 240, 4  # pixels: what a picture must fit into, and between the two of a tile
+LONGEST = 300  # characters of a question or an answer
 PACKAGES = ("torch", "transformers", "accelerate", "sam2", "numpy")
 
 
@@ -67,11 +68,7 @@ def _cell(value: Any) -> str:
 def contact_sheet_of(items: Sequence[Item], answers: Sequence[Answer]) -> Image.Image:
     """The worst samples, then the best: truth and prediction, score, question and answer."""
     shown = worst_and_best(items, answers)
-    captions = [
-        f"{answer.figures['score']:.3f} {item.key}: {_asked(item)} - {answer.text}".strip(" -")
-        for item, answer in shown
-    ]
-    return contact_sheet([_tile(*pair) for pair in shown], columns=2, captions=captions)
+    return contact_sheet([_tile(*pair) for pair in shown], columns=2, captions=[_caption(*pair) for pair in shown])
 
 
 def worst_and_best(items: Sequence[Item], answers: Sequence[Answer]) -> list[tuple[Item, Answer]]:
@@ -96,29 +93,52 @@ def _of_different_samples(pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[It
     return list(first.values())[:SHOWN]
 
 
-def _asked(item: Item) -> str:
-    return item.question.removeprefix("<image>").strip()
+def _caption(item: Item, answer: Answer) -> str:
+    """Score, question, answer and, where there is one, the true text."""
+    asked = item.question.removeprefix("<image>")
+    said = [text for text in (_short(asked), _short(answer.text)) if text]
+    name = f"{answer.figures['score']:.3f} {item.key}"
+    right = f" (right: {_short(item.right)})" if item.right else ""
+    return (f"{name}: {' - '.join(said)}" if said else name) + right
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else text[:LONGEST] + "..."
 
 
 def _tile(item: Item, answer: Answer) -> Image.Image:
-    place = _worst_frame(answer) if item.sample.annotated else 0
-    frame = item.sample.annotated[place] if item.sample.annotated else 0
+    """The truth beside the prediction; one picture where no masks are asked for."""
+    known = bool(item.sample.annotated)
+    place = _worst_frame(item, answer) if known else 0
+    frame = item.sample.annotated[place] if known else 0
     picture = load_frames(item.sample, [frame])[0]
-    true = list(item.truth(place)) if item.targets and item.sample.annotated else []
+    true = list(item.truth(place)) if item.targets and known else []
     drawn = [decode(track[frame]) for track in answer.masks if frame < len(track)]
-    scale = TILE / max(picture.size)
+    parts = [("truth" if known else "picture", true), ("prediction", drawn)]
+    if not item.draws:
+        parts = [("region" if true else None, true)]
+    scale = min(WIDTH / picture.width, HEIGHT / picture.height)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    both = Image.new("RGB", (2 * size[0] + GAP, size[1]), PAPER)
-    for number, (name, masks) in enumerate((("truth", true), ("prediction", drawn))):
-        half = overlay(overlay(picture, masks).resize(size), [], labels=[name])
-        both.paste(half, (number * (size[0] + GAP), 0))
-    return both
+    width = max(WIDTH, len(parts) * (size[0] + GAP) - GAP)  # a narrow one has room for its words too
+    tile = Image.new("RGB", (width, size[1]), PAPER)
+    for number, (name, masks) in enumerate(parts):
+        tinted = overlay(overlay(picture, masks).resize(size), [], labels=[name])
+        tile.paste(tinted, (number * (size[0] + GAP), 0))
+    return tile
 
 
-def _worst_frame(answer: Answer) -> int:
-    """The place among the annotated frames of a clip where J is lowest."""
-    frames = answer.figures.get("frames")
-    return int(np.argmin(frames["J"])) if frames else 0
+def _worst_frame(item: Item, answer: Answer) -> int:
+    """The place among the annotated frames of a clip where J is lowest, of all its objects together."""
+    if "frames" in answer.figures:
+        return int(np.argmin(answer.figures["frames"]["J"]))
+    rows = [j for j, _ in answer.figures.get("objects", {}).values()]
+    if not rows:
+        return 0
+    # the last annotated frame is not scored, and an object may be scored from a later one on than another
+    count = max(map(len, rows))
+    by_place = [np.mean([row[place - count] for row in rows if len(row) >= count - place]) for place in range(count)]
+    return len(item.sample.annotated) - 1 - count + int(np.argmin(by_place))
 
 
 def run_record(processes: int) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from records import clip, picture, sample
 from sa2va_hf import Sa2VAPredictor, masks
 from sa2va_hf.data import media
 from sa2va_hf.data.schema import Expression, Object, Reject
-from sa2va_hf.evaluation import describing, referring, runner, video_conventions
+from sa2va_hf.evaluation import describing, referring, report, runner, video_conventions
 from sa2va_hf.evaluation.benchmarks import BENCHMARKS, get_benchmark, load_items
 from sa2va_hf.evaluation.following import Following
-from sa2va_hf.evaluation.items import Answer, Settings
+from sa2va_hf.evaluation.items import Answer, Item, Settings
 from sa2va_hf.evaluation.referring import Referring
 
 
@@ -184,6 +184,34 @@ def test_revos_has_robustness_against_all_that_is_annotated(tmp_path, mask):
     share = 100 * mask.mean()  # drawn, and none of it right
     assert figures["reasoning"]["R"] == pytest.approx(100 - share, abs=0.01)
     assert figures["overall"]["J"] == 50.0
+
+
+# ---------------------------------------------------------------- what people look at
+
+
+def test_a_sheet_shows_the_frame_that_went_worst(tmp_path, mask):
+    """The last annotated frame is not scored, and an object that comes later is scored from there on."""
+    record = clip("v", [picture(tmp_path / "a.png")] * 5)
+    record.annotated = [0, 1, 2, 3, 4]
+    item = Item("v", record, "")
+    late = {"1": [[0.9, 0.5, 0.9], [1.0] * 3], "2": [[0.3, 0.6], [1.0] * 2]}
+    assert report._worst_frame(item, Answer("", figures={"objects": late})) == 2  # 0.9, 0.4, 0.75 on frames 1 to 3
+    assert report._worst_frame(item, Answer("", figures={"objects": {}})) == 0
+    assert report._worst_frame(item, Answer("", figures={"frames": {"J": [1, 1, 0, 1, 1]}})) == 2
+
+
+@pytest.mark.parametrize("size", [(1600, 90), (90, 1600), (40, 30)])
+def test_a_sheet_stays_small_whatever_is_shown_and_said(tmp_path, size):
+    record = sample("a", picture(tmp_path / "a.png", size), size)
+    item = Item("a/0", record, "<image>\n What is it?", targets=(0,), right="a dog")
+    answer = Answer("word " * 2000 + "\n" * 500, figures={"score": 0.5})
+    both, single = (report.contact_sheet_of([one], [answer]) for one in (item, replace(item, draws=False)))
+    assert single.width <= both.width <= 2 * report.WIDTH + 20
+    assert both.height <= report.HEIGHT + 300
+    assert report._caption(item, Answer("It is\n a cat.", figures={"score": 0.5})) == (
+        "0.500 a/0: What is it? - It is a cat. (right: a dog)"
+    )
+    assert report._caption(Item("v", record, ""), Answer("", figures={"score": 1})) == "1.000 v"
 
 
 # ---------------------------------------------------------------- other tasks

@@ -65,7 +65,10 @@ run_pytest() {  # on up to four processes, a file of tests in one of them; two n
     local cores workers
     cores="$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')"
     workers=$((cores < 4 ? cores : 4))
-    OMP_NUM_THREADS=$((cores / workers)) python -m pytest --numprocesses "$workers" --dist loadfile "$@"
+    # Compiled sources are kept, also where PYTHONDONTWRITEBYTECODE is set, as in many containers: each of the processes
+    # would compile torch and transformers anew, which is most of what importing them takes.
+    env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX="$VIRTUAL_ENV/compiled" OMP_NUM_THREADS=$((cores / workers)) \
+        python -m pytest --numprocesses "$workers" --dist loadfile "$@"
 }
 
 check_gpu() {

@@ -14,4 +14,5 @@ say "ruff"
 ruff check .
 ruff format --check .
 say "pytest ${arguments[*]-}"
-run_pytest "${arguments[@]+"${arguments[@]}"}"
+# Files in the order of tests/conftest.py, the long ones first; pytest-xdist would begin with those of most tests.
+run_pytest --no-loadscope-reorder "${arguments[@]+"${arguments[@]}"}"

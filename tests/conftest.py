@@ -13,6 +13,12 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="sa2va-tests-")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: processes get files in this order, and should not end with a long one each."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of small samples in the datasets' true on-disk formats. They are not ours to ship."""

@@ -51,6 +51,7 @@ _CLIP_PROMPTS = (referring.CLIP_PROMPT, referring.QUESTION_PROMPT)
 _CLIPS = Referring(referring.clip_prompt, _CLIP_PROMPTS)
 _VERBATIM = {"verbatim": True}  # spaces and full stops too are asked
 _REVOS = Referring(referring.clip_prompt, _CLIP_PROMPTS, robustness=True, summary=video_conventions.summarize_revos)
+_REF_SAV = Referring(referring.clip_prompt, _CLIP_PROMPTS, summary=video_conventions.summarize_ref_sav)
 _REASON = Referring(
     referring.reasoning_prompt, (referring.PICTURE_PROMPT, referring.QUESTION_PROMPT), first_expression=True
 )
@@ -96,7 +97,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "ref_youtube_vos": Benchmark(roots.unmasked_clips, "valid", submission("Annotations")),
     "ref_davis17": Benchmark(SOURCES["ref_davis17"], "valid", _CLIPS, _VERBATIM),
     "revos": Benchmark(SOURCES["revos"], "valid", _REVOS, _VERBATIM),
-    "ref_sav": Benchmark(SOURCES["ref_sav_eval"], "valid", _CLIPS, _VERBATIM),
+    "ref_sav": Benchmark(SOURCES["ref_sav_eval"], "valid", _REF_SAV, _VERBATIM),
     "davis17_vos": Benchmark(SOURCES["vos_folders"], "val", Following("davis")),
     "sav_val": Benchmark(SOURCES["vos_folders"], "val", Following("sa_v", overlap=True)),
     "sav_test": Benchmark(SOURCES["vos_folders"], "test", Following("sa_v", overlap=True)),

@@ -53,10 +53,8 @@ class GroundedCaption(_Describing):
     def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
         images = [load_frames(item.sample, [0])[0] for item in items]
         texts = [item.question for item in items]
-        answers = []
-        for said in predictor(image=images, text=texts, max_new_tokens=settings.max_new_tokens):
-            more = {"caption": clean_caption(said.text), "phrases": phrases_of(said.text)}
-            answers.append(Answer(said.text, encode_tracks(said.masks), more))
+        predictions = predictor(image=images, text=texts, max_new_tokens=settings.max_new_tokens)
+        answers = [Answer(said.text, encode_tracks(said.masks)) for said in predictions]
         return self.with_likeness(items, answers, settings)
 
     def with_likeness(self, items: Sequence[Item], answers: list[Answer], settings: Settings) -> list[Answer]:
@@ -65,7 +63,7 @@ class GroundedCaption(_Describing):
             return answers
         embed = text_encoder(settings.text_encoder)
         for item, answer in zip(items, answers, strict=True):
-            phrases, true = answer.more["phrases"], [thing.category or "" for thing in item.sample.objects]
+            phrases, true = phrases_of(answer.text), [thing.category or "" for thing in item.sample.objects]
             answer.more["similarities"] = phrase_similarity(embed, phrases, true).tolist()
         return answers
 
@@ -81,14 +79,14 @@ class GroundedCaption(_Describing):
         for item, answer in zip(items, answers, strict=True):
             alike = answer.more.get("similarities")
             if alike is not None:
-                alike = np.array(alike).reshape(len(answer.more["phrases"]), len(item.targets))
+                alike = np.array(alike).reshape(len(phrases_of(answer.text)), len(item.targets))
             ious = np.array(answer.figures["ious"]).reshape(len(answer.masks), len(item.targets))
             scores.add(item.key, ious, alike)
         found: dict[str, Any] = {"captions": len(items)} | percent(scores.result())
         if "recall" not in found:
             found["recall_missing"] = "comparing phrases needs --text_encoder, a folder of bert-base-uncased"
         true = {item.key: [item.sample.turns[0].answer] for item in items}
-        said = {item.key: answer.more["caption"] for item, answer in zip(items, answers, strict=True)}
+        said = {item.key: clean_caption(answer.text) for item, answer in zip(items, answers, strict=True)}
         return found | _caption_figures(true, said)
 
 
@@ -112,12 +110,12 @@ class RegionCaption(_Describing):
             said = predictor(**given, max_new_tokens=settings.max_new_tokens)
         except ValueError as error:  # a region too small for the model's grid: it is counted, with no caption
             if len(items) == 1:
-                return [Answer("", more={"caption": "", "unanswered": str(error)})]
+                return [Answer("", more={"unanswered": str(error)})]
             return [answer for item in items for answer in self.ask(predictor, [item], settings)]
-        return [Answer(one.text, more={"caption": clean_region_caption(one.text)}) for one in said]
+        return [Answer(one.text) for one in said]
 
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
-        words = set(answer.more["caption"].lower().split())
+        words = set(clean_region_caption(answer.text).lower().split())
         shared = [
             len(words & set(text.lower().split())) / len(words | set(text.lower().split())) for text in _texts(item)
         ]
@@ -127,7 +125,8 @@ class RegionCaption(_Describing):
         true, said = {}, {}
         for item, answer in zip(items, answers, strict=True):
             for number, text in enumerate(_texts(item)):
-                true[f"{item.key}/{number}"], said[f"{item.key}/{number}"] = [text], answer.more["caption"]
+                true[f"{item.key}/{number}"] = [text]
+                said[f"{item.key}/{number}"] = clean_region_caption(answer.text)
         unanswered = sum("unanswered" in answer.more for answer in answers)
         counts = {"regions": len(items), "sentences": len(true), "unanswered": unanswered}
         return counts | _caption_figures(true, said)
@@ -155,6 +154,8 @@ class Choice(_Describing):
         return answers
 
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
+        if "losses" not in answer.more:
+            raise ValueError(f"expected in 'more' the 'losses' of the {len(item.more['options'])} options")
         first, *others = answer.more["losses"]
         return {"score": float(first < min(others)), "right": first < min(others)}
 

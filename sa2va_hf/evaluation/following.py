@@ -50,7 +50,7 @@ class Following:
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
         sample = item.sample
         if len(answer.masks) != len(item.targets):
-            raise ValueError(f"{item.key}: {len(answer.masks)} objects are predicted, there are {len(item.targets)}")
+            raise ValueError(f"{len(answer.masks)} objects are predicted, there are {len(item.targets)}")
         places = range(len(sample.annotated))
         drawn = (
             _present(checked_mask(track, item, sample.annotated[place]) for track in answer.masks) for place in places

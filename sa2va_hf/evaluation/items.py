@@ -87,13 +87,13 @@ class Answer:
 
 
 def checked_mask(track: list[RLE], item: Item, frame: int) -> np.ndarray:
-    """bool (H, W); ValueError, naming the sample, for a missing frame or another size than the picture's."""
+    """bool (H, W); ValueError for a missing frame or another size than the picture's."""
     sample = item.sample
     if frame >= len(track):
-        raise ValueError(f"{item.key}: the prediction has {len(track)} frames, frame {frame} is to be scored")
+        raise ValueError(f"the prediction has {len(track)} frames, frame {frame} is to be scored")
     size, wanted = list(track[frame]["size"]), [sample.height, sample.width]
     if size != wanted:
-        raise ValueError(f"{item.key}: the predicted mask is {size} (height, width), the picture is {wanted}")
+        raise ValueError(f"the predicted mask is {size} (height, width), the picture is {wanted}")
     return decode(track[frame])
 
 
@@ -118,4 +118,5 @@ def to_row(item: Item, answer: Answer) -> dict[str, Any]:
 
 def from_row(row: dict[str, Any]) -> Answer:
     masks = [[{"size": list(rle["size"]), "counts": rle["counts"]} for rle in track] for track in row["masks"]]
-    return Answer(row["answer"], masks, json.loads(row["more"]), json.loads(row["figures"]))
+    more, figures = (json.loads(row.get(name) or "{}") for name in ("more", "figures"))
+    return Answer(row["answer"], masks, more, figures)

@@ -104,7 +104,7 @@ def run(
             for count, batch in enumerate(own, start=1):
                 asked = [items[number] for number in batch]
                 for item, answer in zip(asked, _ask(benchmark, predictor, asked, settings), strict=True):
-                    answer.figures = benchmark.task.score(item, answer)
+                    answer.figures = _score(benchmark, item, answer)
                     file.write(json.dumps(to_row(item, answer)) + "\n")
                 file.flush()
                 if progress is not None:
@@ -160,7 +160,7 @@ def rescore(
         with_encoder = {"settings": asked | {"text_encoder": settings.text_encoder}}
         note = replace(note, recipe=note.recipe | with_encoder)
     for item, answer in zip(items, answers, strict=True):
-        answer.figures = benchmark.task.score(item, answer)
+        answer.figures = _score(benchmark, item, answer)
     result = finish(benchmark, items, answers, rejects, note, files)
     _write_json(files.beside(".run.json"), run_record(1) | {"predictions": str(predictions)})
     return result
@@ -195,6 +195,13 @@ def weights_of(folder: str | Path) -> list[tuple[str, int, int]]:
     """(name, bytes, time of the last change) of a model's files; empty for what is no folder here."""
     files = sorted(path for path in Path(folder).glob("*") if path.suffix in (".safetensors", ".json"))
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
+def _score(benchmark: Benchmark, item: Item, answer: Answer) -> dict[str, Any]:
+    try:
+        return benchmark.task.score(item, answer)
+    except ValueError as error:
+        raise ValueError(f"{item.key}: {error}") from error
 
 
 def _ask(benchmark: Benchmark, predictor: Sa2VAPredictor, items: list[Item], settings: Settings) -> list[Answer]:

@@ -392,5 +392,5 @@ def test_objects_are_followed_from_their_first_mask(
     answer.figures = benchmark.task.score(items[0], answer)
     figures = benchmark.task.summarize(items, [answer])
     assert (figures["J&F"], figures["objects"]) == (100.0, objects)
-    with pytest.raises(ValueError, match="v: 0 objects are predicted, there are 2"):
+    with pytest.raises(ValueError, match="^0 objects are predicted, there are 2"):
         benchmark.task.score(items[0], Answer(""))

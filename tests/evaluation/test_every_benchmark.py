@@ -383,11 +383,7 @@ def test_the_truth_itself_is_perfect(name, evaluate, tmp_path):
 
 def write_truth(name, items, path):
     """Predictions, as another tool might write them, that are the truth."""
-    rows = [
-        {"key": item.key, "sample": item.sample.id, "kind": item.kind, "question": item.question, "figures": "{}"}
-        | truth(BENCHMARKS[name].task, item)
-        for item in items
-    ]
+    rows = [{"key": item.key} | truth(BENCHMARKS[name].task, item) for item in items]
     rle = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
     schema = pa.schema([(column, pa.string()) for column in rows[0] if column != "masks"])
     schema = schema.append(pa.field("masks", pa.list_(pa.list_(rle))))
@@ -398,17 +394,18 @@ def write_truth(name, items, path):
 def truth(task, item):
     """The columns that hold the right answer to an item."""
     sample = item.sample
-    answer = {"answer": "Sure, [SEG].", "masks": [], "more": "{}"}
+    answer = {"answer": "Sure, [SEG].", "masks": []}
     if isinstance(task, Choice):
         losses = [float(number) for number in range(len(item.more["options"]))]
         return answer | {"answer": item.more["options"][0], "more": json.dumps({"losses": losses})}
     if isinstance(task, RegionCaption):
-        return answer | {"answer": "", "more": json.dumps({"caption": item.more["references"][0]})}
+        return answer | {"answer": f"region1 shows {item.more['references'][0]}"}
     tracks = [thing.masks for thing in sample.objects]
     if isinstance(task, GroundedCaption):
-        phrases = [thing.category for thing in sample.objects]
-        more = {"caption": sample.turns[0].answer, "phrases": phrases}
-        return answer | {"masks": tracks, "more": json.dumps(more)}
+        said = sample.turns[0].answer
+        for thing in sample.objects:
+            said = said.replace(thing.category, f"<p> {thing.category}</p>[SEG]")
+        return answer | {"answer": said, "masks": tracks}
     if not isinstance(task, Following):
         if not item.targets:
             return answer | {"answer": "There is none."}

@@ -1,17 +1,16 @@
 """J and F of video segmentation (DAVIS): how well areas and outlines agree, frame by frame.
 
-Masks are packed to 64 pixels a word and cropped to where there is an outline at all. Whether the disk around a point
-of one outline holds a point of the other is mostly seen by shifting words: the square in the disk holds one, or the
-square around it holds none. Only points between the two are looked at one by one. The figures are those of a dilation,
-to the last digit, at a fraction of its time. One frame is held at a time, so that a long clip needs no more memory
-than a short one.
+Masks are packed to eight pixels a byte: a mask is cut into eight stripes of as many rows, which lie upon one another,
+a bit each. So the next pixel to the right is in the next byte, the one below in the next row, and to move a mask is to
+read it from another place. Outlines, and their dilation by a disk, are made of such moves. The figures are those of a
+dilation of pictures, to the last digit, at a fraction of its time. One frame is held at a time, so that a long clip
+needs no more memory than a short one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +18,7 @@ import numpy as np
 from sa2va_hf.evaluation.metrics import checked, iou, mean
 
 BOUNDARY_BOUND = 0.008  # of the diagonal: how far a boundary may be off (DAVIS)
-WORD = 64
-ONE, LAST = np.uint64(1), np.uint64(WORD - 1)
-POINTS_AT_ONCE = 4096  # that are looked at one by one
+STRIPES = 8  # of a packed mask: bits of a byte
 
 
 class Scores(NamedTuple):
@@ -82,151 +79,119 @@ def _frame(prediction: np.ndarray, target: np.ndarray, void: np.ndarray | None, 
     both = pack(prediction, target, margin=radius)
     if void is not None:
         both &= ~pack(void, margin=radius)
-    either = both[0] | both[1]
-    if not either.any():
+    columns = _around(both, radius)
+    if columns is None:
         return 1.0, 1.0
-    rows, columns = _around(either, radius)
-    both = np.ascontiguousarray(both[:, rows, columns])
-    j = _count(both[0] & both[1]) / _count(either[rows, columns])
-    lines = outline(both, width - columns.start * WORD)
-    points, others = map(_count, lines)
+    both = np.ascontiguousarray(both[..., columns])
+    lines = outline(both, height, width - columns.start)
+    near = lines & disks(lines, radius)[::-1]
+    parts = (both[:1] & both[1:], both[:1] | both[1:], lines, near)
+    inside, area, points, others, hits, other_hits = _count(np.concatenate(parts))
     if not points or not others:  # both without: a mask that fills the picture has no outline
-        return j, float(points == others)
-    hits, other_hits = near(lines, radius)
+        return inside / area, float(points == others)
     precision, recall = hits / points, other_hits / others
-    return j, 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return inside / area, 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 def pack(*masks: np.ndarray, margin: int = 0) -> np.ndarray:
-    """bool (H, W) each -> uint64 (n, H, words), x from the lowest bit up; every row ends with at least `margin` zeros,
-    so that what is shifted out of it does not arrive in the next one."""
+    """bool (H, W) each -> uint8 (n, rows, columns): pixel (y, x) is bit y // rows of byte (y % rows, x).
+
+    There are at least `margin` rows, and every row ends with at least so many zeros, and one: what is moved out of a
+    row does not arrive in the next. Columns are a multiple of 8, so that bytes can be counted as words.
+    """
     height, width = masks[0].shape
-    packed = np.zeros((len(masks), height, -(-(width + margin) // WORD) * WORD // 8), dtype=np.uint8)
-    for mask, words in zip(masks, packed, strict=True):
-        words[:, : -(-width // 8)] = np.packbits(mask, axis=1, bitorder="little")
-    return packed.view("<u8")
+    rows = max(-(-height // STRIPES), margin)
+    packed = np.zeros((len(masks), rows, _whole_words(width + margin + 1)), dtype=np.uint8)
+    for mask, place in zip(masks, packed, strict=True):
+        stripes = np.zeros((rows, width), dtype=np.uint8)
+        for first in range((STRIPES - 1) * rows, -1, -rows):
+            stripe = mask[first : first + rows].view(np.uint8)
+            stripes += stripes  # a bit up
+            stripes[: len(stripe)] |= stripe
+        place[:, :width] = stripes
+    return packed
 
 
-def unpack(words: np.ndarray, width: int) -> np.ndarray:
-    """uint64 (..., H, words) -> bool (..., H, width)."""
-    return np.unpackbits(words.view(np.uint8), axis=-1, count=width, bitorder="little").astype(bool)
+def _whole_words(count: int) -> int:
+    return -(-count // 8) * 8
 
 
-def _around(words: np.ndarray, margin: int) -> tuple[slice, slice]:
-    """Rows and words that hold a packed mask (H, words), its outline, and `margin` zeros at the end of every row."""
-    rows = np.flatnonzero(words.any(axis=1))
-    used = np.bitwise_or.reduce(words, axis=0)
-    columns = np.flatnonzero(used)
-    first, last = int(columns[0]), int(columns[-1])
-    first -= first > 0 and bool(used[first] & ONE)  # the outline begins a pixel to the left
-    end = last * WORD + int(used[last]).bit_length() + margin
-    return slice(max(rows[0] - 1, 0), rows[-1] + 2), slice(first, -(-end // WORD))
+def _around(packed: np.ndarray, margin: int) -> slice | None:
+    """The columns that hold some packed masks, their outlines, which begin a pixel before them, and the margin; None
+    where there is nothing."""
+    used = np.flatnonzero(np.bitwise_or.reduce(packed, axis=(0, 1)))
+    if not len(used):
+        return None
+    first = max(int(used[0]) - 1, 0)
+    return slice(first // 8 * 8, _whole_words(int(used[-1]) + 1 + margin + 1))
 
 
-def outline(words: np.ndarray, width: int) -> np.ndarray:
-    """One pixel wide outlines of packed masks (..., H, words) of this width: pixels that differ from the one to the
-    right, below, or both.
+def unpack(packed: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 (n, rows, columns) -> bool (n, height, width)."""
+    stripes = packed[:, None] >> np.arange(STRIPES, dtype=np.uint8)[:, None, None] & np.uint8(1)
+    return stripes.reshape(len(packed), -1, packed.shape[-1])[:, :height, :width].astype(bool)
+
+
+def outline(packed: np.ndarray, height: int, width: int) -> np.ndarray:
+    """One pixel wide outlines of packed masks (n, rows, columns) of pictures of this size, of which empty columns at
+    the right may be cut off: pixels that differ from the one to the right, below, or both.
 
     The last row looks right only, the last column down only, so an object cut by the picture's edge is open there.
     """
-    right = words >> ONE  # at x: what is at x + 1
-    right[..., :-1] |= words[..., 1:] << LAST
-    place, bit = divmod(width - 1, WORD)
-    if place < words.shape[-1]:  # the last column sees itself
-        right[..., place] |= words[..., place] & np.uint64(1 << bit)
-    some, all_ = words | right, words & right
-    edges = some ^ all_
-    edges[..., :-1, :] = (some[..., :-1, :] | some[..., 1:, :]) ^ (all_[..., :-1, :] & all_[..., 1:, :])
-    return edges
+    right = np.empty_like(packed)
+    right.reshape(-1)[:-1], right[..., -1] = packed.reshape(-1)[1:], 0
+    if width <= right.shape[-1]:
+        right[..., width - 1] = packed[..., width - 1]
+    some, every = packed | right, packed & right
+    return (some | _below(some, height)) ^ (every & _below(every, height))
 
 
-def near(lines: np.ndarray, radius: int) -> tuple[int, int]:
-    """How many points of each of two packed outlines (2, H, words) have one of the other in the disk around them,
-    dx^2 + dy^2 <= radius^2. Rows end with `radius` zeros."""
-    inside = math.isqrt(radius * radius // 2)  # half the side of the largest square in the disk
-    close = widen(lines, inside)
-    others = lines[::-1]
-    found = [_count(points) for points in others & close]
-    maybe = others & ~close
-    if maybe.any():
-        maybe &= widen(close, radius - inside, inside)
-        for number in np.flatnonzero(maybe.any(axis=(1, 2))):
-            found[number] += _in_disks(maybe[number], lines[number], radius)
-    return found[1], found[0]
+def _below(packed: np.ndarray, height: int) -> np.ndarray:
+    """At every pixel: what is below it, and below the last row of a picture, that row again."""
+    below = np.empty_like(packed)
+    below[:, :-1], below[:, -1] = packed[:, 1:], packed[:, 0] >> 1
+    stripe, row = divmod(height - 1, packed.shape[1])
+    if stripe < STRIPES:
+        bit = np.uint8(1 << stripe)
+        below[:, row] = below[:, row] & ~bit | packed[:, row] & bit
+    return below
 
 
-def widen(words: np.ndarray, by: int, done: int = 0) -> np.ndarray:
-    """All pixels within a square of `by` to every side of one of the packed masks (..., H, words) whose rows end with
-    as many zeros; what lies beyond the array is dropped. done: they are squares of so much already."""
-    result, spare, part = words.copy(), np.empty_like(words), np.empty_like(words)
-    for step in _steps(by, done):
-        _spread(result, step, spare, part)
-        result, spare = spare, result
-    for step in _steps(by, done):
-        if step < words.shape[-2]:
-            np.copyto(spare, result)
-            spare[..., step:, :] |= result[..., :-step, :]
-            spare[..., :-step, :] |= result[..., step:, :]
-            result, spare = spare, result
-        else:
-            result |= np.bitwise_or.reduce(result, axis=-2, keepdims=True)
-    return result
+def disks(packed: np.ndarray, radius: int) -> np.ndarray:
+    """Every pixel with a point of the same packed mask (n, rows, columns) within dx^2 + dy^2 <= radius^2. The masks
+    have a margin of `radius`, in which there is anything afterwards.
+
+    A disk is a stack of runs that are the longer the nearer they are to its middle row. From the outermost one on:
+    what is there so far, moved a row up and down, and the next run.
+    """
+    if radius == 0:
+        return packed
+    above, below = packed[:, -radius:] << 1, packed[:, :radius] >> 1  # where a stripe ends, the next one begins
+    found = np.concatenate([above, packed, below], axis=1)
+    runs, half, spare, row = found.copy(), 0, np.zeros_like(found), packed.shape[-1]
+    for distance in range(radius - 1, -1, -1):
+        _join_moved(found, row, spare, whole=True)
+        found, spare = spare, found
+        wanted = math.isqrt(radius * radius - distance * distance)
+        while half < wanted:
+            step = min(wanted - half, 2 * half + 1)
+            _join_moved(runs, step, spare, whole=step > half)
+            runs, spare = spare, runs
+            half += step
+        found |= runs
+    return found[:, radius:-radius]
 
 
-def _steps(by: int, done: int) -> Iterator[int]:
-    """Shifts to both sides that widen a run of 2 done + 1 points by `by`. Half the run must reach the copy: at the
-    array's edge the other half may be missing."""
-    while by > 0:
-        step = min(by, done + 1, WORD - 1)
-        yield step
-        by, done = by - step, done + step
+def _join_moved(masks: np.ndarray, by: int, result: np.ndarray, whole: bool) -> None:
+    """Masks moved by so many bytes both ways, joined into `result`; whole: joined with themselves, too. The first and
+    last `by` bytes, of the outermost rows, stay as they are there."""
+    flat, middle = masks.reshape(-1), result.reshape(-1)[by:-by]
+    np.bitwise_or(flat[2 * by :], flat[: -2 * by], out=middle)
+    if whole:
+        middle |= flat[by:-by]
 
 
-def _spread(words: np.ndarray, step: int, result: np.ndarray, part: np.ndarray) -> None:
-    """Packed masks with their copies `step` pixels (1 .. 63) to either side, into `result`; `part` is overwritten."""
-    flat, found, carried = words.reshape(-1), result.reshape(-1), part.reshape(-1)
-    up, down = np.uint64(step), np.uint64(WORD - step)
-    np.left_shift(flat, up, out=found)
-    found |= np.right_shift(flat, up, out=carried)
-    found[1:] |= np.right_shift(flat[:-1], down, out=carried[1:])
-    found[:-1] |= np.left_shift(flat[1:], down, out=carried[:-1])
-    found |= flat
-
-
-def _in_disks(points: np.ndarray, others: np.ndarray, radius: int) -> int:
-    """How many of some packed points (H, words) have one of `others` within `radius`: each looks at the rows of its
-    disk, 64 pixels at a time."""
-    height, count = points.shape
-    words = np.flatnonzero(points)
-    bits = np.flatnonzero(np.unpackbits(points.reshape(-1)[words].view(np.uint8), bitorder="little"))
-    y, word = np.divmod(words[bits // WORD], count)
-    x = word * WORD + bits % WORD
-    margin = -(-(radius + 1) // WORD)
-    padded = np.zeros((height + 2 * radius, count + 2 * margin), dtype=np.uint64)
-    padded[radius : radius + height, margin : margin + count] = others
-    rows = np.arange(2 * radius + 1) * padded.shape[1]
-    found = np.zeros(len(x), dtype=bool)
-    for part in (slice(start, start + POINTS_AT_ONCE) for start in range(0, len(x), POINTS_AT_ONCE)):
-        for first in range(-radius, radius + 1, WORD):
-            left = x[part] + first + margin * WORD
-            places = (y[part] * padded.shape[1] + left // WORD)[:, None] + rows
-            shift = (left % WORD).astype(np.uint64)[:, None]
-            seen = padded.take(places) >> shift | padded.take(places + 1) << ONE << (LAST - shift)
-            found[part] |= (seen & _disk(radius, first)).any(axis=1)
-    return int(np.count_nonzero(found))
-
-
-@lru_cache(maxsize=64)
-def _disk(radius: int, first: int) -> np.ndarray:
-    """The rows of a disk from column `first` (0 is its middle) on, 64 pixels of each: uint64 (2 radius + 1,)."""
-    rows = []
-    for distance in range(-radius, radius + 1):
-        half = math.isqrt(radius * radius - distance * distance)
-        columns = range(max(-half, first), min(half, first + WORD - 1) + 1)
-        rows.append(sum(1 << (column - first) for column in columns))
-    return np.array(rows, dtype=np.uint64)
-
-
-def _count(words: np.ndarray) -> int:
-    """Pixels of a packed mask."""
-    return int(np.bitwise_count(words).sum(dtype=np.int64))
+def _count(packed: np.ndarray) -> list[int]:
+    """Pixels of each of some packed masks (n, rows, columns)."""
+    bits = np.bitwise_count(packed.view(np.uint64))
+    return bits.reshape(len(packed), -1).sum(axis=1, dtype=np.uint32).tolist()

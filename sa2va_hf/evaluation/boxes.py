@@ -36,11 +36,15 @@ class BoxAccuracy:
         self._ious: list[float] = []
 
     def add(self, prediction: Sequence[float] | None, target: Sequence[float]) -> None:
-        """One pair; None (or NaN) for a prediction that was not made is a miss."""
-        if prediction is None or not np.isfinite(prediction).all():
-            self._ious.append(0.0)
-        else:
-            self._ious.append(float(box_iou(np.asarray(prediction, float), np.asarray(target, float))))
+        """One pair; None (or NaN) for a prediction that was not made is a miss.
+
+        ValueError for what are not four numbers, and a target that is not there: see `track_iou` for those.
+        """
+        (true,) = _boxes("target", [target])
+        if not np.isfinite(true).all():
+            raise ValueError(f"target: expected [x0, y0, x1, y1] of an object that is there, got {target!r:.80}")
+        (drawn,) = _boxes("prediction", [[np.nan] * 4 if prediction is None else prediction])
+        self._ious.append(float(box_iou(drawn, true)) if np.isfinite(drawn).all() else 0.0)
 
     def merge(self, other: BoxAccuracy) -> None:
         self._ious += other._ious
@@ -75,9 +79,14 @@ class GeneralizedBoxes:
         self._rows: list[tuple[bool, bool, float]] = []  # nothing in truth, nothing said, F1
 
     def add(self, boxes: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> None:
-        """Predicted boxes (n, 4) with their scores (n,), and the true ones (m, 4); m = 0: nothing is meant."""
-        boxes = np.asarray(boxes, float).reshape(-1, 4)[np.asarray(scores, float).reshape(-1) >= GREC_SCORE]
-        targets = np.asarray(targets, float).reshape(-1, 4)
+        """Predicted boxes (n, 4) with their scores (n,), and the true ones (m, 4); m = 0: nothing is meant.
+
+        ValueError for other shapes.
+        """
+        boxes, scores, targets = _boxes("boxes", boxes), np.asarray(scores, float), _boxes("targets", targets)
+        if scores.shape != (len(boxes),):
+            raise ValueError(f"scores: expected one for each of {len(boxes)} boxes, got the shape {scores.shape}")
+        boxes = boxes[scores >= GREC_SCORE]
         hits = len(greedy(box_giou(boxes[:, None], targets[None]), GREC_GIOU)) if len(boxes) and len(targets) else 0
         wrong = len(boxes) - hits + len(targets) - hits
         f1 = 2 * hits / (2 * hits + wrong) if hits + wrong else 1.0
@@ -108,9 +117,24 @@ def choice_accuracy(answers: Iterable[tuple[str, bool]], overall: str = "overall
     return found | {overall: mean(right for values in kinds.values() for right in values)}
 
 
+def _boxes(name: str, values: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+    """float64 (n, 4); ValueError for what are not boxes of four numbers."""
+    try:
+        found = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        found = None
+    if found is not None and found.ndim and not len(found):
+        return np.zeros((0, 4))
+    if found is None or found.ndim != 2 or found.shape[1] != 4:
+        raise ValueError(f"{name}: expected boxes [x0, y0, x1, y1], got {values!r:.80}")
+    return found
+
+
 def _areas(boxes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(intersection, union, box around both) of boxes (..., 4)."""
     boxes, others = np.asarray(boxes, dtype=np.float64), np.asarray(others, dtype=np.float64)
+    if boxes.shape[-1:] != (4,) or others.shape[-1:] != (4,):
+        raise ValueError(f"boxes: expected [x0, y0, x1, y1], got the shapes {boxes.shape} and {others.shape}")
 
     def area(low: np.ndarray, high: np.ndarray) -> np.ndarray:
         return np.clip(high - low, 0, None).prod(-1)

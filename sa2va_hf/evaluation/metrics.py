@@ -28,6 +28,9 @@ def intersection_union(
     predictions, targets = checked(predictions, targets)
     both, either = predictions & targets, predictions | targets
     if ignore is not None:
+        if ignore.dtype != np.bool_ or ignore.shape[-2:] != targets.shape[-2:]:
+            wanted = f"bool {targets.shape[-2:]} (H, W)"
+            raise ValueError(f"ignore: expected {wanted}, got {ignore.dtype} {ignore.shape[-2:]}")
         both, either = both & ~ignore, either & ~ignore
     return np.count_nonzero(both, axis=(-2, -1)), np.count_nonzero(either, axis=(-2, -1))
 

@@ -32,6 +32,35 @@ def test_exactly_the_threshold_is_a_hit_but_not_for_v_star():
         boxes.BoxAccuracy().result()
 
 
+def test_what_is_no_box_is_an_error():
+    scores = boxes.BoxAccuracy()
+    for prediction in ([0.0, 0, 10], [], [A], ["x"] * 4):
+        with pytest.raises(ValueError, match=r"prediction: expected boxes \[x0, y0, x1, y1\], got"):
+            scores.add(prediction, A)
+    with pytest.raises(ValueError, match=r"target: expected boxes"):
+        scores.add(A, [0.0, 0, 10])
+    with pytest.raises(ValueError, match="target: expected .* of an object that is there"):
+        scores.add(A, ABSENT)
+    assert len(scores) == 0
+    with pytest.raises(ValueError, match=r"the shapes \(3,\) and \(4,\)"):
+        boxes.box_iou([0.0, 0, 10], A)
+    grec = boxes.GeneralizedBoxes()
+    for given, message in (
+        (([A[:3]] * 4, [0.9] * 4, [A]), "boxes: expected boxes"),
+        (([A], [0.9], [A + [0.5]] * 4), "targets: expected boxes"),
+        (([A, FAR], [0.9], [A]), r"scores: expected one for each of 2 boxes, got the shape \(1,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            grec.add(*given)
+
+
+def test_a_prediction_that_was_not_made_is_a_miss():
+    scores = boxes.BoxAccuracy()
+    for prediction in (None, ABSENT, [0.0, 0, np.inf, 10]):
+        scores.add(prediction, A)
+    assert scores.result() == {"Acc@0.5": 0.0, "mIoU": 0.0}
+
+
 def test_a_track_is_right_where_it_is_rightly_absent():
     assert boxes.track_iou(np.array([A, HALF, ABSENT, A, ABSENT]), np.array([A, A, ABSENT, ABSENT, A])) == 2.5 / 5
     with pytest.raises(ValueError, match=r"\(1, 4\).*\(2, 4\)"):

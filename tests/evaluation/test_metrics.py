@@ -83,6 +83,10 @@ def test_what_cannot_be_compared_is_an_error():
         metrics.iou(mask, np.zeros((4, 5), bool))
     with pytest.raises(ValueError, match="targets: expected bool masks, got uint8"):
         metrics.iou(mask, mask.astype(np.uint8) * 255)
+    with pytest.raises(ValueError, match=r"ignore: expected bool \(4, 4\) \(H, W\), got uint8 \(4, 4\)"):
+        metrics.iou(mask, mask, mask.astype(np.uint8))
+    with pytest.raises(ValueError, match=r"ignore: expected .* got bool \(5, 4\)"):
+        metrics.iou(mask, mask, np.zeros((5, 4), bool))
     with pytest.raises(ValueError, match="no masks were added"):
         metrics.CumulativeIoU().giou()
 

@@ -1,44 +1,58 @@
 """J, F and J&F of video segmentation, for `evaluate.load`."""
 
+from itertools import islice
+
 import datasets
 import evaluate
 
+from sa2va_hf.evaluation import modules
 from sa2va_hf.evaluation.items import percent
-from sa2va_hf.evaluation.video_conventions import davis, sa_v, summarize_davis, summarize_mevis, summarize_sa_v
-from sa2va_hf.evaluation.video_metrics import clip_scores
+from sa2va_hf.evaluation.video_conventions import sa_v, summarize_davis, summarize_mevis, summarize_sa_v
+from sa2va_hf.evaluation.video_metrics import Scores, clip_scores
 from sa2va_hf.masks import decode
 
 DESCRIPTION = """J&F of tracks: per object a list of COCO RLE, one per frame.
 
 In percent. `convention`: "sa_v" or "davis" (first and last frame left out; DAVIS has recall and decay beside the
-means), or "mevis" (every frame, rounded at the end)."""
-_TRACK = datasets.List({"size": datasets.List(datasets.Value("int32")), "counts": datasets.Value("string")})
+means), or "mevis" (every frame, rounded at the end). With "sa_v" an object counts from the frame on in which it is
+first seen, in the prediction or the reference, and one that no reference shows is left out, as in its evaluation."""
 CONVENTIONS = ("sa_v", "davis", "mevis")
 
 
-class VideoJAndF(evaluate.Metric):
+class VideoJAndF(modules.MaskMetric):
     def _info(self) -> evaluate.MetricInfo:
+        track = datasets.List(dict(modules.MASK))
         return evaluate.MetricInfo(
             description=DESCRIPTION,
             citation="",
             inputs_description="predictions, references: per object a list of RLE, one per frame",
-            features=datasets.Features({"predictions": _TRACK, "references": _TRACK}),
+            features=datasets.Features({"predictions": track, "references": track}),
         )
 
     def _compute(self, predictions: list, references: list, convention: str = "sa_v") -> dict[str, float]:
         if convention not in CONVENTIONS:
             raise ValueError(f"convention {convention!r}: expected one of {', '.join(CONVENTIONS)}")
         tracks = []
-        for prediction, reference in zip(predictions, references, strict=True):
+        for number, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
             if len(prediction) != len(reference):
-                raise ValueError(f"a prediction has {len(prediction)} frames, its reference {len(reference)}")
-            drawn, true = map(decode, prediction), map(decode, reference)
-            if convention == "mevis":
-                tracks.append(clip_scores(zip(drawn, true, strict=True)))
-            elif convention == "davis":
-                tracks.append(davis((m.astype("uint8") for m in drawn), (m.astype("uint8") for m in true))[1])
-            else:
-                tracks.append(sa_v(({1: mask} for mask in drawn), ({1: mask} for mask in true))[1])
+                counts = f"the prediction has {len(prediction)} frames, the reference {len(reference)}"
+                raise ValueError(f"object {number}: {counts}")
+            try:
+                tracks += _scores(prediction, reference, convention)
+            except ValueError as error:
+                raise ValueError(f"object {number}: {error}") from error
         if convention == "mevis":
             return summarize_mevis({"J": track.j, "F": track.f} for track in tracks)
         return percent(summarize_davis(tracks)) if convention == "davis" else summarize_sa_v(tracks)
+
+
+def _scores(prediction: list[dict], reference: list[dict], convention: str) -> list[Scores]:
+    """Of one object; none where it does not count."""
+    drawn, true = map(decode, prediction), map(decode, reference)
+    if convention == "sa_v":
+        return [*sa_v(({1: mask} for mask in drawn), ({1: mask} for mask in true)).values()]
+    pairs = zip(drawn, true, strict=True)
+    scores = clip_scores(pairs if convention == "mevis" else islice(pairs, 1, max(len(reference) - 1, 1)))
+    if not len(scores.j):
+        raise ValueError(f"no frame is left to score of {len(reference)}")
+    return [scores]

@@ -174,6 +174,10 @@ def test_the_command_asks_in_the_manner_of_the_model(tmp_path, monkeypatch, caps
     assert result["asked"]["prompts"] == [BOX_STYLES["internvl"].prompt]
     assert result["recipe"]["settings"]["box_style"] == "internvl"
     assert result["metrics"]["emission"] == 0  # it has not learned to write boxes
+    again = ["--predictions", str(tmp_path / "m.predictions.arrow"), "--output", str(tmp_path / "again.json")]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *data, *again])  # that it was a baseline stands in the file
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert (tmp_path / "again.json").read_bytes() == output.read_bytes()
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--predictions", "p.arrow", *data, *options])
     with pytest.raises(SystemExit, match="--baseline asks a model"):
         runpy.run_path(str(SCRIPT), run_name="__main__")

@@ -18,6 +18,7 @@ def main() -> None:
     with mistakes():
         text = page(arguments.runs)
     if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(text, encoding="utf-8")
     else:
         print(text, end="")

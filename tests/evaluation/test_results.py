@@ -10,7 +10,7 @@ from drawer import PICTURES, SETTINGS, Drawer, given
 from records import picture, sample
 
 from sa2va_hf.data.schema import Expression
-from sa2va_hf.evaluation import report, results, runner
+from sa2va_hf.evaluation import predictions, report, results, runner
 from sa2va_hf.evaluation.benchmarks import BENCHMARKS, load_items
 from sa2va_hf.evaluation.items import Answer
 from sa2va_hf.masks import decode
@@ -18,22 +18,35 @@ from sa2va_hf.masks import decode
 
 @pytest.fixture
 def run(tmp_path):
-    """metrics.json of a perfect run under the name of any benchmark."""
+    """metrics.json of a perfect run under the name of any benchmark, as it is or with another recipe."""
 
-    def write(name, folder="a"):
+    def write(name, folder="a", **more):
         record = sample("a", picture(tmp_path / "a.png"))
-        benchmark = given(PICTURES, record)
-        items, rejects = load_items(benchmark, None, SETTINGS)
+        items, rejects = load_items(given(PICTURES, record), None, SETTINGS)
         drawer, output = Drawer(decode(record.objects[0].masks[0])), tmp_path / folder / "m.json"
-        runner.run(name, benchmark, items, rejects, lambda device: drawer, SETTINGS, {"model": folder}, output)
+        recipe = {"model": folder, "split": BENCHMARKS[name].split, "options": dict(BENCHMARKS[name].options)} | more
+        own = given(PICTURES, record)
+        runner.run(name, own, items, rejects, lambda device: drawer, SETTINGS, recipe, output)
         return output
 
     return write
 
 
-def rows(text, heading):
-    lines = text.split(f"## {heading}\n\n")[1].split("\n\n")[0].splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("|---")]
+def changed(file, folder, **parts):
+    """A copy of a metrics.json with other parts, in its own folder."""
+    found = json.loads(file.read_text())
+    for part, values in parts.items():
+        found[part] = found[part] | values if part in ("recipe", "metrics") and isinstance(values, dict) else values
+    copy = file.parent.parent / folder / file.name
+    copy.parent.mkdir()
+    copy.write_text(json.dumps(found))
+    return copy
+
+
+def rows(text, heading, table=0):
+    section = text.split(f"## {heading}\n\n")[1].split("\n## ")[0]
+    lines = [part for part in section.split("\n\n") if part.startswith("|")][table].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if not line.startswith("|---")]
 
 
 def test_a_run_stands_above_the_published_ones(run):
@@ -41,21 +54,64 @@ def test_a_run_stands_above_the_published_ones(run):
     assert table[0][:3] == ["model", "cIoU", "gIoU"]
     assert [row[:2] for row in table[1:3]] == [["a", "100.0"], ["b", "100.0"]]
     date, commit = table[1][-2:]
-    assert len(date) == 10 and commit == (report.commit() or "") and "generate, 5 frames" in table[1]
+    assert len(date) == 10 and commit == (report.commit() or "")
     assert ["Sa2VA-InternVL3-8B", "83.3"] in [row[:2] for row in table]
     assert all("split not said" in row[-3] for row in table[3:])
     assert len({len(row) for row in table}) == 1
 
 
 def test_every_benchmark_has_its_figures_and_only_its_own_numbers(run):
-    text = results.page([run(name, name) for name in ("mevis_val_u", "ref_davis17", "shapes")])
-    assert ["Sa2VA-InternVL3-14B", "59.2"] in [row[:2] for row in rows(text, "mevis_val_u")]
-    assert ["Sa2VA-8B, Sa2VA-i's inference", "79.1"] in [row[:2] for row in rows(text, "ref_davis17")]
+    text = results.page([run(name, name) for name in ("mevis_val_u", "ref_davis17", "shapes", "sav_test")])
+    u, davis, sav = (rows(text, name) for name in ("mevis_val_u", "ref_davis17", "sav_test"))
+    assert ["Sa2VA-InternVL3-14B", "59.2"] in [row[:2] for row in u]
+    assert {row[0]: row[-3] for row in u[2:]}["Sa2VA-8B"] == "model card, split not said"  # the others say val_u
+    assert u[1][-3] == "5 frames"
+    assert ["Sa2VA-i-8B", "79.1"] in [row[:2] for row in davis]
+    assert [row[1] for row in davis if row[0] == "Sa2VA-8B"] == ["75.2", "75.9"]
+    assert ["SAM 2.1 large", "79.5"] in [row[:2] for row in sav]
     assert len(rows(text, "shapes")) == 2
-    assert results.published("grefcoco_val") == results.published("gcg_val") == []
+    assert ("Sa2VA-8B", "overall / J&F", 57.6, "model card") in results.published("revos")
+    assert results.published("grefcoco_val") == results.published("gcg_val") == results.published("sav_val") == []
     for name in BENCHMARKS:
         assert results.figures_of(name)
         assert all(figure in results.figures_of(name) for _, figure, *_ in results.published(name))
+
+
+def test_what_is_no_whole_run_of_the_protocol_stands_apart(run):
+    whole = run("refcoco_val", "whole")
+    recipe = json.loads(whole.read_text())["recipe"]
+
+    def with_settings(**settings):
+        return {"recipe": {"settings": recipe["settings"] | settings}}
+
+    cases = {
+        "the first 50 items only": {"recipe": {"limit": 50}},
+        "mode teacher": with_settings(mode="teacher"),
+        "baseline box": with_settings(baseline="box"),
+        "split testA": {"recipe": {"split": "testA"}},
+        "text raw": {"recipe": {"options": {"text": "raw"}}},
+        "without text": {"recipe": {"options": {}}},
+        "1 records left out": {"rejects": [{"id": "a", "reason": "bad", "file": "f"}]},
+        "not known how it was asked": {"asked": predictions.UNKNOWN},
+        "split val2": {"recipe": {"scored": {"split": "val2"}}},
+    }
+    files = [changed(whole, f"other {number}", **parts) for number, parts in enumerate(cases.values())]
+    text = results.page([whole, *files])
+    assert text.index(results.OTHERS) > text.index("Sa2VA-InternVL3-8B")
+    beside, apart = rows(text, "refcoco_val"), rows(text, "refcoco_val", 1)
+    assert [row[0] for row in beside[1:3]] == ["whole", "Sa2VA-1B"]
+    assert [row[-3] for row in apart[1:]] == list(cases)
+    assert not any(row[0].startswith("Sa2VA") for row in apart)
+    moved = changed(whole, "moved", recipe={"options": {"text": "sent", "images": "/data/train2014"}})
+    assert results.OTHERS not in results.page([moved])  # pictures that lie elsewhere are the same pictures
+
+
+def test_tables_keep_their_columns(run):
+    odd = changed(run("shapes"), "odd", recipe={"model": "a|b"}, metrics={"cIoU": None, "gIoU": "x"})
+    table = rows(results.page([odd]), "shapes")
+    assert table[1][:3] == ["a\\|b", "", ""] and len(table[1]) == len(table[0])
+    unknown = changed(run("shapes", "c"), "d", recipe={"model": None})
+    assert rows(results.page([unknown]), "shapes")[1][0] == "not said"
 
 
 def test_worst_and_best_are_of_different_pictures(tmp_path):
@@ -86,9 +142,24 @@ def test_the_table_has_a_row_for_each_group():
     assert nested.splitlines() == ["| shapes | cIoU |", "|---|---|", "| a | 1.00 |"]
 
 
-def test_what_is_no_run_is_an_error(tmp_path):
+def test_what_is_no_run_is_an_error(run, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"cIoU": 1}))
     (tmp_path / "b.json").write_text("[")
-    for name in ("a", "b", "none"):
-        with pytest.raises(ValueError, match=f"{name}.json: expected a metrics.json"):
+    (tmp_path / "c.json").write_text("[]")
+    for name in ("a", "b", "c", "none"):
+        with pytest.raises(ValueError, match=f"{name}.json: expected a {name}.json of scripts/evaluate.py"):
             results.page([tmp_path / f"{name}.json"])
+    good = run("shapes")
+    for number, (parts, message) in enumerate(
+        (
+            ({"metrics": [1]}, "'metrics' must be a dict"),
+            ({"benchmark": "refcoc"}, "unknown benchmark 'refcoc'"),
+            ({"recipe": {"settings": "teacher"}}, "m.json: its recipe is not as"),
+        )
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            results.page([changed(good, f"bad {number}", **parts)])
+        assert f"bad {number}/m.json" in str(error.value) and "\n" not in str(error.value)
+    good.with_name("m.run.json").write_text("{")
+    with pytest.raises(ValueError, match="m.run.json: expected a m.run.json"):
+        results.page([good])

@@ -81,7 +81,7 @@ HEAD = """# Results
 
 In percent. Runs of scripts/evaluate.py; below them what is published. Sa2VA's own figures of clips were made with
 the first 5 frames and its memory (`--num_frames 5 --video_mode memory`)."""
-OTHERS = "Of other protocols, not to be compared with what is published:"
+OTHERS = "Not the whole benchmark by its own protocol, hence not comparable with published figures:"
 
 
 def page(files: Sequence[Path]) -> str:

@@ -29,7 +29,7 @@ from sa2va_hf.evaluation.captions import missing_for_captions
 from sa2va_hf.evaluation.describing import GroundedCaption, RegionCaption
 from sa2va_hf.evaluation.items import BASELINES, MODES, Settings
 from sa2va_hf.evaluation.predictions import read_note, settings_of
-from sa2va_hf.evaluation.runner import rescore, run, weights_of
+from sa2va_hf.evaluation.runner import Files, rescore, run, weights_of
 from sa2va_hf.model.configuration_sa2va import bundled
 from sa2va_hf.model.video_modes import VIDEO_MODES
 
@@ -70,10 +70,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def configuration(model: str) -> Sa2VAConfig:
+    """ValueError when there is no such model, or it is none of ours."""
     try:
         return Sa2VAConfig.from_pretrained(bundled(model))
-    except OSError as error:
-        raise ValueError(f"--model {model}: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        what = "" if Path(model).is_dir() else "it is no folder, no bundled model, and no Hub repository that opens: "
+        raise ValueError(f"--model {model}: {what}{reason}") from error
 
 
 def settings_now(arguments: argparse.Namespace) -> Settings:
@@ -81,16 +84,18 @@ def settings_now(arguments: argparse.Namespace) -> Settings:
 
     ValueError for arguments that ask otherwise: what was answered stays.
     """
-    if arguments.model is None and arguments.baseline is not None:
-        raise ValueError("--baseline asks a model: give --model instead of --predictions")
     given = {name: getattr(arguments, name) for name in ASKING if getattr(arguments, name) is not None}
-    style = None
-    if arguments.baseline == "box":  # each family of LLMs is asked in its own manner
-        style = configuration(arguments.model).mllm_config.model_type
-    settings = Settings(**given, box_style=style, text_encoder=arguments.text_encoder)
-    note = None if arguments.predictions is None else read_note(arguments.predictions)
+    if arguments.model is not None:
+        config = configuration(arguments.model)
+        style = config.mllm_config.model_type if arguments.baseline == "box" else None  # each family has its manner
+        return Settings(
+            **{"video_mode": config.video_mode} | given, box_style=style, text_encoder=arguments.text_encoder
+        )
+    if arguments.baseline is not None:
+        raise ValueError("--baseline asks a model: give --model instead of --predictions")
+    note = read_note(arguments.predictions)
     if note is None:
-        return settings
+        return Settings(**given, text_encoder=arguments.text_encoder)
     asked = settings_of(note, str(arguments.predictions))
     for name, value in given.items():
         if value != (made := getattr(asked, name)):
@@ -103,8 +108,9 @@ def settings_now(arguments: argparse.Namespace) -> Settings:
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if (arguments.model is None) == (arguments.predictions is None):
         raise ValueError("give --model, or --predictions to score what was predicted before")
-    settings = settings_now(arguments)
+    Files(arguments.output)  # its name is checked before anything is read
     benchmark = get_benchmark(arguments.benchmark)
+    settings = settings_now(arguments)
     options = parse_options(arguments.option, benchmark.samples)
     benchmark.task.record(settings)  # do mode and baseline apply to it
     if isinstance(benchmark.task, GroundedCaption | RegionCaption) and (missing := missing_for_captions()):
@@ -121,8 +127,6 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     common = (arguments.benchmark, benchmark, items, rejects)
     if arguments.predictions is not None:
         return rescore(*common, arguments.predictions, settings, recipe, arguments.output)
-    own = configuration(arguments.model).video_mode
-    settings = replace(settings, video_mode=settings.video_mode or own)
 
     def load(device: torch.device) -> Sa2VAPredictor:
         dtype = arguments.dtype and getattr(torch, arguments.dtype)

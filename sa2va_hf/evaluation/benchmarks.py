@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Protocol
 
 from sa2va_hf.data.schema import Reject, Sample
+from sa2va_hf.data.shapes import Options
 from sa2va_hf.data.sources import SOURCES
 from sa2va_hf.evaluation import referring, roots, video_conventions
 from sa2va_hf.evaluation.describing import Choice, GroundedCaption, RegionCaption
@@ -59,7 +61,14 @@ _SHAPES = Referring(referring.shapes_prompt, (referring.SHAPES_PROMPT,), no_targ
 
 
 def _shapes(root: Any, split: str, *, count: int = 200, clips: int = 20, **options: Any) -> Iterator[Sample | Reject]:
-    """`count` pictures, then `clips` clips."""
+    """`count` pictures, then `clips` clips. options: of the source "shapes", and what it may draw."""
+    own = inspect.signature(SOURCES["shapes"]).parameters.values()
+    known = {one.name for one in own if one.kind is one.KEYWORD_ONLY} | {one.name for one in fields(Options)}
+    known -= {"clip_fraction"}  # `count` and `clips` say it
+    if unknown := sorted(set(options) - known):
+        raise ValueError(
+            f"options of shapes: {', '.join(unknown)}: expected some of {', '.join(sorted(known))}, clips"
+        )
     for kind, number, share in (("picture", count, 0.0), ("clip", clips, 1.0)):
         try:
             for sample in (
@@ -128,6 +137,8 @@ def load_items(
     """
     if root is None and benchmark.needs_root:
         raise ValueError("--root: this benchmark needs the folder of its data")
+    if root is not None and not Path(root).is_dir():
+        raise ValueError(f"--root {root}: there is no such folder")
     given = dict(benchmark.options) | dict(options or {})
     try:
         inspect.signature(benchmark.samples).bind(root, split, **given)

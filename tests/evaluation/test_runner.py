@@ -189,9 +189,7 @@ def another_question(rows):
 
 def test_predictions_of_another_benchmark_or_to_other_questions_are_refused(benchmark, tmp_path):
     evaluate(benchmark, Drawer(MASK), tmp_path / "m.json")
-    with pytest.raises(
-        ValueError, match="m.predictions.arrow: these are predictions of the benchmark given, not x"
-    ):
+    with pytest.raises(ValueError, match="m.predictions.arrow: these are predictions of the benchmark given, not x"):
         rescore(benchmark, tmp_path / "m.predictions.arrow", tmp_path / "n.json", name="x")
     file = changed(tmp_path, another_question)
     with pytest.raises(ValueError, match=r"other.arrow: other questions .* that of s2/0: .*What is it\?', expected '"):
@@ -268,19 +266,23 @@ def test_one_process_two_and_a_killed_one_write_the_same_files(tmp_path):
     [
         (["--benchmark", "refcoco"], "expected one of refcoco_val, refcoco_testA, refcoco_testB"),
         (["--benchmark", "refcoco_val"], "--root: this benchmark needs the folder of its data"),
-        (["--benchmark", "refcoco_val", "--root", "/nowhere"], "/nowhere/refs"),
+        (["--benchmark", "refcoco_val", "--root", "/nowhere"], "--root /nowhere: there is no such folder"),
         (["--benchmark", "shapes", "--option", "count"], "--option expects KEY=VALUE"),
         (["--benchmark", "shapes", "--option", "count=["], "--option count=["),
         (["--benchmark", "shapes", "--option", "size=many"], "options of shapes: "),
         (
             ["--benchmark", "shapes", "--option", "count=1", "--limit", "1", "--model", "no-such-model"],
-            "no-such-model",
+            "--model no-such-model: it is no folder, no bundled model, and no Hub repository that opens: ",
         ),
+        (["--benchmark", "shapes", "--option", "colour=red"], "options of shapes: colour: expected some of "),
+        (["--benchmark", "refcoco_val", "--output", "m.txt"], "--output: expected a file NAME.json, got m.txt"),
         (["--benchmark", "vstar_bench", "--root", "/nowhere", "--mode", "teacher"], "do not apply"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--model", "m", "--output", str(tmp_path / "m.json"), *arguments])
+    monkeypatch.setattr(
+        sys, "argv", [str(SCRIPT), "--model", "shapes-tiny", "--output", str(tmp_path / "m.json"), *arguments]
+    )
     with pytest.raises(SystemExit, match="error: ") as raised:
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert message in str(raised.value)
@@ -290,7 +292,7 @@ def test_bad_input_is_one_line(arguments, message, monkeypatch, tmp_path):
 def test_leaving_out_everything_is_an_error(monkeypatch, tmp_path):
     (tmp_path / "direct_attributes").mkdir()
     (tmp_path / "direct_attributes" / "a.json").write_text('{"question": "Which?"}')
-    arguments = ["--model", "m", "--benchmark", "vstar_bench", "--root", str(tmp_path), "--skip_bad"]
+    arguments = ["--model", "shapes-tiny", "--benchmark", "vstar_bench", "--root", str(tmp_path), "--skip_bad"]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
     with pytest.raises(SystemExit, match="none of 1 records can be used, a.json has no 'options'"):
         runpy.run_path(str(SCRIPT), run_name="__main__")

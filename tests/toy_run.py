@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import sys
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
@@ -297,7 +298,11 @@ def finished(base, name):
 
 
 if __name__ == "__main__":
+    import deepspeed
+
     torch.set_num_threads(1)
+    # On CPUs DeepSpeed would try which kernels can be built, and for a minute build one that training does not use.
+    deepspeed.ops.__compatible_ops__ = defaultdict(bool)
     run(**json.loads(Path(sys.argv[1]).read_text()))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

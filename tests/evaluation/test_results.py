@@ -61,7 +61,8 @@ def test_a_run_stands_above_the_published_ones(run):
 
 
 def test_every_benchmark_has_its_figures_and_only_its_own_numbers(run):
-    text = results.page([run(name, name) for name in ("mevis_val_u", "ref_davis17", "shapes", "sav_test")])
+    files = [run(name, name) for name in ("ref_davis17", "shapes", "sav_test")]
+    text = results.page([changed(run("mevis_val_u", "b"), "c", recipe={"items": 793}), *files])
     u, davis, sav = (rows(text, name) for name in ("mevis_val_u", "ref_davis17", "sav_test"))
     assert ["Sa2VA-InternVL3-14B", "59.2"] in [row[:2] for row in u]
     assert {row[0]: row[-3] for row in u[2:]}["Sa2VA-8B"] == "model card, split not said"  # the others say val_u
@@ -104,6 +105,9 @@ def test_what_is_no_whole_run_of_the_protocol_stands_apart(run):
     assert [row[0] for row in beside[1:3]] == ["whole", "Sa2VA-1B"]
     assert [row[-3] for row in apart[1:]] == list(cases)
     assert not any(row[0].startswith("Sa2VA") for row in apart)
+    second = changed(run("mevis_val_u", "v"), "v2", recipe={"items": 907})
+    (apart,) = rows(results.page([second]), "mevis_val_u", 1)[1:]
+    assert apart[-3] == "907 expressions (of the published data: 793), 5 frames"
     moved = changed(whole, "moved", recipe={"options": {"text": "sent", "images": "/data/train2014"}})
     assert results.OTHERS not in results.page([moved])  # pictures that lie elsewhere are the same pictures
 

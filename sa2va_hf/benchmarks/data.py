@@ -25,7 +25,7 @@ from sa2va_hf.data.dataset import Sa2VADataset
 from sa2va_hf.data.manifest import Manifest
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.prepare import prepare
-from sa2va_hf.data.rows import Row
+from sa2va_hf.data.rows import Rows
 from sa2va_hf.data.sampler import Sa2VASampler
 from sa2va_hf.data.schema import FEATURES, Expression, Object, Sample, Turn, to_row
 from sa2va_hf.data.shards import ShardWriter, write_index
@@ -127,11 +127,12 @@ def _reading(folder: Path, photos: int, repeats: int) -> str:
         samples = [Sample(str(n), "referring", SIDE, SIDE, [str(path)], **fields) for n, path in enumerate(paths)]
         cache = folder / name.replace(" ", "_")
         _write_cache(cache, [[to_row(sample) for sample in samples]])
-        rows = datasets.load_from_disk(str(cache))
-        ways[f"{name}: the row as a sample, its picture"] = partial(_read_sample, rows.with_format("arrow"))
+        dataset = datasets.load_from_disk(str(cache))
+        rows = Rows(dataset)
+        ways[f"{name}: the row as a sample, its picture"] = partial(_read_sample, rows)
         if "objects" in fields:
-            ways[f"{name}: that and the mask painted"] = partial(_read_sample, rows.with_format("arrow"), paint=True)
-        ways[f"{name}: a training item"] = Sa2VADataset([(rows, 1)], processor).__getitem__
+            ways[f"{name}: that and the mask painted"] = partial(_read_sample, rows, paint=True)
+        ways[f"{name}: a training item"] = Sa2VADataset([(dataset, 1)], processor).__getitem__
     found = _in_turn(ways, np.random.default_rng(0).permutation(photos).tolist(), repeats)
     rows = [[name, photos / seconds, share] for name, (seconds, share) in found.items()]
     return f"### Random reading at {SIDE} px\n\n" + table(["", "samples/s", "times Pillow alone"], rows)
@@ -143,9 +144,9 @@ def _opened(path: Path) -> Image.Image:
         return image
 
 
-def _read_sample(rows: datasets.Dataset, number: int, paint: bool = False) -> object:
-    """What is in the cache, without a conversation made of it. rows: with format "arrow"."""
-    sample = Row(rows, number).sample()
+def _read_sample(rows: Rows, number: int, paint: bool = False) -> object:
+    """What is in the cache, without a conversation made of it."""
+    sample = rows[number].sample()
     painted = [masks.decode(rle) for thing in sample.objects for rle in thing.masks if rle] if paint else []
     return sample, load_frames(sample, range(sample.num_frames)), painted
 

@@ -17,7 +17,8 @@ from torch.utils.data import Sampler
 from sa2va_hf import masks
 from sa2va_hf.data.clip_transforms import Augmentation, transform
 from sa2va_hf.data.media import describe, load_frames
-from sa2va_hf.data.rows import Part, Row, scan
+from sa2va_hf.data.parts import Part
+from sa2va_hf.data.rows import Row, Rows, scan
 from sa2va_hf.data.schema import Media, Reject, Sample
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class ClipDataset(torch.utils.data.Dataset):
         part = self.parts[place]
         item = part.item(epoch, number - int(self.starts[place]))
         rng = np.random.default_rng((self.seed, epoch, number))
-        row = Row(part.rows, part.numbers[item])
+        row = part.rows[part.numbers[item]]
         positions, things = self._draw(row, self.frames[place], rng)
         numbers = row.annotated()[positions].tolist()
         size = row["height"], row["width"]
@@ -129,12 +130,12 @@ class ClipDataset(torch.utils.data.Dataset):
         facts = scan(given.rows)
         length = given.num_frames or (num_frames if facts.is_video.any() else 1)
         self.frames.append(length)
-        rows = given.rows.with_format("arrow")
-        masked = rows.select_columns("num_masks")[:].column("num_masks").to_numpy()
+        rows = Rows(given.rows)
+        masked = rows.dataset.select_columns("num_masks")[:].column("num_masks").to_numpy()
         reasons = {}
         for number in np.flatnonzero(facts.is_video | (masked == 0) | (facts.num_annotated < length)).tolist():
-            if reason := _reason(rows, number, length, int(facts.num_annotated[number])):
-                row = Row(rows, number)
+            if reason := _reason(rows[number], length, int(facts.num_annotated[number])):
+                row = rows[number]
                 file = row.video() if row.video() is not None else row.frame(0)
                 self.rejected.append(Reject(row["id"], reason, describe(file)))
                 reasons[number] = reason
@@ -152,11 +153,10 @@ def _usable(row: Row) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(known[known.any(1)].all(0)), visible
 
 
-def _reason(rows: datasets.Dataset, number: int, length: int, annotated: int) -> str:
+def _reason(row: Row, length: int, annotated: int) -> str:
     """Why a row gives no clip; "" if it does."""
     if annotated < length:
         return f"it has {annotated} annotated frames, {length} are asked for"
-    row = Row(rows, number)
     if not row["num_masks"]:
         return "its objects have no masks"
     usable, visible = _usable(row)

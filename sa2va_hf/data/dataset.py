@@ -18,8 +18,9 @@ from PIL import Image
 from sa2va_hf import masks
 from sa2va_hf.data.length_cache import cached, fingerprint, processor_fingerprint
 from sa2va_hf.data.media import load_frames
+from sa2va_hf.data.parts import Part
 from sa2va_hf.data.planning import Plan, Planner, TokenCounter, region_masks
-from sa2va_hf.data.rows import Part, Row, phrases, scan
+from sa2va_hf.data.rows import Rows, scan
 from sa2va_hf.data.schema import Media, Reject, Sample
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ class Sa2VADataset(torch.utils.data.Dataset):
         quick = drawn & facts.complete & ~part.tight & (facts.num_regions == 0)
         frames = self.planner.usual_frames(facts)
         for chunk in _chunks(np.flatnonzero(quick[items])):
-            texts = phrases(part.rows, part.numbers[items[chunk]])
+            texts = part.rows.phrases(part.numbers[items[chunk]])
             for row, virtual in enumerate(chunk.tolist()):
                 item = items[virtual]
                 _, turns = self.planner.draw(*texts.of(row), self._rng(epoch, start + virtual, place, 0))
@@ -196,9 +197,9 @@ class Sa2VADataset(torch.utils.data.Dataset):
         facts = scan(rows)
         spans = np.stack([np.zeros_like(facts.num_expressions), facts.num_expressions], axis=1)
         tight = self.planner.may_be_too_long(facts)
-        part = Part(rows.with_format("arrow"), np.arange(len(facts)), spans, facts, tight)
+        part = Part(Rows(rows), np.arange(len(facts)), spans, facts, tight)
         reasons = self._reasons(part)
-        self.rejected += [Reject(Row(part.rows, item)["id"], reason) for item, reason in sorted(reasons.items())]
+        self.rejected += [Reject(part.rows[item]["id"], reason) for item, reason in sorted(reasons.items())]
         part = part.take(np.setdiff1d(np.arange(len(facts)), np.array(list(reasons), int)))
         if not self.train:
             return self._split(place, part)

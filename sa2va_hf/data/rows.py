@@ -1,11 +1,12 @@
-"""Arrow rows read a column, an object and a frame at a time, and which of them make up an epoch.
+"""Arrow rows read a column, an object and a frame at a time.
 
 A row may hold thousands of masks and an item needs a few, so nothing here makes a whole `Sample`. The datasets have
 `schema.FEATURES` and stay memory-mapped.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -123,33 +124,78 @@ class Phrases:
         return self.texts[span], self.has_target[span]
 
 
-def phrases(dataset: datasets.Dataset, numbers: Sequence[int] | np.ndarray) -> Phrases:
-    """The expressions of many rows at once, far faster than one by one. dataset: with format "arrow"."""
-    column = _array(dataset.select_columns("expressions")[[int(number) for number in numbers]], "expressions")
-    offsets = np.concatenate([[0], np.cumsum(_numpy(pc.list_value_length(column)))])
-    return Phrases(offsets, *_texts(column.flatten()))
-
-
 def _texts(expressions: pa.StructArray) -> tuple[list[str], np.ndarray]:
     has_target = _numpy(pc.list_value_length(expressions.field("targets"))) > 0
     return expressions.field("text").to_pylist(), has_target
 
 
+class Rows:
+    """The rows of a prepared dataset, by number, as they lie in its files: between two pictures, much code is slow
+    code, and most of `dataset[number]` is for other formats. Pickled as the dataset, whose files travel by name."""
+
+    def __init__(self, dataset: datasets.Dataset):
+        self.dataset = dataset.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"dataset": self.dataset}
+
+    def __getitem__(self, number: int) -> "Row":
+        number = int(number)
+        if not 0 <= number < len(self):
+            raise IndexError(f"row {number} of {len(self)}")
+        if self.dataset._indices is not None:  # rows were selected, which is nowhere to be read in public
+            return Row(_Columns(self.dataset[number].to_batches()[0]), 0)
+        piece = bisect_right(self._starts, number) - 1
+        return Row(self._pieces[piece], number - self._starts[piece])
+
+    def __iter__(self) -> Iterator["Row"]:
+        return (self[number] for number in range(len(self)))
+
+    def phrases(self, numbers: Sequence[int] | np.ndarray) -> Phrases:
+        """The expressions of many rows at once, far faster than one by one."""
+        texts = self.dataset.select_columns("expressions")
+        column = _array(texts[[int(number) for number in numbers]], "expressions")
+        offsets = np.concatenate([[0], np.cumsum(_numpy(pc.list_value_length(column)))])
+        return Phrases(offsets, *_texts(column.flatten()))
+
+    @cached_property
+    def _pieces(self) -> list["_Columns"]:
+        return [_Columns(batch) for batch in self.dataset.data.to_batches()]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The number of the first row of each piece."""
+        ends = np.cumsum([piece.batch.num_rows for piece in self._pieces])
+        return [0, *ends[:-1].tolist()]
+
+
+class _Columns(dict[str, pa.Array]):
+    """The columns of a record batch, those that were asked for."""
+
+    def __init__(self, batch: pa.RecordBatch):
+        super().__init__()
+        self.batch = batch
+
+    def __missing__(self, name: str) -> pa.Array:
+        self[name] = found = self.batch.column(name)
+        return found
+
+
 class Row:
     """One row, whose parts are read when asked for."""
 
-    def __init__(self, dataset: datasets.Dataset, number: int):
-        """dataset: with format "arrow"."""
-        # the row as it lies there: between two pictures, much code is slow code, and most of `dataset[number]` is for
-        # other formats (datasets.table is public, whether rows were selected is not)
-        selected = dataset._indices is not None
-        self._table = dataset[int(number)] if selected else dataset.data.fast_slice(int(number), 1)
+    def __init__(self, columns: Mapping[str, pa.Array], place: int):
+        """columns: of some rows, of which this is the one at `place`."""
+        self._columns, self._place = columns, place
 
     def __getitem__(self, name: str) -> Any:
-        return self._table.column(name)[0].as_py()
+        return self._columns[name][self._place].as_py()
 
     def _list(self, name: str) -> pa.Array:
-        return self._table.column(name)[0].values
+        return self._columns[name][self._place].values
 
     def phrases(self) -> tuple[list[str], np.ndarray]:
         """Texts of the expressions, and whether each means an object."""
@@ -188,8 +234,7 @@ class Row:
 
     def sample(self) -> Sample:
         """All of the row: what was prepared."""
-        names = self._table.column_names
-        return from_row({name: column[0].as_py() for name, column in zip(names, self._table.columns, strict=True)})
+        return from_row({name: self[name] for name in FEATURES})
 
     @cached_property
     def _expressions(self) -> pa.StructArray:
@@ -214,93 +259,3 @@ def _media(media: dict | None) -> Media | None:
     if media is None:
         return None
     return media["bytes"] if media["bytes"] is not None else media["path"]
-
-
-# ---------------------------------------------------------------- epochs
-
-
-@dataclass
-class Part:
-    """One dataset of a mixture: its usable items, and how they fill an epoch.
-
-    rows: the dataset, with format "arrow".
-    numbers, spans, facts, tight: one entry per item. An item is a row number and, where it has expressions, the span
-        (first, last + 1) of those that it may use; tight says that it may have more than max_length tokens.
-    """
-
-    rows: datasets.Dataset
-    numbers: np.ndarray  # (n,)
-    spans: np.ndarray  # (n, 2)
-    facts: Facts
-    tight: np.ndarray  # (n,) bool
-    repeats: int = 1
-    extras: list[tuple[np.ndarray, int]] = field(default_factory=list)  # (shuffled items, how many in an epoch)
-
-    def __len__(self) -> int:
-        """Virtual rows of an epoch."""
-        return self.repeats * len(self.numbers) + sum(count for _, count in self.extras)
-
-    def take(self, items: np.ndarray) -> "Part":
-        return Part(self.rows, self.numbers[items], self.spans[items], self.facts.take(items), self.tight[items])
-
-    def open(self, item: int) -> "Item":
-        facts, row = self.facts, Row(self.rows, self.numbers[item])
-        size = (int(facts.width[item]), int(facts.height[item])) if facts.width[item] else None
-        names = ("is_video", "num_frames", "num_regions", "num_expressions", "has_targets", "complete")
-        span = slice(*self.spans[item].tolist())
-        return Item(row, size, *(getattr(facts, name)[item].item() for name in names), bool(self.tight[item]), span)
-
-    def repeat(self, repeats: float, rng: np.random.Generator) -> None:
-        """Fill an epoch with every item `floor(repeats)` times and a random selection of `repeats mod 1` of them.
-
-        The selections walk through one shuffle, a stretch per epoch: in the long run every item has its turn as often
-        as any other. They are made per modality, so that an epoch's number of items of each is always the same.
-        """
-        self.repeats = int(repeats)
-        modality = self.facts.modality
-        names, counts = np.unique(modality, return_counts=True)
-        wanted = (repeats - self.repeats) * counts
-        extra = np.floor(wanted).astype(int)
-        missing = round(wanted.sum()) - extra.sum()
-        extra[np.argsort(extra - wanted, kind="stable")[:missing]] += 1  # the largest remainders
-        self.extras = [
-            (rng.permutation(np.flatnonzero(modality == name)), int(count))
-            for name, count in zip(names, extra, strict=True)
-        ]
-
-    def of_epoch(self, epoch: int) -> np.ndarray:
-        """The items of all virtual rows of an epoch: (len(self),) positions in `numbers`."""
-        every = np.tile(np.arange(len(self.numbers)), self.repeats)
-        return np.concatenate([every, *(_stretch(pool, count, epoch) for pool, count in self.extras)])
-
-    def item(self, epoch: int, virtual: int) -> int:
-        """`of_epoch(epoch)[virtual]`, without making the rest."""
-        every = self.repeats * len(self.numbers)
-        if virtual < every:
-            return virtual % len(self.numbers)
-        virtual -= every
-        for pool, count in self.extras:
-            if virtual < count:
-                return int(pool[(epoch * count + virtual) % len(pool)])
-            virtual -= count
-        raise IndexError(f"virtual row beyond the {len(self)} of the part")
-
-
-@dataclass
-class Item:
-    """One item of a part: its row, and of the part's entries those that are its own (see `Facts` and `Part`)."""
-
-    row: Row
-    size: tuple[int, int] | None  # width, height; None for text only
-    is_video: bool
-    num_frames: int
-    num_regions: int
-    num_expressions: int
-    has_targets: bool
-    complete: bool
-    tight: bool
-    span: slice
-
-
-def _stretch(pool: np.ndarray, count: int, epoch: int) -> np.ndarray:
-    return pool[(epoch * count + np.arange(count)) % len(pool)] if count else pool[:0]

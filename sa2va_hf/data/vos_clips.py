@@ -11,7 +11,7 @@ from PIL import Image
 
 from sa2va_hf import masks
 from sa2va_hf.data.clip_dataset import open_frames
-from sa2va_hf.data.rows import Row
+from sa2va_hf.data.rows import Row, Rows
 from sa2va_hf.data.sources.clips import numbered_frames
 
 VOID = 255  # beside other values: no object
@@ -54,8 +54,8 @@ class VosClips(Sequence[VosClip]):
     count, its first ones."""
 
     def __init__(self, parts: Sequence[datasets.Dataset], limit: int | None = None) -> None:
-        self.parts, self.limit = [part.with_format("arrow") for part in parts], limit
-        found = [np.flatnonzero(part["is_video"].to_numpy()) for part in self.parts]
+        self.parts, self.limit = [Rows(part) for part in parts], limit
+        found = [np.flatnonzero(part.dataset["is_video"].to_numpy()) for part in self.parts]
         self.places = [(part, int(number)) for part, numbers in enumerate(found) for number in numbers]
         if not self.places:
             raise ValueError(f"there is no video among the {sum(map(len, self.parts))} rows that are to be followed")
@@ -65,7 +65,7 @@ class VosClips(Sequence[VosClip]):
 
     def __getitem__(self, index: int) -> VosClip:
         part, number = self.places[index]
-        return VosClip(Row(self.parts[part], number), self.limit)
+        return VosClip(self.parts[part][number], self.limit)
 
 
 class MaskFolder(Mapping[int, dict[int, np.ndarray]]):

@@ -1,11 +1,14 @@
 """What is read of a row piece by piece equals the whole sample; repeats lose nothing and never change the counts."""
 
+import pickle
+
 import datasets
 import numpy as np
 import pytest
 
 from sa2va_hf import masks
-from sa2va_hf.data.rows import Part, Row, phrases, scan
+from sa2va_hf.data.parts import Part
+from sa2va_hf.data.rows import Rows, scan
 from sa2va_hf.data.schema import FEATURES, Expression, Object, Sample, Turn, from_row, to_row
 
 MASK = np.zeros((4, 6), bool)
@@ -59,7 +62,7 @@ def rows(request) -> datasets.Dataset:
 
 def test_a_row_read_in_pieces_is_the_sample(rows):
     for number, sample in enumerate(SAMPLES):
-        row = Row(rows.with_format("arrow"), number)
+        row = Rows(rows)[number]
         assert row.sample() == sample
         assert (row["id"], row["width"], row["regions"]) == (sample.id, sample.width, sample.regions)
         assert row.annotated().tolist() == sample.annotated
@@ -78,14 +81,26 @@ def test_a_row_read_in_pieces_is_the_sample(rows):
             assert row.known().tolist() == [[mask is not None for mask in thing.masks] for thing in sample.objects]
 
 
+def test_rows_travel_to_workers_without_their_contents(tmp_path, rows):
+    rows.save_to_disk(str(tmp_path))
+    found = Rows(datasets.load_from_disk(str(tmp_path)))
+    assert [row["id"] for row in found] == [sample.id for sample in SAMPLES]
+    sent = pickle.dumps(found)
+    assert [row.sample() for row in pickle.loads(sent)] == SAMPLES
+    assert b"region1?" not in sent
+    for number in (-1, len(SAMPLES)):
+        with pytest.raises(IndexError, match=f"row {number} of 7"):
+            found[number]
+
+
 def test_phrases_of_many_rows_are_those_of_each(rows):
-    arrow = rows.with_format("arrow")
+    found = Rows(rows)
     numbers = [4, 1, 0, 1, 6]
-    together = phrases(arrow, np.array(numbers))
+    together = found.phrases(np.array(numbers))
     for place, number in enumerate(numbers):
         texts, has_target = together.of(place)
-        assert texts == Row(arrow, number).phrases()[0]
-        assert has_target.tolist() == Row(arrow, number).phrases()[1].tolist()
+        assert texts == found[number].phrases()[0]
+        assert has_target.tolist() == found[number].phrases()[1].tolist()
 
 
 def test_facts_are_those_of_the_samples(rows):
@@ -122,7 +137,7 @@ def part_of(counts: dict[str, int], repeats: float) -> Part:
     rows = dataset_of([SAMPLES[2]] * counts["text"] + [SAMPLES[0]] * counts["image"])
     facts = scan(rows)
     spans = np.stack([np.zeros_like(facts.num_expressions), facts.num_expressions], axis=1)
-    part = Part(rows.with_format("arrow"), np.arange(len(facts)), spans, facts, np.zeros(len(facts), bool))
+    part = Part(Rows(rows), np.arange(len(facts)), spans, facts, np.zeros(len(facts), bool))
     part.repeat(repeats, np.random.default_rng(0))
     return part
 

@@ -1,0 +1,93 @@
+"""The datasets of a mixture, and which of their rows make up an epoch."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sa2va_hf.data.rows import Facts, Row, Rows
+
+
+@dataclass
+class Part:
+    """One dataset of a mixture: its usable items, and how they fill an epoch.
+
+    numbers, spans, facts, tight: one entry per item. An item is a row number and, where it has expressions, the span
+        (first, last + 1) of those that it may use; tight says that it may have more than max_length tokens.
+    """
+
+    rows: Rows
+    numbers: np.ndarray  # (n,)
+    spans: np.ndarray  # (n, 2)
+    facts: Facts
+    tight: np.ndarray  # (n,) bool
+    repeats: int = 1
+    extras: list[tuple[np.ndarray, int]] = field(default_factory=list)  # (shuffled items, how many in an epoch)
+
+    def __len__(self) -> int:
+        """Virtual rows of an epoch."""
+        return self.repeats * len(self.numbers) + sum(count for _, count in self.extras)
+
+    def take(self, items: np.ndarray) -> "Part":
+        return Part(self.rows, self.numbers[items], self.spans[items], self.facts.take(items), self.tight[items])
+
+    def open(self, item: int) -> "Item":
+        facts, row = self.facts, self.rows[self.numbers[item]]
+        size = (int(facts.width[item]), int(facts.height[item])) if facts.width[item] else None
+        names = ("is_video", "num_frames", "num_regions", "num_expressions", "has_targets", "complete")
+        span = slice(*self.spans[item].tolist())
+        return Item(row, size, *(getattr(facts, name)[item].item() for name in names), bool(self.tight[item]), span)
+
+    def repeat(self, repeats: float, rng: np.random.Generator) -> None:
+        """Fill an epoch with every item `floor(repeats)` times and a random selection of `repeats mod 1` of them.
+
+        The selections walk through one shuffle, a stretch per epoch: in the long run every item has its turn as often
+        as any other. They are made per modality, so that an epoch's number of items of each is always the same.
+        """
+        self.repeats = int(repeats)
+        modality = self.facts.modality
+        names, counts = np.unique(modality, return_counts=True)
+        wanted = (repeats - self.repeats) * counts
+        extra = np.floor(wanted).astype(int)
+        missing = round(wanted.sum()) - extra.sum()
+        extra[np.argsort(extra - wanted, kind="stable")[:missing]] += 1  # the largest remainders
+        self.extras = [
+            (rng.permutation(np.flatnonzero(modality == name)), int(count))
+            for name, count in zip(names, extra, strict=True)
+        ]
+
+    def of_epoch(self, epoch: int) -> np.ndarray:
+        """The items of all virtual rows of an epoch: (len(self),) positions in `numbers`."""
+        every = np.tile(np.arange(len(self.numbers)), self.repeats)
+        return np.concatenate([every, *(_stretch(pool, count, epoch) for pool, count in self.extras)])
+
+    def item(self, epoch: int, virtual: int) -> int:
+        """`of_epoch(epoch)[virtual]`, without making the rest."""
+        every = self.repeats * len(self.numbers)
+        if virtual < every:
+            return virtual % len(self.numbers)
+        virtual -= every
+        for pool, count in self.extras:
+            if virtual < count:
+                return int(pool[(epoch * count + virtual) % len(pool)])
+            virtual -= count
+        raise IndexError(f"virtual row beyond the {len(self)} of the part")
+
+
+@dataclass
+class Item:
+    """One item of a part: its row, and of the part's entries those that are its own (see `Facts` and `Part`)."""
+
+    row: Row
+    size: tuple[int, int] | None  # width, height; None for text only
+    is_video: bool
+    num_frames: int
+    num_regions: int
+    num_expressions: int
+    has_targets: bool
+    complete: bool
+    tight: bool
+    span: slice
+
+
+def _stretch(pool: np.ndarray, count: int, epoch: int) -> np.ndarray:
+    return pool[(epoch * count + np.arange(count)) % len(pool)] if count else pool[:0]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -88,7 +89,8 @@ def contact_sheet(
     captions: Sequence[str] | None = None,
     font_size: int = 12,
 ) -> Image.Image:
-    """Pictures in rows of `columns`, each in a cell of the largest one's size, with its caption (wrapped) below.
+    """Pictures in rows of `columns`, in cells as wide as the widest one and as high as the highest one of their row,
+    with their captions (wrapped) below.
 
     ValueError for no tiles, columns < 1 or another number of captions than tiles.
     """
@@ -97,20 +99,20 @@ def contact_sheet(
     if captions is not None and len(captions) != len(tiles):
         raise ValueError(f"captions: expected {len(tiles)}, one per tile, got {len(captions)}")
     pictures = [(t if isinstance(t, Image.Image) else Image.fromarray(t)).convert("RGB") for t in tiles]
-    width, height, gap = max(p.width for p in pictures), max(p.height for p in pictures), 4
-    font = _font(font_size)
-    texts = ["\n".join(_wrap(text, width, font)) for text in captions] if captions else []
+    width, gap, font = max(picture.width for picture in pictures), 4, _font(font_size)
+    texts = ["\n".join(_wrap(text, width, font)) for text in captions or [""] * len(pictures)]
     ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    text_height = max((math.ceil(ruler.multiline_textbbox((0, 0), t, font=font)[3]) + 4 for t in texts), default=0)
-    rows = math.ceil(len(pictures) / columns)
-    cell = width + gap, height + text_height + gap
-    sheet = Image.new("RGB", (min(columns, len(pictures)) * cell[0] + gap, rows * cell[1] + gap), PAPER)
+    under = [math.ceil(ruler.multiline_textbbox((0, 0), text, font=font)[3]) + 4 if text else 0 for text in texts]
+    rows = [slice(first, first + columns) for first in range(0, len(pictures), columns)]
+    heights = [max(picture.height for picture in pictures[row]) for row in rows]
+    ends = list(accumulate(height + max(under[row]) + gap for height, row in zip(heights, rows, strict=True)))
+    sheet = Image.new("RGB", (min(columns, len(pictures)) * (width + gap) + gap, ends[-1] + gap), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for number, picture in enumerate(pictures):
-        x, y = gap + number % columns * cell[0], gap + number // columns * cell[1]
+    for number, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
+        row, column = divmod(number, columns)
+        x, y = gap + column * (width + gap), gap + (ends[row - 1] if row else 0)
         sheet.paste(picture, (x, y))
-        if texts:
-            draw.multiline_text((x, y + height + 2), texts[number], fill=INK, font=font)
+        draw.multiline_text((x, y + heights[row] + 2), text, fill=INK, font=font)
     return sheet
 
 

@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=positive, help="only the first items")
     parser.add_argument("--skip_bad", action="store_true", help="go on without records that cannot be used")
     parser.add_argument("--batch_size", type=positive, default=1)
-    parser.add_argument("--max_new_tokens", type=positive, help="default: 512")
+    parser.add_argument("--max_new_tokens", type=positive, help="default: 2048, as released")
     parser.add_argument("--num_frames", type=positive, help="frames of a clip that the LLM reads; default: 5")
     parser.add_argument("--video_mode", choices=VIDEO_MODES, help="how masks get onto all frames; default: its own")
     parser.add_argument("--text_encoder", help="a folder of bert-base-uncased, for the recall of grounded captions")

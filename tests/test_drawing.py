@@ -76,7 +76,9 @@ def test_contact_sheet_places_every_tile():
         assert len(rows) == tile.width * tile.height
         assert columns.min() == 4 + number % 2 * 34
     assert sheet.width == 2 * 34 + 4
-    assert sheet.height > contact_sheet(tiles, 2).height
+    plain = contact_sheet(tiles, 2)
+    assert sheet.height > plain.height
+    assert plain.height == 4 + (21 + 4) + (23 + 4) + (24 + 4)  # every row as high as its own pictures
 
 
 def test_contact_sheet_refuses_nothing_and_wrong_captions():

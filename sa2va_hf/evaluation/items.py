@@ -26,7 +26,7 @@ class Settings:
     mode: str = "generate"
     baseline: str | None = None
     box_style: str | None = None
-    max_new_tokens: int = 512
+    max_new_tokens: int = 2048  # as released
     num_frames: int = 5
     video_mode: str | None = None
     text_encoder: str | None = None

@@ -4,15 +4,14 @@ Run: pytest tests/evaluation/test_runner.py      (-m slow: real processes, kille
 """
 
 import json
-import os
 import runpy
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import datasets
+import forks
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -231,32 +230,28 @@ def test_batches_are_of_a_kind_and_work_is_shared_by_cost(benchmark):
 # ---------------------------------------------------------------- real processes
 
 
-def command(output, processes, *more):
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    )
+def command(output):
     data = ["--benchmark", "shapes", "--option", "count=1", "--option", "clips=1", "--limit", "14"]
-    options = ["--device", "cpu", "--max_new_tokens", "12", "--output", str(output), *more]
-    return [sys.executable, *launcher, str(SCRIPT), "--model", "shapes-tiny", *data, *options]
-
-
-def execute(output, processes):
-    found = subprocess.run(command(output, processes), capture_output=True, text=True, timeout=300, check=False)
-    assert output.is_file(), found.stderr[-2000:]
+    options = ["--device", "cpu", "--max_new_tokens", "12", "--output", str(output)]
+    return [str(SCRIPT), "--model", "shapes-tiny", *data, *options]
 
 
 @pytest.mark.slow
 def test_one_process_two_and_a_killed_one_write_the_same_files(tmp_path):
-    execute(tmp_path / "one" / "m.json", 1)
-    execute(tmp_path / "two" / "m.json", 2)
-    killed = subprocess.Popen(command(tmp_path / "killed" / "m.json", 1), stderr=subprocess.DEVNULL)
+    one, two, killed = (tmp_path / name / "m.json" for name in ("one", "two", "killed"))
+    assert (found := forks.run(command(one))).returncode == 0, found.stderr[-2000:]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    how = {"capture_output": True, "text": True, "timeout": forks.PATIENCE, "check": False}
+    found = subprocess.run([sys.executable, *launcher, *command(two)], **how)
+    assert two.is_file(), found.stderr[-2000:]  # gloo may abort at exit, when all is written
+    process = forks.start(command(killed), "/dev/null", "/dev/null")
     parts = tmp_path / "killed" / "m.parts" / "00000.jsonl"
-    while killed.poll() is None and not (parts.is_file() and parts.read_text().count("\n") >= 3):
+    while process.exitcode is None and not (parts.is_file() and parts.read_text().count("\n") >= 3):
         time.sleep(0.05)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert not (tmp_path / "killed" / "m.json").exists()
-    execute(tmp_path / "killed" / "m.json", 2)  # by other ones than began it
+    forks.kill(process)
+    assert not killed.exists()
+    found = forks.run(command(killed), 2)  # by other ones than began it
+    assert killed.is_file(), found.stderr[-2000:]
     assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "killed")
     assert json.loads((tmp_path / "two" / "m.run.json").read_text())["processes"] == 2
 

@@ -131,7 +131,8 @@ class Sa2VAPredictor:
 
         Args:
             image: a picture or a path. video: a list of frames (pictures or paths), a folder of frames, or a file.
-            text: the question. A list makes a batch: every other input is then None or a list of the same length.
+            text: the question. A list makes a batch: every other input is then None or a list of the same length. A
+                picture or clip that is there several times, as the same object or path, is encoded by SAM 2 once.
             regions: bool masks (H, W) of the image, called region1, region2 ... in the text.
             history: `Prediction.history` of the turn before; it brings its image or video along.
             num_frames: how many frames of a clip the LLM reads; default the predictor's.
@@ -181,9 +182,10 @@ class Sa2VAPredictor:
         given = {"image": image, "video": video, "regions": regions, "history": history}
         columns = [_listed(name, values, text) for name, values in given.items()]
         choose = get_video_mode(video_mode or self.model.config.video_mode).key_frames
-        requests = []
+        requests: list[_Request] = []
+        opened: dict[Any, Clip] = {}
         for question, *inputs in zip(questions, *columns, strict=True):
-            now = _look(*inputs)
+            now = _look(*inputs, opened)
             numbers = choose(len(now.clip), num_frames or self.num_frames) if now.is_video else []
             requests.append(_Request(now, question, numbers))
         return requests
@@ -242,20 +244,31 @@ def _texts(name: str, values: Any, text: Any) -> list[str]:
     return values
 
 
-def _look(image: Any, video: Any, regions: Any, history: History | None) -> History:
-    """What one question looks at."""
+def _look(image: Any, video: Any, regions: Any, history: History | None, opened: dict[Any, Clip]) -> History:
+    """What one question looks at. opened: what others of the batch look at."""
     if sum(source is not None for source in (image, video)) + (history is not None and history.clip is not None) > 1:
         raise ValueError("give one of image, video, or a history that has one (it brings its own along)")
     history = history or History()
     if image is not None:
-        history = replace(history, clip=Clip([image]))
+        history = replace(history, clip=_open([image], ("image", _same(image)), opened))
     elif video is not None:
-        history = replace(history, clip=Clip(video), is_video=True)
+        history = replace(history, clip=_open(video, ("video", _same(video)), opened), is_video=True)
     regions = () if regions is None else tuple(regions)
     wrong = [np.shape(mask) for mask in regions if np.ndim(mask) != 2]
     if wrong:
         raise ValueError(f"regions: expected a list of masks (H, W), got the shapes {wrong[:3]}")
     return replace(history, regions=history.regions + regions)
+
+
+def _same(source: Any) -> Any:
+    """Equal for one path, and for one object."""
+    return source if isinstance(source, str | Path) else id(source)
+
+
+def _open(source: Any, key: Any, opened: dict[Any, Clip]) -> Clip:
+    if key not in opened:
+        opened[key] = Clip(source)
+    return opened[key]
 
 
 __all__ = ["History", "Prediction", "Sa2VAPredictor", "boxes_of"]

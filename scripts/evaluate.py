@@ -59,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data; YAML value")
     parser.add_argument("--limit", type=positive, help="only the first items")
     parser.add_argument("--skip_bad", action="store_true", help="go on without records that cannot be used")
-    parser.add_argument("--batch_size", type=positive, default=1)
+    parser.add_argument("--batch_size", type=positive, default=1, help="questions; those of one clip share its frames")
     parser.add_argument("--max_new_tokens", type=positive, help="default: 2048, as released")
     parser.add_argument("--num_frames", type=positive, help="frames of a clip that the LLM reads; default: 5")
     parser.add_argument("--video_mode", choices=VIDEO_MODES, help="how masks get onto all frames; default: its own")
@@ -126,6 +126,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     recipe |= {"split": arguments.split or benchmark.split, "options": dict(benchmark.options) | options}
     common = (arguments.benchmark, benchmark, items, rejects)
     if arguments.predictions is not None:
+        if int(os.environ.get("RANK", 0)):  # of several processes one is enough
+            return None
         return rescore(*common, arguments.predictions, settings, recipe, arguments.output)
 
     def load(device: torch.device) -> Sa2VAPredictor:

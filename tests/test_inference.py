@@ -15,6 +15,7 @@ from tiny import tiny_model, tiny_processor, tiny_talker
 
 from sa2va_hf import Sa2VAPredictor
 from sa2va_hf.inference import boxes_of
+from sa2va_hf.model.video_modes import VIDEO_MODES
 
 ANSWER = "Sure, it is [SEG]."
 TWO = "The dog [SEG] and the cat [SEG]."
@@ -186,6 +187,27 @@ def test_every_frame_is_encoded_once_for_all_objects(predictor):
     p = predictor.segment(video=CLIP, text="all", answer=TWO)
     assert p.masks.shape == (2, 7, 60, 100)
     assert calls == [1] * 7
+
+
+@pytest.mark.parametrize("video_mode", VIDEO_MODES)
+def test_what_several_questions_look_at_is_encoded_once(predictor, video_mode, tmp_path):
+    shown, file = picture(4), tmp_path / "a.png"
+    picture(5).save(file)
+    videos = [CLIP, None, None, CLIP, None, None, CLIP[:4]]
+    images = [None, shown, str(file), None, shown, str(file), None]
+    answers = [ANSWER, TWO, ANSWER, TWO, ANSWER, "Nothing.", ANSWER]
+    questions = [{"text": f"question {number}", "answer": answer} for number, answer in enumerate(answers)]
+    calls = count_encoded(predictor)
+    together = predictor.segment(
+        image=images,
+        video=videos,
+        text=[question["text"] for question in questions],
+        answer=answers,
+        video_mode=video_mode,
+    )
+    assert sum(calls) == 7 + 4 + 2  # two clips and two pictures, of seven questions
+    for p, image, video, question in zip(together, images, videos, questions, strict=True):
+        assert_same(p, predictor.segment(image=image, video=video, video_mode=video_mode, **question))
 
 
 def test_a_clip_is_drawn_as_in_training(predictor):

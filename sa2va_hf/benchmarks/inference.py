@@ -1,4 +1,4 @@
-"""Inference: clips with 1, 3 and 8 [SEG]; longer and longer clips; a batch of 8 pictures against 8 single ones.
+"""Inference: clips with 1, 3 and 8 [SEG]; longer and longer clips; batches against single questions.
 
 Random weights by default: time and memory do not depend on their values.
 """
@@ -120,14 +120,24 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     columns = ["frames", "seconds", "per frame", "peak MiB", "of which masks and logits", "the rest"]
     yield "### Longer clips, one [SEG]\n\n" + table(columns, rows)
     pictures = [Clip(8, size)[number] for number in range(8)]
+    shown = {"Eight pictures": {"image": pictures}, "Eight questions about one picture": {"image": pictures[:1] * 8}}
+    shown[f"Four questions about a clip of {arguments.frames} frames"] = {"video": [Clip(arguments.frames, size)] * 4}
+    for title, visuals in shown.items():
+        ways = (_one_by_one(predictor, visuals), _at_once(predictor, visuals))
+        single, batch = (measure(way, device, repeats) for way in ways)
+        rows = [["one by one", *single, 1.0], ["as a batch", *batch, batch[0] / single[0]]]
+        yield f"### {title}\n\n" + table(["", "seconds", "peak MiB", "times one by one"], rows)
 
-    def one_by_one() -> None:
-        for picture in pictures:
-            predictor.segment(image=picture, text=QUESTION, answer=answer(1))
 
-    def at_once() -> None:
-        predictor.segment(image=pictures, text=[QUESTION] * 8, answer=[answer(1)] * 8)
+def _one_by_one(predictor: Sa2VAPredictor, visuals: dict[str, list]) -> Callable[[], None]:
+    def ask() -> None:
+        for name, sources in visuals.items():
+            for source in sources:
+                predictor.segment(**{name: source}, text=QUESTION, answer=answer(1))
 
-    single, batch = (measure(run, device, repeats) for run in (one_by_one, at_once))
-    rows = [["one by one", *single, 1.0], ["as a batch", *batch, batch[0] / single[0]]]
-    yield "### Eight pictures\n\n" + table(["", "seconds", "peak MiB", "times one by one"], rows)
+    return ask
+
+
+def _at_once(predictor: Sa2VAPredictor, visuals: dict[str, list]) -> Callable[[], object]:
+    count = len(next(iter(visuals.values())))
+    return lambda: predictor.segment(**visuals, text=[QUESTION] * count, answer=[answer(1)] * count)

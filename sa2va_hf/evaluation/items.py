@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,9 +57,9 @@ class Item:
     draws: bool = True
 
     @property
-    def cost(self) -> int:
-        """Roughly how long it takes, for sharing the work: frames weigh more than text."""
-        return 100 * self.sample.num_frames + len(self.question)
+    def media(self) -> Hashable:
+        """What it looks at: equal for items of one picture or clip, which is encoded once for those of a batch."""
+        return self.sample.video or tuple(self.sample.frames)
 
     def truth(self, frame: int) -> np.ndarray:
         """bool (targets, H, W) on an annotated frame (by its place in `sample.annotated`)."""
@@ -100,6 +100,12 @@ def checked_mask(track: list[RLE], item: Item, frame: int) -> np.ndarray:
 def encode_tracks(masks: np.ndarray) -> list[list[RLE]]:
     """bool (objects, frames, H, W) -> RLEs."""
     return [[encode(mask) for mask in track] for track in masks]
+
+
+def cost(items: Sequence[Item]) -> int:
+    """Roughly how long a batch takes, for sharing the work: frames weigh more than text."""
+    frames = {item.media: item.sample.num_frames for item in items}
+    return 100 * sum(frames.values()) + sum(len(item.question) for item in items)
 
 
 def percent(figures: Mapping[str, float]) -> dict[str, float]:

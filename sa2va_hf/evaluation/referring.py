@@ -81,9 +81,10 @@ class Referring:
         """Of items that are all pictures or all clips."""
         if settings.baseline == "box":
             return ask_for_boxes(predictor, items, settings)
-        media = [Frames(item.sample) for item in items]
         clips = items[0].sample.num_frames > 1
-        given = {"video": media} if clips else {"image": [frames[0] for frames in media]}
+        frames = {item.media: Frames(item.sample) for item in items}
+        shown = {media: found if clips else found[0] for media, found in frames.items()}
+        given: dict[str, Any] = {"video" if clips else "image": [shown[item.media] for item in items]}
         given |= {"text": [item.question for item in items]}
         given |= {"num_frames": settings.num_frames, "video_mode": settings.video_mode}
         if settings.mode == "teacher":

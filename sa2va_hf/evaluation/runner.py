@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from io import TextIOWrapper
@@ -27,7 +27,7 @@ from accelerate import PartialState
 from sa2va_hf.data.schema import Reject
 from sa2va_hf.evaluation.benchmarks import Benchmark
 from sa2va_hf.evaluation.describing import GroundedCaption
-from sa2va_hf.evaluation.items import Answer, Item, Settings, to_row
+from sa2va_hf.evaluation.items import Answer, Item, Settings, cost, to_row
 from sa2va_hf.evaluation.predictions import UNKNOWN, Note, by_key, read_predictions, write_predictions
 from sa2va_hf.evaluation.report import contact_sheet_of, run_record, table
 from sa2va_hf.evaluation.submission import Submission
@@ -93,7 +93,7 @@ def run(
     known = _begin(files, begun, state.is_main_process)
     batches = make_batches(items, batch_size)
     left = [batch for batch in batches if any(items[number].key not in known for number in batch)]
-    own = share(left, [sum(items[number].cost for number in batch) for batch in left], state.num_processes)
+    own = share(left, [cost([items[number] for number in batch]) for batch in left], state.num_processes)
     own = own[state.process_index]
     state.wait_for_everyone()  # everyone has read what is known: from here on files grow
     if own:
@@ -215,8 +215,11 @@ def _ask(benchmark: Benchmark, predictor: Sa2VAPredictor, items: list[Item], set
 
 
 def make_batches(items: Sequence[Item], size: int) -> list[list[int]]:
-    """Numbers of items that are answered together: of like cost, and never a picture with a clip."""
-    order = sorted(range(len(items)), key=lambda number: (items[number].sample.num_frames > 1, items[number].cost))
+    """Numbers of items that are answered together: those of one picture or clip, of clips of like length, and never a
+    picture with a clip."""
+    first: dict[Hashable, int] = {}
+    places = [first.setdefault(item.media, number) for number, item in enumerate(items)]
+    order = sorted(range(len(items)), key=lambda number: (items[number].sample.num_frames, places[number]))
     batches: list[list[int]] = []
     for number in order:
         kind = items[number].sample.num_frames > 1

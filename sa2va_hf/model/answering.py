@@ -152,31 +152,42 @@ def draw(
 ) -> list[Drawing]:
     """Draw what the [SEG] states (num_seg, D) of every question mean on its clip; a picture is a clip of one frame.
 
+    What several questions look at (one `Clip`, with the same key frames) is encoded once and drawn on for all of them.
     Pictures go through SAM 2 together; of a clip only a few frames are on the device at a time. `video_mode` None: the
     model's own.
     """
     counts = [len(state) for state in states]
     embeddings = list(model.project(torch.cat(list(states))).split(counts)) if any(counts) else list(states)
     drawings = [_blank(model, clip, count) for clip, count in zip(clips, counts, strict=True)]
-    todo = [i for i, drawing in enumerate(drawings) if drawing.masks.size]
-    pictures = [i for i in todo if len(clips[i]) == 1]
+    looking_at: dict[tuple, list[int]] = {}  # questions, by what they look at
+    for i, drawing in enumerate(drawings):
+        if drawing.masks.size:
+            looking_at.setdefault((id(clips[i]), *key_frames[i]), []).append(i)
+
+    def put(questions: list[int], frames: slice, logits: Tensor, ious: Tensor) -> None:
+        sizes = [counts[i] for i in questions]
+        for i, low, expected in zip(questions, logits.split(sizes), ious.split(sizes), strict=True):
+            _put(model, drawings[i], frames, low, expected)
+
+    pictures = [questions for questions in looking_at.values() if len(clips[questions[0]]) == 1]
     at_once = PICTURES_AT_ONCE if model.device.type == "cuda" else 1
     for start in range(0, len(pictures), at_once):
         together = pictures[start : start + at_once]
-        pixels = processor.grounding_pixels([clips[i][0] for i in together])
-        masks, ious = picture_masks(model, pixels, [embeddings[i] for i in together], video_mode)
-        for i, low, expected in zip(together, masks, ious, strict=True):
-            _put(model, drawings[i], slice(0, 1), low.unsqueeze(1), expected.unsqueeze(1))
-    for i in todo:
-        if i in pictures:
+        pixels = processor.grounding_pixels([clips[questions[0]][0] for questions in together])
+        prompts = [torch.cat([embeddings[i] for i in questions]) for questions in together]
+        for questions, low, expected in zip(together, *picture_masks(model, pixels, prompts, video_mode), strict=True):
+            put(questions, slice(0, 1), low.unsqueeze(1), expected.unsqueeze(1))
+    for questions in looking_at.values():
+        clip, done = clips[questions[0]], 0
+        if len(clip) == 1:
             continue
-        clip, done = clips[i], 0
 
         def load(numbers: list[int], clip: Clip = clip) -> Tensor:
             return processor.grounding_pixels([clip[number] for number in numbers])
 
-        for low, expected in clip_masks(model, load, len(clip), key_frames[i], embeddings[i], video_mode):
-            _put(model, drawings[i], slice(done, done := done + low.shape[1]), low, expected)
+        prompts = torch.cat([embeddings[i] for i in questions])
+        for low, expected in clip_masks(model, load, len(clip), key_frames[questions[0]], prompts, video_mode):
+            put(questions, slice(done, done := done + low.shape[1]), low, expected)
         assert done == len(clip), f"{video_mode} drew {done} of {len(clip)} frames"
     return drawings
 

@@ -20,7 +20,7 @@ from records import clip, picture, sample
 
 from sa2va_hf.evaluation import predictions, runner
 from sa2va_hf.evaluation.benchmarks import load_items
-from sa2va_hf.evaluation.items import Settings
+from sa2va_hf.evaluation.items import Settings, cost
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
 MASK = np.zeros((30, 40), bool)
@@ -223,8 +223,31 @@ def test_batches_are_of_a_kind_and_work_is_shared_by_cost(benchmark):
     items, _ = load_items(benchmark, None, SETTINGS)
     batches = runner.make_batches(items, 3)
     assert [len(batch) for batch in batches] == [3, 3, 1, 1]  # the clip is alone
+    assert cost([items[0], items[1]]) == 100 + 2 * len(items[0].question)  # they look at one picture
     assert runner.share([[0], [1], [2], [3]], [5, 9, 4, 3], 2) == [[[1], [3]], [[0], [2]]]
     assert runner.share([[0]], [1], 3) == [[[0]], [], []]
+
+
+def test_questions_about_one_picture_are_asked_together(tmp_path):
+    class Seeing(Drawer):
+        def __init__(self):
+            super().__init__(MASK)
+            self.seen = []
+
+        def __call__(self, **given):
+            self.seen.append(len({id(one) for one in given.get("image") or given["video"]}))
+            return super().__call__(**given)
+
+    shown = [picture(tmp_path / f"{number}.png") for number in range(3)]
+    records = [sample(f"s{number}", shown[number % 3]) for number in range(6)]
+    records += [clip(f"c{number}", [shown[number // 2]] * 2) for number in (0, 2, 1)]
+    items, _ = load_items(given(PICTURES, *records), None, SETTINGS)
+    batches = runner.make_batches(items, 2)
+    found = [[items[number].sample.id for number in batch] for batch in batches]
+    assert found == [["s0", "s3"], ["s1", "s4"], ["s2", "s5"], ["c0", "c1"], ["c2"]]
+    seeing = Seeing()
+    evaluate(given(PICTURES, *records), seeing, tmp_path / "m.json", batch_size=2)
+    assert seeing.seen == [1] * 5
 
 
 # ---------------------------------------------------------------- real processes

@@ -53,9 +53,9 @@ class Following:
             raise ValueError(f"{len(answer.masks)} objects are predicted, there are {len(item.targets)}")
         places = range(len(sample.annotated))
         drawn = (
-            _present(checked_mask(track, item, sample.annotated[place]) for track in answer.masks) for place in places
+            _numbered(checked_mask(track, item, sample.annotated[place]) for track in answer.masks) for place in places
         )
-        true = (_present(item.truth(place)) for place in places)
+        true = (_numbered(item.truth(place)) for place in places)
         if self.convention == "davis":
             size = (sample.height, sample.width)
             found = video_conventions.davis((_labels(f, size) for f in drawn), (_labels(f, size) for f in true))
@@ -115,18 +115,12 @@ def score_folder(truth: MaskFolder, drawn: MaskFolder, convention: str) -> list[
         if (found := drawn.size(number)) != (expected := truth.size(number)):
             raise ValueError(f"{drawn.folder}: frame {number} is {found}, the true masks are {expected} (H, W)")
     if convention == "sa_v":
-        return list(video_conventions.sa_v(_shown(drawn, truth), _shown(truth, truth)).values())
+        return list(video_conventions.sa_v((drawn[number] for number in truth), truth.values()).values())
     return list(video_conventions.davis(_ids(drawn, truth), _ids(truth, truth)).values())
 
 
-def _shown(folder: MaskFolder, numbers: Iterable[int]) -> Iterator[dict[int, np.ndarray]]:
-    """The objects with pixels on these frames, one frame at a time."""
-    for number in numbers:
-        yield {thing: mask for thing, mask in folder[number].items() if mask.any()}
-
-
 def _ids(folder: MaskFolder, truth: MaskFolder) -> Iterator[np.ndarray]:
-    return (_labels(things, truth.size(number)) for number, things in zip(truth, _shown(folder, truth), strict=True))
+    return (_labels(folder[number], truth.size(number)) for number in truth)
 
 
 def summarize(objects: Sequence[Scores], convention: str) -> dict[str, float]:
@@ -146,9 +140,9 @@ def _first_masks(item: Item) -> list[dict[int, np.ndarray]]:
     return prompts
 
 
-def _present(objects: Any) -> dict[int, np.ndarray]:
-    """{1: mask, ...} of those with pixels."""
-    return {number: mask for number, mask in enumerate(objects, start=1) if mask.any()}
+def _numbered(objects: Iterable[np.ndarray]) -> dict[int, np.ndarray]:
+    """{1: mask, 2: mask, ...}"""
+    return dict(enumerate(objects, start=1))
 
 
 def _labels(objects: Mapping[int, np.ndarray], size: tuple[int, int]) -> np.ndarray:

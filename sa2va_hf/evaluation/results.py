@@ -76,8 +76,8 @@ SAV_TEST = {  # J&F of SAM 2 alone
     "SAM 2 base+": 74.7,
     "SAM 2 large": 76.0,
 }
-# Expressions of MeViS's first version, of which the published figures are. The second one (907 and 2523) has others
-# beside them, and some that mean nothing.
+# Expressions of MeViS's first version (its README), of which the published figures are. The second one (907 and 2523)
+# has others beside them, and some that mean nothing.
 EXPRESSIONS = {"mevis_val_u": 793, "mevis_val": 2236}
 PLACES = ("images", "frames")  # options that only say where pictures lie
 HEAD = """# Results

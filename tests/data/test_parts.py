@@ -1,0 +1,53 @@
+"""Repeats lose nothing and never change the counts."""
+
+import datasets
+import numpy as np
+import pytest
+from records import sample
+
+from sa2va_hf.data.parts import Part
+from sa2va_hf.data.rows import Rows, scan
+from sa2va_hf.data.schema import FEATURES, Sample, Turn, to_row
+
+TEXT = Sample("text", "question", turns=[Turn("why?", "so.")])
+IMAGE = sample("image", "a.png")
+
+
+def part_of(counts: dict[str, int], repeats: float) -> Part:
+    """So many text rows and so many image rows."""
+    samples = [TEXT] * counts["text"] + [IMAGE] * counts["image"]
+    rows = datasets.Dataset.from_list([to_row(one) for one in samples], features=FEATURES)
+    facts = scan(rows)
+    spans = np.stack([np.zeros_like(facts.num_expressions), facts.num_expressions], axis=1)
+    part = Part(Rows(rows), np.arange(len(facts)), spans, facts, np.zeros(len(facts), bool))
+    part.repeat(repeats, np.random.default_rng(0))
+    return part
+
+
+@pytest.mark.parametrize("repeats", [1, 3, 2.5, 0.3, 1.07, 0.01])
+def test_repeats_give_every_row_its_share_and_constant_counts(repeats):
+    part = part_of({"text": 30, "image": 70}, repeats)
+    assert len(part) == round(100 * repeats)
+    times = np.zeros(100, int)
+    for epoch in range(3):
+        items = part.of_epoch(epoch)
+        counts = np.bincount(items, minlength=100)
+        assert counts.min() >= int(repeats) and counts.max() <= int(np.ceil(repeats))
+        assert (part.facts.modality[items] == part.facts.modality[part.of_epoch(0)]).all()
+        assert abs((items < 30).sum() - 30 * repeats) < 1
+        assert [part.item(epoch, n) for n in range(len(part))] == items.tolist()
+        times += counts
+    assert np.ptp(times[:30]) <= 1 and np.ptp(times[30:]) <= 1  # nobody waits while another has a second turn
+
+
+def test_the_random_part_differs_between_epochs_and_is_a_shuffle():
+    part = part_of({"text": 30, "image": 70}, 0.5)
+    first, second = (set(part.of_epoch(epoch).tolist()) for epoch in (0, 1))
+    assert first | second == set(range(100))
+    assert first not in ({*range(15), *range(30, 65)}, {*range(0, 100, 2)})
+
+
+def test_a_virtual_row_beyond_the_epoch_is_an_error():
+    part = part_of({"text": 3, "image": 5}, 1.5)
+    with pytest.raises(IndexError, match="beyond the 12"):
+        part.item(0, 12)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from sa2va_hf.benchmarks import data, inference, metrics, sam2, train
-from sa2va_hf.benchmarks.report import machine
+from sa2va_hf.profiling import data, inference, metrics, sam2, train
+from sa2va_hf.profiling.report import machine
 
 COMMANDS = {"inference": inference, "data": data, "metrics": metrics, "train": train, "sam2": sam2}
 

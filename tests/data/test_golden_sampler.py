@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 
-from sa2va_hf.benchmarks.data import rank_correlation, worst_share_of_a_tenth
+from sa2va_hf.profiling.data import rank_correlation, worst_share_of_a_tenth
 from sa2va_hf.data.sampler import Sa2VASampler
 
 SLACK = 0.005

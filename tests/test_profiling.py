@@ -1,6 +1,6 @@
 """scripts/benchmark.py: every command still runs, and says what it measured. Speed itself is no law.
 
-Run: pytest tests/test_benchmarks.py -m slow
+Run: pytest tests/test_profiling.py -m slow
 """
 
 import runpy
@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from sa2va_hf.benchmarks import train
+from sa2va_hf.profiling import train
 
 SCRIPT = Path(__file__).parents[1] / "scripts/benchmark.py"
 SMALLEST = {

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from sa2va_hf.benchmarks.report import Memory, table
+from sa2va_hf.profiling.report import Memory, table
 from sa2va_hf.evaluation.video_metrics import BOUNDARY_BOUND, clip_scores, frame_scores
 
 Pair = tuple[np.ndarray, np.ndarray]

@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from sa2va_hf import masks
-from sa2va_hf.benchmarks.report import Memory, measure, table
+from sa2va_hf.profiling.report import Memory, measure, table
 from sa2va_hf.data.checking import UNIT, Checked
 from sa2va_hf.data.dataset import Sa2VADataset
 from sa2va_hf.data.manifest import Manifest

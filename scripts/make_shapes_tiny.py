@@ -29,10 +29,10 @@ from transformers import InternVLConfig, PreTrainedTokenizerFast, get_cosine_sch
 from sa2va_hf import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_hf.data import prompts
 from sa2va_hf.data.prepare import prepare
-from sa2va_hf.data.shapes import TASKS, Options, Scene, draw, draw_scene, expressions, shapes
-from sa2va_hf.data.shapes_dialogue import DIALOGUES
-from sa2va_hf.data.shapes_scene import MIN_VISIBLE
-from sa2va_hf.data.shapes_text import ATTRIBUTES, FAMILIES
+from sa2va_hf.data.shapes.source import TASKS, Options, Scene, draw, draw_scene, expressions, shapes
+from sa2va_hf.data.shapes.dialogue import DIALOGUES
+from sa2va_hf.data.shapes.scene import MIN_VISIBLE
+from sa2va_hf.data.shapes.text import ATTRIBUTES, FAMILIES
 from sa2va_hf.model.configuration_sa2va import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, SEG_TOKEN, SPECIAL_TOKENS
 from sa2va_hf.model.processing_sa2va import get_template
 

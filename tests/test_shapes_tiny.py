@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAPredictor, Sa2VAProcessor
-from sa2va_hf.data.shapes import shapes
+from sa2va_hf.data.shapes.source import shapes
 from sa2va_hf.evaluation.metrics import CumulativeIoU
 from sa2va_hf.masks import decode
 from sa2va_hf.model.configuration_sa2va import bundled

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sa2va_hf.data.schema import Reject, Sample
-from sa2va_hf.data.shapes import Options
+from sa2va_hf.data.shapes.source import Options
 from sa2va_hf.data.sources import SOURCES
 from sa2va_hf.evaluation import referring, roots, video_conventions
 from sa2va_hf.evaluation.describing import Choice, GroundedCaption, RegionCaption

@@ -20,7 +20,7 @@ from sa2va_hf.data.dataset import NO_REGIONS, Sa2VADataset
 from sa2va_hf.data.planning import Plan
 from sa2va_hf.data.sampler import Sa2VASampler
 from sa2va_hf.data.schema import FEATURES, Expression, Object, Sample, Turn, to_row
-from sa2va_hf.data.shapes import shapes
+from sa2va_hf.data.shapes.source import shapes
 
 WIDTH, HEIGHT = 40, 30
 

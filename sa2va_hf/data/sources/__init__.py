@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from sa2va_hf.data.schema import Reject, Sample
-from sa2va_hf.data.shapes import shapes
+from sa2va_hf.data.shapes.source import shapes
 from sa2va_hf.data.sources.ade20k_full import ade20k_full
 from sa2va_hf.data.sources.box_json import box_json
 from sa2va_hf.data.sources.coco_json import coco_json

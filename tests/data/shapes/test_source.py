@@ -1,6 +1,6 @@
 """Laws of the drawn data: what the text says, the masks show and the facts hold are the same thing.
 
-Run: pytest tests/data/test_shapes.py
+Run: pytest tests/data/shapes/test_source.py
 """
 
 import functools
@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from sa2va_hf.data.schema import from_row, to_row, validate
-from sa2va_hf.data.shapes import TASKS, WORLDS, Options, Scene, Shape, draw, expressions, render, shapes
-from sa2va_hf.data.shapes_dialogue import DIALOGUES
-from sa2va_hf.data.shapes_scene import MIN_VISIBLE
-from sa2va_hf.data.shapes_text import EXPRESSION_KINDS
-from sa2va_hf.data.shapes_world import vocabulary
+from sa2va_hf.data.shapes.source import TASKS, WORLDS, Options, Scene, Shape, draw, expressions, render, shapes
+from sa2va_hf.data.shapes.dialogue import DIALOGUES
+from sa2va_hf.data.shapes.scene import MIN_VISIBLE
+from sa2va_hf.data.shapes.text import EXPRESSION_KINDS
+from sa2va_hf.data.shapes.world import vocabulary
 from sa2va_hf.masks import decode, mask_to_box
 
 BOTH = pytest.mark.parametrize("world", sorted(WORLDS))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from sa2va_hf.data.shapes_world import RGB, WORLDS, Point, World, vocabulary
+from sa2va_hf.data.shapes.world import RGB, WORLDS, Point, World, vocabulary
 
 SUPERSAMPLE = 4  # a pixel is covered in steps of 1/16
 MIN_VISIBLE = 24  # pixels: a scene that shows less of a shape is drawn again

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from sa2va_hf.data.prompts import GCG_QUESTIONS, REGION_QUESTIONS
 from sa2va_hf.data.schema import Turn
-from sa2va_hf.data.shapes_scene import Scene, Shape
-from sa2va_hf.data.shapes_text import FAMILIES, MOTION_WORDS, RELATIONS, Phrase, is_beside, phrase_of, phrases
+from sa2va_hf.data.shapes.scene import Scene, Shape
+from sa2va_hf.data.shapes.text import FAMILIES, MOTION_WORDS, RELATIONS, Phrase, is_beside, phrase_of, phrases
 from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
 
 Dialogue = tuple[list[Turn], list[int]]  # turns, numbers of the shapes given as regions

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from sa2va_hf.data.schema import Object, Sample
-from sa2va_hf.data.shapes_dialogue import DIALOGUES
-from sa2va_hf.data.shapes_scene import MIN_VISIBLE, Options, Scene, Shape, draw, draw_scene, render
-from sa2va_hf.data.shapes_text import ATTRIBUTES, expressions
-from sa2va_hf.data.shapes_world import WORLDS, Kind, World
+from sa2va_hf.data.shapes.dialogue import DIALOGUES
+from sa2va_hf.data.shapes.scene import MIN_VISIBLE, Options, Scene, Shape, draw, draw_scene, render
+from sa2va_hf.data.shapes.text import ATTRIBUTES, expressions
+from sa2va_hf.data.shapes.world import WORLDS, Kind, World
 from sa2va_hf.masks import encode, mask_to_box
 
 __all__ = [

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from sa2va_hf.data.schema import Expression
-from sa2va_hf.data.shapes_scene import DIRECTIONS, Scene, Shape
-from sa2va_hf.data.shapes_world import World
+from sa2va_hf.data.shapes.scene import DIRECTIONS, Scene, Shape
+from sa2va_hf.data.shapes.world import World
 
 FAMILIES = {
     "size": "sizes",

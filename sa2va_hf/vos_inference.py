@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .data.media import decode_video, load_image, video_shape
 from .data.sources.clips import numbered_frames
-from .data.vos_clips import MaskFolder, to_square
+from .data.clips.vos import MaskFolder, to_square
 from .masks import components
 from .model.tracking import follow_objects
 

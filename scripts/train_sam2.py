@@ -25,9 +25,9 @@ from transformers import set_seed
 from sa2va_hf.arguments import parse
 from sa2va_hf.checkpoints.sam2 import load
 from sa2va_hf.command_line import mistakes
-from sa2va_hf.data.clip_dataset import ClipDataset, ClipPart
-from sa2va_hf.data.clip_transforms import Augmentation
-from sa2va_hf.data.vos_clips import VosClips
+from sa2va_hf.data.clips.dataset import ClipDataset, ClipPart
+from sa2va_hf.data.clips.transforms import Augmentation
+from sa2va_hf.data.clips.vos import VosClips
 from sa2va_hf.model.grounding import build_sam2
 from sa2va_hf.training.sam2_arguments import (
     SAM2_ARGUMENTS,

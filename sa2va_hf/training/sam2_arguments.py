@@ -13,7 +13,7 @@ from typing import Any, Literal, get_type_hints
 from transformers.trainer_utils import IntervalStrategy
 
 from ..arguments import Sa2VATrainingArguments
-from ..data.clip_transforms import Augmentation
+from ..data.clips.transforms import Augmentation
 from ..yaml_values import coerce, read_yaml, suggest
 from .sam2_losses import LossSettings
 from .sam2_prompting import PromptSettings

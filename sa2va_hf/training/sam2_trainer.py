@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from ..data.clip_dataset import ClipBatchSampler, collate
+from ..data.clips.dataset import ClipBatchSampler, collate
 from .faults import SafeTrainer, begin_worker
 from .sam2_trainable import has_lora, merged_state
 from .sam2_validation import score_clip

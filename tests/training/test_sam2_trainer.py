@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from sa2va_hf.checkpoints.sam2 import load
-from sa2va_hf.data.clip_dataset import ClipDataset, ClipPart
-from sa2va_hf.data.clip_transforms import Augmentation
-from sa2va_hf.data.vos_clips import VosClips
+from sa2va_hf.data.clips.dataset import ClipDataset, ClipPart
+from sa2va_hf.data.clips.transforms import Augmentation
+from sa2va_hf.data.clips.vos import VosClips
 from sa2va_hf.model.grounding import build_sam2
 from sa2va_hf.training.sam2_arguments import Sam2TrainingArguments
 from sa2va_hf.training.sam2_clip_model import set_dropout

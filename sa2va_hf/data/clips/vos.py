@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sa2va_hf import masks
-from sa2va_hf.data.clip_dataset import open_frames
+from sa2va_hf.data.clips.dataset import open_frames
 from sa2va_hf.data.rows import Row, Rows
 from sa2va_hf.data.sources.clips import numbered_frames
 

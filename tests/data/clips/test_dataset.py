@@ -1,6 +1,6 @@
 """Laws of clips for SAM 2: which frames and objects, how they are varied, and whose turn it is.
 
-Run: pytest tests/data/test_clip_dataset.py
+Run: pytest tests/data/clips/test_dataset.py
 """
 
 import re
@@ -13,8 +13,8 @@ from clips import disc, draw, rows, sample, write_davis
 from PIL import Image
 
 from sa2va_hf import masks
-from sa2va_hf.data.clip_dataset import ClipBatchSampler, ClipDataset, ClipPart, collate
-from sa2va_hf.data.clip_transforms import Augmentation, transform
+from sa2va_hf.data.clips.dataset import ClipBatchSampler, ClipDataset, ClipPart, collate
+from sa2va_hf.data.clips.transforms import Augmentation, transform
 from sa2va_hf.data.schema import Object, Reject
 from sa2va_hf.data.sources import SOURCES
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Sampler
 
 from sa2va_hf import masks
-from sa2va_hf.data.clip_transforms import Augmentation, transform
+from sa2va_hf.data.clips.transforms import Augmentation, transform
 from sa2va_hf.data.media import describe, load_frames
 from sa2va_hf.data.parts import Part
 from sa2va_hf.data.rows import Row, Rows, scan

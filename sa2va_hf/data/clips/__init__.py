@@ -1,0 +1,1 @@
+"""Clips for SAM 2: what it is trained on, and whole videos to score it on."""

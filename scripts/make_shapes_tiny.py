@@ -28,7 +28,7 @@ from transformers import InternVLConfig, PreTrainedTokenizerFast, get_cosine_sch
 
 from sa2va_hf import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_hf.data import prompts
-from sa2va_hf.data.prepare import prepare
+from sa2va_hf.data.prepare.run import prepare
 from sa2va_hf.data.shapes.source import TASKS, Options, Scene, draw, draw_scene, expressions, shapes
 from sa2va_hf.data.shapes.dialogue import DIALOGUES
 from sa2va_hf.data.shapes.scene import MIN_VISIBLE

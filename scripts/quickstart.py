@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from sa2va_hf import Sa2VAPredictor
 from sa2va_hf.data.media import load_frames
-from sa2va_hf.data.prepare import PrepareError, prepare
+from sa2va_hf.data.prepare.run import PrepareError, prepare
 from sa2va_hf.data.schema import Sample, from_row
 from sa2va_hf.drawing import contact_sheet, overlay
 from sa2va_hf.evaluation.metrics import CumulativeIoU

@@ -27,7 +27,7 @@ from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.data.dataset import Sa2VADataset
 from sa2va_hf.data.length_cache import default_folder
 from sa2va_hf.data.sources.prepared import open_hub
-from sa2va_hf.data.verification import open_folder
+from sa2va_hf.data.prepare.verification import open_folder
 from sa2va_hf.mixtures import HUB, Part
 from sa2va_hf.training.saving import find_checkpoint
 from sa2va_hf.training.trainable import load

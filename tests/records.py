@@ -7,7 +7,7 @@ from datasets import load_from_disk
 from PIL import Image
 
 from sa2va_hf import masks
-from sa2va_hf.data.prepare import prepare
+from sa2va_hf.data.prepare.run import prepare
 from sa2va_hf.data.schema import Expression, Object, Sample, from_row
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from records import picture
 
 from sa2va_hf import inspection, masks
-from sa2va_hf.data.prepare import prepare
+from sa2va_hf.data.prepare.run import prepare
 from sa2va_hf.data.schema import Expression, Object, Sample, Turn
 from sa2va_hf.data.sources import SOURCES
 from sa2va_hf.drawing import COLOURS, TINT

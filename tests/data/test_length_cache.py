@@ -10,7 +10,7 @@ from tiny import tiny_processor
 from sa2va_hf.data import length_cache
 from sa2va_hf.data.dataset import Sa2VADataset
 from sa2va_hf.data.length_cache import cached
-from sa2va_hf.data.prepare import prepare
+from sa2va_hf.data.prepare.run import prepare
 
 
 @pytest.fixture

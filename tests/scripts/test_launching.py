@@ -21,7 +21,7 @@ from forks import PATIENCE
 from toy_run import FSDP2, tiny_folder
 
 from sa2va_hf.arguments import parse
-from sa2va_hf.data.prepare import prepare
+from sa2va_hf.data.prepare.run import prepare
 
 ROOT = Path(__file__).parents[2]
 ACCELERATE = sorted((ROOT / "configs/accelerate").glob("*.yaml"))

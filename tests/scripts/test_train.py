@@ -17,7 +17,7 @@ from toy_run import tiny_folder
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_hf.arguments import CONFIG_NAME, parse
 from sa2va_hf.checkpoints.merge import merge
-from sa2va_hf.data.prepare import prepare
+from sa2va_hf.data.prepare.run import prepare
 from sa2va_hf.mixtures import Part
 
 ROOT = Path(__file__).parents[2]

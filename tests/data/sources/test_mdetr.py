@@ -8,7 +8,7 @@ import json
 import pytest
 from PIL import Image
 
-from sa2va_hf.data.exclusion import sample_keys
+from sa2va_hf.data.prepare.exclusion import sample_keys
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample, validate
 from sa2va_hf.data.sources.mdetr import mdetr
 

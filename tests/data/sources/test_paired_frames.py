@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sa2va_hf import masks
-from sa2va_hf.data.prepare import prepare
+from sa2va_hf.data.prepare.run import prepare
 from sa2va_hf.data.schema import Object, Reject, Sample, validate
 from sa2va_hf.data.sources import SOURCES
 

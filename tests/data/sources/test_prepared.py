@@ -14,7 +14,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from sa2va_hf.data.prepare import prepare
+from sa2va_hf.data.prepare.run import prepare
 from sa2va_hf.data.schema import FEATURES, Reject, Sample, to_row, validate
 from sa2va_hf.data.sources import SOURCES
 

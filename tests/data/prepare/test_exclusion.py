@@ -1,13 +1,13 @@
 """Pictures on a list are left out under any of their names, and counted.
 
-Run: pytest tests/data/test_exclusion.py
+Run: pytest tests/data/prepare/test_exclusion.py
 """
 
 import pytest
 from records import clip, given, picture, read, sample
 
-from sa2va_hf.data.exclusion import picture_key
-from sa2va_hf.data.prepare import prepare
+from sa2va_hf.data.prepare.exclusion import picture_key
+from sa2va_hf.data.prepare.run import prepare
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset, load_from_disk
 
-from sa2va_hf.data.manifest import NAME, Manifest, read_json
+from sa2va_hf.data.prepare.manifest import NAME, Manifest, read_json
 
 REPAIR = "copy it again, or prepare the data again (scripts/prepare_data.py)"
 

@@ -6,9 +6,9 @@ import random
 import pytest
 from datasets import Dataset
 
-from sa2va_hf.data.manifest import Manifest
-from sa2va_hf.data.prepare import prepare
-from sa2va_hf.data.verification import open_folder
+from sa2va_hf.data.prepare.manifest import Manifest
+from sa2va_hf.data.prepare.run import prepare
+from sa2va_hf.data.prepare.verification import open_folder
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import DatasetInfo
 
-from sa2va_hf.data.checking import Checked
-from sa2va_hf.data.manifest import Manifest, read_json, write_json
+from sa2va_hf.data.prepare.checking import Checked
+from sa2va_hf.data.prepare.manifest import Manifest, read_json, write_json
 from sa2va_hf.data.schema import FEATURES, Reject
 
 SHARD_BYTES = 500 * 2**20

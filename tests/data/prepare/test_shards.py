@@ -1,6 +1,6 @@
 """Writing in portions: a killed run goes on where it was, machines share the work, and nothing shows of either.
 
-Run: pytest tests/data/test_shards.py
+Run: pytest tests/data/prepare/test_shards.py
 """
 
 from functools import partial
@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 from records import contents, given, picture, read, sample
 
-from sa2va_hf.data import shards
-from sa2va_hf.data.manifest import Manifest
-from sa2va_hf.data.prepare import PrepareError, prepare
+from sa2va_hf.data.prepare import shards
+from sa2va_hf.data.prepare.manifest import Manifest
+from sa2va_hf.data.prepare.run import PrepareError, prepare
 from sa2va_hf.data.schema import Reject, Sample
 from sa2va_hf.data.sources import SOURCES
 from sa2va_hf.data.sources.files import read_json

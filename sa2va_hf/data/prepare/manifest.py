@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sa2va_hf.data.releases import RELEASES
+from sa2va_hf.data.prepare.releases import RELEASES
 from sa2va_hf.data.schema import TASKS, Reject
 
 NAME = "manifest.json"

@@ -24,8 +24,8 @@ from torch.utils.data import Dataset, Subset
 from sa2va_hf.arguments import DataArguments, parse
 from sa2va_hf.command_line import mistakes
 from sa2va_hf.data.collator import Sa2VACollator
-from sa2va_hf.data.dataset import Sa2VADataset
-from sa2va_hf.data.length_cache import default_folder
+from sa2va_hf.data.dataset.dataset import Sa2VADataset
+from sa2va_hf.data.dataset.length_cache import default_folder
 from sa2va_hf.data.sources.prepared import open_hub
 from sa2va_hf.data.prepare.verification import open_folder
 from sa2va_hf.mixtures import HUB, Part

@@ -22,7 +22,7 @@ from PIL import Image
 
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAPredictor, Sa2VAProcessor
 from sa2va_hf.data.collator import Sa2VACollator
-from sa2va_hf.data.dataset import Sa2VADataset
+from sa2va_hf.data.dataset.dataset import Sa2VADataset
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.prompts import SEG_ANSWERS, SEG_QUESTIONS, clean_phrase, fill
 from sa2va_hf.data.schema import from_row

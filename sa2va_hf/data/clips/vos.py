@@ -11,7 +11,7 @@ from PIL import Image
 
 from sa2va_hf import masks
 from sa2va_hf.data.clips.dataset import open_frames
-from sa2va_hf.data.rows import Row, Rows
+from sa2va_hf.data.dataset.rows import Row, Rows
 from sa2va_hf.data.sources.clips import numbered_frames
 
 VOID = 255  # beside other values: no object

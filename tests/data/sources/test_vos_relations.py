@@ -11,7 +11,7 @@ from datasets import load_from_disk
 from PIL import Image
 
 from sa2va_hf import masks
-from sa2va_hf.data.dataset import Sa2VADataset
+from sa2va_hf.data.dataset.dataset import Sa2VADataset
 from sa2va_hf.data.prepare.run import PrepareError, prepare
 from sa2va_hf.data.schema import Object, Reject, Sample, from_row, validate
 from sa2va_hf.data.sources import SOURCES

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sa2va_hf import masks
-from sa2va_hf.data.rows import Rows, scan
+from sa2va_hf.data.dataset.rows import Rows, scan
 from sa2va_hf.data.schema import FEATURES, Expression, Object, Sample, Turn, from_row, to_row
 
 MASK = np.zeros((4, 6), bool)

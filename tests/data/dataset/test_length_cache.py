@@ -1,15 +1,15 @@
 """Lengths that are kept are the lengths: whatever changes them changes the key, and a broken file is counted again.
 
-Run: pytest tests/data/test_length_cache.py
+Run: pytest tests/data/dataset/test_length_cache.py
 """
 
 import numpy as np
 import pytest
 from tiny import tiny_processor
 
-from sa2va_hf.data import length_cache
-from sa2va_hf.data.dataset import Sa2VADataset
-from sa2va_hf.data.length_cache import cached
+from sa2va_hf.data.dataset import length_cache
+from sa2va_hf.data.dataset.dataset import Sa2VADataset
+from sa2va_hf.data.dataset.length_cache import cached
 from sa2va_hf.data.prepare.run import prepare
 
 

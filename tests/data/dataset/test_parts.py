@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from records import sample
 
-from sa2va_hf.data.parts import Part
-from sa2va_hf.data.rows import Rows, scan
+from sa2va_hf.data.dataset.parts import Part
+from sa2va_hf.data.dataset.rows import Rows, scan
 from sa2va_hf.data.schema import FEATURES, Sample, Turn, to_row
 
 TEXT = Sample("text", "question", turns=[Turn("why?", "so.")])

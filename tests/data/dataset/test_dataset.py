@@ -16,8 +16,8 @@ from words import WordProcessor
 
 from sa2va_hf import masks
 from sa2va_hf.data.collator import Sa2VACollator
-from sa2va_hf.data.dataset import NO_REGIONS, Sa2VADataset
-from sa2va_hf.data.planning import Plan
+from sa2va_hf.data.dataset.dataset import NO_REGIONS, Sa2VADataset
+from sa2va_hf.data.dataset.planning import Plan
 from sa2va_hf.data.sampler import Sa2VASampler
 from sa2va_hf.data.schema import FEATURES, Expression, Object, Sample, Turn, to_row
 from sa2va_hf.data.shapes.source import shapes

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from words import WordProcessor
 
-from sa2va_hf.data.planning import Planner, TokenCounter
-from sa2va_hf.data.rows import Facts
+from sa2va_hf.data.dataset.planning import Planner, TokenCounter
+from sa2va_hf.data.dataset.rows import Facts
 
 TURNS = [
     ("Segment the dog.", "It is [SEG]."),

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sa2va_hf.data.rows import Facts, Row, Rows
+from sa2va_hf.data.dataset.rows import Facts, Row, Rows
 
 
 @dataclass

@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import InternVLConfig, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup, set_seed
 
 from sa2va_hf import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor
-from sa2va_hf.data import prompts
+from sa2va_hf.data.prompts import templates as prompts
 from sa2va_hf.data.prepare.run import prepare
 from sa2va_hf.data.shapes.source import TASKS, Options, Scene, draw, draw_scene, expressions, shapes
 from sa2va_hf.data.shapes.dialogue import DIALOGUES

@@ -24,7 +24,7 @@ from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAPredictor, Sa2VAProcess
 from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.data.dataset.dataset import Sa2VADataset
 from sa2va_hf.data.media import load_frames
-from sa2va_hf.data.prompts import SEG_ANSWERS, SEG_QUESTIONS, clean_phrase, fill
+from sa2va_hf.data.prompts.templates import SEG_ANSWERS, SEG_QUESTIONS, clean_phrase, fill
 from sa2va_hf.data.schema import from_row
 from sa2va_hf.drawing import contact_sheet, overlay
 from sa2va_hf.evaluation.metrics import CumulativeIoU

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from sa2va_hf.data.prompts import GCG_QUESTIONS, REGION_QUESTIONS
+from sa2va_hf.data.prompts.templates import GCG_QUESTIONS, REGION_QUESTIONS
 from sa2va_hf.data.schema import Turn
 from sa2va_hf.data.shapes.scene import Scene, Shape
 from sa2va_hf.data.shapes.text import FAMILIES, MOTION_WORDS, RELATIONS, Phrase, is_beside, phrase_of, phrases

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sa2va_hf import masks
-from sa2va_hf.data.prompts import GCG_QUESTIONS, draw
+from sa2va_hf.data.prompts.templates import GCG_QUESTIONS, draw
 from sa2va_hf.data.schema import Object, Reject, Sample, Turn
 from sa2va_hf.data.sources.coco_json import picture_of
 from sa2va_hf.data.sources.dialogue import seeded

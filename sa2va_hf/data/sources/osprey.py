@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sa2va_hf import masks
-from sa2va_hf.data.prompts import region_question
+from sa2va_hf.data.prompts.templates import region_question
 from sa2va_hf.data.schema import Object, Reject, Sample, Turn
 from sa2va_hf.data.sources.dialogue import MIN_CELLS, read_turns, region_mask, seeded
 from sa2va_hf.data.sources.files import annotation_file, expect_keys, find_picture, read_records, unique_id

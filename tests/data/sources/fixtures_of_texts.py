@@ -14,7 +14,7 @@ from fixtures_of_pictures import second_picture
 from on_disk import Fixture, block, cut, drop, plain, put, said, text, thing, with_options
 from PIL import Image
 
-from sa2va_hf.data.prompts import GCG_QUESTIONS, REGION_QUESTIONS
+from sa2va_hf.data.prompts.templates import GCG_QUESTIONS, REGION_QUESTIONS
 from sa2va_hf.data.schema import Object, Sample, Turn
 
 SMALL, WIDE, TINY = (40, 30), (64, 48), (12, 8)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sa2va_hf import masks
-from sa2va_hf.data.prompts import GCG_QUESTIONS
+from sa2va_hf.data.prompts.templates import GCG_QUESTIONS
 from sa2va_hf.data.schema import Object, Reject, Sample, Turn, validate
 from sa2va_hf.data.sources.gcg import FILES, gcg, trimmed
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sa2va_hf import masks
-from sa2va_hf.data.prompts import REGION_QUESTIONS
+from sa2va_hf.data.prompts.templates import REGION_QUESTIONS
 from sa2va_hf.data.schema import Object, Reject, Sample, Turn, validate
 from sa2va_hf.data.sources.dialogue import covered_cells, read_turns
 from sa2va_hf.data.sources.osprey import FILES, SHORTLY, TASK, osprey

@@ -1,13 +1,13 @@
 """Templates: each fits its phrase, tells targets from no targets, and is drawn by the generator alone.
 
-Run: pytest tests/data/test_prompts.py
+Run: pytest tests/data/prompts/test_templates.py
 """
 
 import numpy as np
 import pytest
 
-from sa2va_hf.data import prompts
-from sa2va_hf.data.prompts import clean_phrase, fill, referring_turn, region_question
+from sa2va_hf.data.prompts import templates as prompts
+from sa2va_hf.data.prompts.templates import clean_phrase, fill, referring_turn, region_question
 
 
 def rng(seed=0):

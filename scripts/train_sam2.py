@@ -3,7 +3,7 @@
     python scripts/prepare_data.py --source vos_folders --root MOSE --split train --output data/prepared/mose_train
     accelerate launch scripts/train_sam2.py configs/sam2/mose_finetune.yaml [--any_argument value]
 
-What can be set: sa2va_hf/training/sam2_arguments.py (and every field of transformers.TrainingArguments). Several
+What can be set: sa2va_hf/training/sam2/arguments.py (and every field of transformers.TrainingArguments). Several
 processes, on one machine or more:
 
     torchrun --nproc_per_node 8 scripts/train_sam2.py CONFIG.yaml
@@ -29,18 +29,18 @@ from sa2va_hf.data.clips.dataset import ClipDataset, ClipPart
 from sa2va_hf.data.clips.transforms import Augmentation
 from sa2va_hf.data.clips.vos import VosClips
 from sa2va_hf.model.grounding import build_sam2
-from sa2va_hf.training.sam2_arguments import (
+from sa2va_hf.training.sam2.arguments import (
     SAM2_ARGUMENTS,
     Sam2DataArguments,
     Sam2ModelArguments,
     Sam2Part,
     Sam2TrainingArguments,
 )
-from sa2va_hf.training.sam2_clip_model import Sam2ClipModel, set_dropout
-from sa2va_hf.training.sam2_losses import LossSettings
-from sa2va_hf.training.sam2_prompting import PromptSettings
-from sa2va_hf.training.sam2_trainable import make_trainable
-from sa2va_hf.training.sam2_trainer import Sam2Trainer
+from sa2va_hf.training.sam2.clip_model import Sam2ClipModel, set_dropout
+from sa2va_hf.training.sam2.losses import LossSettings
+from sa2va_hf.training.sam2.prompting import PromptSettings
+from sa2va_hf.training.sam2.trainable import make_trainable
+from sa2va_hf.training.sam2.trainer import Sam2Trainer
 from sa2va_hf.training.saving import find_checkpoint
 
 

@@ -10,8 +10,8 @@ from sa2va_hf import masks
 from sa2va_hf.data.schema import FEATURES, Object, Sample, to_row
 from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
 from sa2va_hf.model.grounding import build_sam2
-from sa2va_hf.training.sam2_clip_model import Sam2ClipModel, set_dropout
-from sa2va_hf.training.sam2_prompting import PromptSettings
+from sa2va_hf.training.sam2.clip_model import Sam2ClipModel, set_dropout
+from sa2va_hf.training.sam2.prompting import PromptSettings
 
 COLOURS = ((220, 40, 40), (40, 60, 220), (40, 180, 60))
 PALETTE = [0, 0, 0, *(value for colour in COLOURS for value in colour), *[90] * (3 * 252)]

@@ -27,7 +27,7 @@ from sa2va_hf.data.clips.vos import to_square
 from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
 from sa2va_hf.model.grounding import build_sam2
 from sa2va_hf.model.tracking import follow_objects
-from sa2va_hf.training.sam2_arguments import SAM2_ARGUMENTS, Sam2Part
+from sa2va_hf.training.sam2.arguments import SAM2_ARGUMENTS, Sam2Part
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs/sam2").glob("*.yaml"))

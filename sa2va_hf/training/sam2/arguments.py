@@ -12,11 +12,11 @@ from typing import Any, Literal, get_type_hints
 
 from transformers.trainer_utils import IntervalStrategy
 
-from ..arguments import Sa2VATrainingArguments
-from ..data.clips.transforms import Augmentation
-from ..yaml_values import coerce, read_yaml, suggest
-from .sam2_losses import LossSettings
-from .sam2_prompting import PromptSettings
+from ...arguments import Sa2VATrainingArguments
+from ...data.clips.transforms import Augmentation
+from ...yaml_values import coerce, read_yaml, suggest
+from .losses import LossSettings
+from .prompting import PromptSettings
 from .schedules import LayerDecay
 
 

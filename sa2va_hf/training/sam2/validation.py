@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from ..data.clips.vos import VosClip
-from ..evaluation.video_metrics import j_and_f
-from ..model.tracking import follow_objects
+from ...data.clips.vos import VosClip
+from ...evaluation.video_metrics import j_and_f
+from ...model.tracking import follow_objects
 
 
 @torch.no_grad()

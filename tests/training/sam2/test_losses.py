@@ -1,6 +1,6 @@
 """Laws of SAM 2's training losses, and their equality with the original code's numbers.
 
-Run: SA2VA_TEST_DATA=... pytest tests/training/test_sam2_losses.py
+Run: SA2VA_TEST_DATA=... pytest tests/training/sam2/test_losses.py
 """
 
 import json
@@ -10,7 +10,7 @@ import pytest
 import torch
 from golden import formulas, references
 
-from sa2va_hf.training.sam2_losses import Losses, LossSettings, step_losses
+from sa2va_hf.training.sam2.losses import Losses, LossSettings, step_losses
 
 NAMES = {"mask": "loss_mask", "dice": "loss_dice", "iou": "loss_iou", "score": "loss_class"}
 

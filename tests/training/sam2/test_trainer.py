@@ -1,6 +1,6 @@
 """Laws of fine-tuning SAM 2: what learns, what stays, what a resumed run repeats, and what is written.
 
-Run: pytest tests/training/test_sam2_trainer.py
+Run: pytest tests/training/sam2/test_trainer.py
 """
 
 import json
@@ -18,10 +18,10 @@ from sa2va_hf.data.clips.dataset import ClipDataset, ClipPart
 from sa2va_hf.data.clips.transforms import Augmentation
 from sa2va_hf.data.clips.vos import VosClips
 from sa2va_hf.model.grounding import build_sam2
-from sa2va_hf.training.sam2_arguments import Sam2TrainingArguments
-from sa2va_hf.training.sam2_clip_model import set_dropout
-from sa2va_hf.training.sam2_trainable import has_lora, make_trainable, merged_state
-from sa2va_hf.training.sam2_trainer import Sam2Trainer
+from sa2va_hf.training.sam2.arguments import Sam2TrainingArguments
+from sa2va_hf.training.sam2.clip_model import set_dropout
+from sa2va_hf.training.sam2.trainable import has_lora, make_trainable, merged_state
+from sa2va_hf.training.sam2.trainer import Sam2Trainer
 from sa2va_hf.training.saving import newest_complete
 
 ALL = {"image_encoder": "full", "memory_attention": "full", "sam_mask_decoder": "full"}

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from ..data.clips.dataset import ClipBatchSampler, collate
-from .faults import SafeTrainer, begin_worker
-from .sam2_trainable import has_lora, merged_state
-from .sam2_validation import score_clip
+from ...data.clips.dataset import ClipBatchSampler, collate
+from ..faults import SafeTrainer, begin_worker
+from .trainable import has_lora, merged_state
+from .validation import score_clip
 from .schedules import OptionScheduler, parameter_groups
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Laws of the optimiser's options per parameter, and their equality with the original code's.
 
-Run: SA2VA_TEST_DATA=... pytest tests/training/test_schedules.py
+Run: SA2VA_TEST_DATA=... pytest tests/training/sam2/test_schedules.py
 """
 
 import json
@@ -15,7 +15,7 @@ from torch import nn
 
 from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
 from sa2va_hf.model.grounding import build_sam2
-from sa2va_hf.training.schedules import LayerDecay, OptionScheduler, parameter_groups, read_schedule
+from sa2va_hf.training.sam2.schedules import LayerDecay, OptionScheduler, parameter_groups, read_schedule
 
 FALLING = {"type": "cosine", "start": 5e-6, "end": 5e-7}
 

@@ -1,6 +1,6 @@
 """Laws of SAM 2's training over clips, and its equality with the original code's numbers.
 
-Run: SA2VA_TEST_DATA=... pytest tests/training/test_sam2_clip_model.py
+Run: SA2VA_TEST_DATA=... pytest tests/training/sam2/test_clip_model.py
 """
 
 import json
@@ -15,8 +15,8 @@ from golden import formulas, references
 
 from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
 from sa2va_hf.model.grounding import build_sam2
-from sa2va_hf.training.sam2_clip_model import NO_OBJECT_LOGIT, Sam2ClipModel, set_dropout
-from sa2va_hf.training.sam2_prompting import Points, Prompter, PromptSettings
+from sa2va_hf.training.sam2.clip_model import NO_OBJECT_LOGIT, Sam2ClipModel, set_dropout
+from sa2va_hf.training.sam2.prompting import Points, Prompter, PromptSettings
 
 CLICKED = {"prob_to_use_pt_input_for_train": 1.0, "num_correction_pt_per_frame": 2}
 MASKED = {"prob_to_use_pt_input_for_train": 0.0}
@@ -92,7 +92,7 @@ def test_a_loss_taken_at_once_has_the_gradient_of_one_that_waits():
     learn = model._learn
 
     def wait(answer, targets, ignore, objects):
-        from sa2va_hf.training.sam2_losses import step_losses
+        from sa2va_hf.training.sam2.losses import step_losses
 
         full = model._full_size(answer.masks)
         losses = step_losses(full, answer.ious, answer.scores, targets, model.losses, objects)
@@ -244,7 +244,7 @@ def test_losses_masks_and_gradients_of_the_original(golden, name, monkeypatch):
     if not name.startswith("point"):  # whose clicks are not random
         monkeypatch.setattr(Replayed, "boxes", list(record["boxes"]))
         monkeypatch.setattr(Replayed, "points", list(record["sampled_points"]))
-        monkeypatch.setattr("sa2va_hf.training.sam2_clip_model.Prompter", Replayed)
+        monkeypatch.setattr("sa2va_hf.training.sam2.clip_model.Prompter", Replayed)
     model = golden_model(meta, known, record)
     output = model(**golden_clip(arrays, known, record), rng=np.random.default_rng(42))
     tolerance = record["tolerance"]

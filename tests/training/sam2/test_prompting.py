@@ -1,6 +1,6 @@
 """Laws of simulated prompts, and their equality with the original code's draws.
 
-Run: SA2VA_TEST_DATA=... pytest tests/training/test_sam2_prompting.py
+Run: SA2VA_TEST_DATA=... pytest tests/training/sam2/test_prompting.py
 """
 
 import json
@@ -10,7 +10,7 @@ import pytest
 import torch
 from golden import formulas, references
 
-from sa2va_hf.training.sam2_prompting import (
+from sa2va_hf.training.sam2.prompting import (
     Prompter,
     PromptSettings,
     center_clicks,
@@ -140,7 +140,7 @@ def clicks_anywhere(prompter, masks):
     """Whether a correction of an all wrong, all inverse prediction falls inside the object regardless."""
     with torch.random.fork_rng(devices=[]), pytest.MonkeyPatch.context() as patch:
         asked = []
-        patch.setattr("sa2va_hf.training.sam2_prompting.uniform_clicks", lambda _, predicted: asked.append(predicted))
+        patch.setattr("sa2va_hf.training.sam2.prompting.uniform_clicks", lambda _, predicted: asked.append(predicted))
         prompter.correct(masks, ~masks)
     return asked == [None]
 

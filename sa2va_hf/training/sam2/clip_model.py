@@ -19,10 +19,10 @@ from sam2.modeling.sam2_utils import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..model.configuration_sa2va import Sa2VAGroundingConfig
-from ..model.grounding import PIXEL_MEAN, PIXEL_STD
-from .sam2_losses import Losses, LossSettings, step_losses
-from .sam2_prompting import ClipPlan, Points, Prompter, PromptSettings
+from ...model.configuration_sa2va import Sa2VAGroundingConfig
+from ...model.grounding import PIXEL_MEAN, PIXEL_STD
+from .losses import Losses, LossSettings, step_losses
+from .prompting import ClipPlan, Points, Prompter, PromptSettings
 
 NO_OBJECT_LOGIT = -1024.0  # what SAM 2 draws where its object score says that there is nothing
 

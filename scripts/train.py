@@ -30,8 +30,8 @@ from sa2va_hf.data.sources.prepared import open_hub
 from sa2va_hf.data.prepare.verification import open_folder
 from sa2va_hf.mixtures import HUB, Part
 from sa2va_hf.training.saving import find_checkpoint
-from sa2va_hf.training.trainable import load
-from sa2va_hf.training.trainer import Sa2VATrainer
+from sa2va_hf.training.sa2va.trainable import load
+from sa2va_hf.training.sa2va.trainer import Sa2VATrainer
 
 
 def open_part(part: Part, verify: bool = False) -> tuple:

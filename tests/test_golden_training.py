@@ -19,7 +19,7 @@ from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_hf.arguments import ModelArguments
 from sa2va_hf.checkpoints.convert import convert
 from sa2va_hf.model.losses import mask_losses, uncertain_points
-from sa2va_hf.training.trainable import add_lora
+from sa2va_hf.training.sa2va.trainable import add_lora
 
 pytestmark = pytest.mark.slow
 OBJECTS_PER_FRAME, SEED = 5, 0

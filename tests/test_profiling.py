@@ -56,7 +56,7 @@ def cells(table):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_benchmark_writes_its_tables(benchmark, monkeypatch, tmp_path, capsys, name):
-    """Training with each option once; compiling takes minutes and is left to tests/training/test_speed.py."""
+    """Training with each option once; compiling takes minutes and is left to tests/training/sa2va/test_speed.py."""
     monkeypatch.setitem(sys.modules, "cv2", opencv())
     asked, variants = [], dict(list(train.VARIANTS.items())[2:])
     monkeypatch.setattr(train, "compile_layers", asked.append)

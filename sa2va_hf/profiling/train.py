@@ -24,9 +24,9 @@ from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.model.configuration_sa2va import IMAGE_CONTEXT, Sa2VAConfig
 from sa2va_hf.model.modeling_sa2va import Sa2VAForConditionalGeneration
 from sa2va_hf.model.processing_sa2va import Sa2VAProcessor
-from sa2va_hf.training.flops import StepFlops, peak_flops
-from sa2va_hf.training.speed import compile_layers
-from sa2va_hf.training.trainable import make_trainable
+from sa2va_hf.training.sa2va.flops import StepFlops, peak_flops
+from sa2va_hf.training.sa2va.speed import compile_layers
+from sa2va_hf.training.sa2va.trainable import make_trainable
 
 _VIT = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 _LLMS = {  # Qwen2.5-1.5B and -7B

@@ -12,7 +12,7 @@ from toy_run import logits, tiny_folder
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_hf.arguments import ModelArguments, Sa2VATrainingArguments
 from sa2va_hf.checkpoints.merge import merge
-from sa2va_hf.training.trainable import load
+from sa2va_hf.training.sa2va.trainable import load
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from sa2va_hf.arguments import ModelArguments
 from sa2va_hf.model import released_api
 from sa2va_hf.model.backbones import BACKBONES, backbone_of
 from sa2va_hf.model.pictures import PICTURES
-from sa2va_hf.training.trainable import make_trainable
+from sa2va_hf.training.sa2va.trainable import make_trainable
 
 QWEN = ["qwen2_5_vl", "qwen3_vl"]
 ONE, TWO = "Sure, it is [SEG].", "The dog [SEG] and the cat [SEG]."

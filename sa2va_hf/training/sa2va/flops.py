@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..model.configuration_sa2va import IGNORE_INDEX
+from ...model.configuration_sa2va import IGNORE_INDEX
 
 # dense bfloat16 peaks in TFLOP/s, as their maker gives them; the first name that is part of the device's counts
 PEAKS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "H800": 989, "A100": 312, "A800": 312, "L40S": 362, "4090": 165}

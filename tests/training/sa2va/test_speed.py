@@ -11,8 +11,8 @@ from toy_run import ToyDataset
 
 from sa2va_hf.arguments import ModelArguments, Sa2VATrainingArguments
 from sa2va_hf.data.collator import Sa2VACollator
-from sa2va_hf.training.speed import compile_layers, use_faster_kernels
-from sa2va_hf.training.trainable import make_trainable
+from sa2va_hf.training.sa2va.speed import compile_layers, use_faster_kernels
+from sa2va_hf.training.sa2va.trainable import make_trainable
 
 
 def learned(model: nn.Module, batches: list[dict]) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -59,7 +59,7 @@ def test_liger_gets_the_language_model_and_leaves_the_loss_to_us(monkeypatch, tm
     module._apply_liger_kernel_to_instance = lambda model, **options: given.append((model, options))
     monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", module)
-    monkeypatch.setattr("sa2va_hf.training.speed.find_spec", lambda name: name)
+    monkeypatch.setattr("sa2va_hf.training.sa2va.speed.find_spec", lambda name: name)
     training = Sa2VATrainingArguments(str(tmp_path), use_liger_kernel=True, liger_kernel_config={"rope": False})
     monkeypatch.setattr(type(training), "device", torch.device("cuda"))
     model = tiny_model()
@@ -73,13 +73,13 @@ def test_liger_on_a_cpu_or_not_installed_is_an_error(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="`use_liger_kernel`: its kernels need a GPU"):
         use_faster_kernels(tiny_model(), training)
     monkeypatch.setattr(type(training), "device", torch.device("cuda"))
-    monkeypatch.setattr("sa2va_hf.training.speed.find_spec", lambda name: None)
+    monkeypatch.setattr("sa2va_hf.training.sa2va.speed.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install liger-kernel"):
         use_faster_kernels(tiny_model(), training)
 
 
 def test_compiling_under_zero3_is_an_error(monkeypatch, tmp_path):
-    monkeypatch.setattr("sa2va_hf.training.speed.is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr("sa2va_hf.training.sa2va.speed.is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(ValueError, match="`compile_layers`: not with ZeRO-3"):
         use_faster_kernels(tiny_model(), Sa2VATrainingArguments(str(tmp_path), compile_layers=True))
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import EvalPrediction
 
-from ..evaluation.metrics import intersection_union, ratio
-from ..model.configuration_sa2va import IGNORE_INDEX
+from ...evaluation.metrics import intersection_union, ratio
+from ...model.configuration_sa2va import IGNORE_INDEX
 
 COLUMNS = (
     "intersection",  # pixels, over all masks of the sample (one mask = one object on one frame)

@@ -1,6 +1,6 @@
 """Laws of training: what should change does and nothing else; the number of processes and interruptions do not matter.
 
-The slow ones start processes: pytest -m slow tests/training/test_trainer.py
+The slow ones start processes: pytest -m slow tests/training/sa2va/test_trainer.py
 """
 
 import math
@@ -10,7 +10,7 @@ import torch
 from toy_run import PRESETS, build, evaluation, launch, losses, records, run, tiny_folder
 
 from sa2va_hf.arguments import Sa2VATrainingArguments
-from sa2va_hf.training.trainer import Meter
+from sa2va_hf.training.sa2va.trainer import Meter
 
 RANDOM = {"lora_dropout": 0.1, "num_points": 64}  # draws random numbers in every step
 

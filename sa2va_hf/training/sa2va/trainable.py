@@ -18,9 +18,9 @@ from torch import nn
 from transformers import set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..arguments import ModelArguments, Sa2VATrainingArguments
-from ..model.modeling_sa2va import Sa2VAForConditionalGeneration
-from ..model.processing_sa2va import Sa2VAProcessor
+from ...arguments import ModelArguments, Sa2VATrainingArguments
+from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
+from ...model.processing_sa2va import Sa2VAProcessor
 from .speed import use_faster_kernels
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import EvalPrediction
 
-from sa2va_hf.training.scores import COLUMNS, IGNORE_INDEX, sample_sums, scores
+from sa2va_hf.training.sa2va.scores import COLUMNS, IGNORE_INDEX, sample_sums, scores
 
 SEG, WORD, OTHER = 3, 1, 2
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sa2va_hf.arguments import ModelArguments
-from sa2va_hf.training.trainable import make_trainable, trained_modules
+from sa2va_hf.training.sa2va.trainable import make_trainable, trained_modules
 
 
 def arguments(**values):

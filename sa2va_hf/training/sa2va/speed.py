@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..arguments import Sa2VATrainingArguments
+from ...arguments import Sa2VATrainingArguments
 
 
 def use_faster_kernels(model: nn.Module, training: Sa2VATrainingArguments) -> None:

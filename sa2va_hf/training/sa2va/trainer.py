@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_model_param_count
 
-from ..data.sampler import Sa2VASampler
-from ..model.configuration_sa2va import IGNORE_INDEX
-from .faults import SafeTrainer
+from ...data.sampler import Sa2VASampler
+from ...model.configuration_sa2va import IGNORE_INDEX
+from ..faults import SafeTrainer
 from .flops import StepFlops, peak_flops
 from .scores import sample_sums, scores
 from .speed import RecomputeEvery

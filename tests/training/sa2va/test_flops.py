@@ -1,6 +1,6 @@
 """Operations of a step: what torch counts when it runs, but for what is left out on purpose.
 
-Run: pytest tests/training/test_flops.py
+Run: pytest tests/training/sa2va/test_flops.py
 """
 
 import pytest
@@ -9,8 +9,8 @@ from tiny import tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from sa2va_hf.arguments import ModelArguments
-from sa2va_hf.training.flops import StepFlops, peak_flops
-from sa2va_hf.training.trainable import make_trainable
+from sa2va_hf.training.sa2va.flops import StepFlops, peak_flops
+from sa2va_hf.training.sa2va.trainable import make_trainable
 
 
 def counted(call):

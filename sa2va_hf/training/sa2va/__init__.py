@@ -1,0 +1,1 @@
+"""Training of Sa2VA: trainer, trained weights, scores and speed."""

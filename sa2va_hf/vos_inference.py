@@ -19,9 +19,9 @@ from PIL import Image
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
+from .data.clips.vos import MaskFolder, to_square
 from .data.media import decode_video, load_image, video_shape
 from .data.sources.clips import numbered_frames
-from .data.clips.vos import MaskFolder, to_square
 from .masks import components
 from .model.tracking import follow_objects
 

@@ -27,11 +27,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import InternVLConfig, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup, set_seed
 
 from sa2va_hf import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor
-from sa2va_hf.data.prompts import templates as prompts
 from sa2va_hf.data.prepare.run import prepare
-from sa2va_hf.data.shapes.source import TASKS, Options, Scene, draw, draw_scene, expressions, shapes
+from sa2va_hf.data.prompts import templates as prompts
 from sa2va_hf.data.shapes.dialogue import DIALOGUES
 from sa2va_hf.data.shapes.scene import MIN_VISIBLE
+from sa2va_hf.data.shapes.source import TASKS, Options, Scene, draw, draw_scene, expressions, shapes
 from sa2va_hf.data.shapes.text import ATTRIBUTES, FAMILIES
 from sa2va_hf.model.configuration_sa2va import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, SEG_TOKEN, SPECIAL_TOKENS
 from sa2va_hf.model.processing_sa2va import get_template

@@ -25,8 +25,8 @@ from typing import Any
 from tqdm import tqdm
 
 from sa2va_hf.data.prepare.manifest import Manifest
-from sa2va_hf.data.prepare.run import PrepareError, check, prepare
 from sa2va_hf.data.prepare.releases import RELEASES
+from sa2va_hf.data.prepare.run import PrepareError, check, prepare
 from sa2va_hf.data.schema import Reject
 from sa2va_hf.data.sources import SOURCES
 from sa2va_hf.data.sources.options import parse_options

@@ -26,12 +26,12 @@ from sa2va_hf.command_line import mistakes
 from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.data.dataset.dataset import Sa2VADataset
 from sa2va_hf.data.dataset.length_cache import default_folder
-from sa2va_hf.data.sources.prepared import open_hub
 from sa2va_hf.data.prepare.verification import open_folder
+from sa2va_hf.data.sources.prepared import open_hub
 from sa2va_hf.mixtures import HUB, Part
-from sa2va_hf.training.saving import find_checkpoint
 from sa2va_hf.training.sa2va.trainable import load
 from sa2va_hf.training.sa2va.trainer import Sa2VATrainer
+from sa2va_hf.training.saving import find_checkpoint
 
 
 def open_part(part: Part, verify: bool = False) -> tuple:

@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 
 from sa2va_hf.checkpoints.sam2 import load
-from sa2va_hf.data.sources.clips import read_names
 from sa2va_hf.data.clips.vos import MaskFolder
+from sa2va_hf.data.sources.clips import read_names
 from sa2va_hf.evaluation.following import CONVENTIONS, score_folder, summarize
 from sa2va_hf.vos_inference import VosOptions, follow_video, read_video
 

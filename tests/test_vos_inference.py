@@ -16,8 +16,8 @@ from clips import disc, draw, tiny_clip_model, write_davis
 from PIL import Image
 from safetensors.torch import save_file
 
-from sa2va_hf.data.media import decode_video
 from sa2va_hf.data.clips.vos import MaskFolder
+from sa2va_hf.data.media import decode_video
 from sa2va_hf.evaluation.benchmarks import get_benchmark, load_items
 from sa2va_hf.evaluation.following import score_folder, summarize
 from sa2va_hf.evaluation.items import Answer, Settings

@@ -19,9 +19,9 @@ from torch.utils.data import SequentialSampler
 
 from sa2va_hf.arguments import ModelArguments, Sa2VATrainingArguments
 from sa2va_hf.data.collator import Sa2VACollator
-from sa2va_hf.training.saving import find_checkpoint
 from sa2va_hf.training.sa2va.trainable import load
 from sa2va_hf.training.sa2va.trainer import Sa2VATrainer
+from sa2va_hf.training.saving import find_checkpoint
 
 TEXT, IMAGE, IMAGE_MASKS, VIDEO_MASKS = 0, 1, 2, 4
 KINDS = (TEXT, IMAGE_MASKS, IMAGE, VIDEO_MASKS, IMAGE_MASKS)

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sa2va_hf import masks
+from sa2va_hf.data.clips.vos import MaskFolder
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.schema import Sample
-from sa2va_hf.data.clips.vos import MaskFolder
 from sa2va_hf.evaluation import video_conventions
 from sa2va_hf.evaluation.items import Answer, Item, Settings, checked_mask, percent
 from sa2va_hf.evaluation.metrics import mean

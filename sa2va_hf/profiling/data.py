@@ -19,17 +19,17 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from sa2va_hf import masks
-from sa2va_hf.profiling.report import Memory, measure, table
-from sa2va_hf.data.prepare.checking import UNIT, Checked
 from sa2va_hf.data.dataset.dataset import Sa2VADataset
-from sa2va_hf.data.prepare.manifest import Manifest
-from sa2va_hf.data.media import load_frames
-from sa2va_hf.data.prepare.run import prepare
 from sa2va_hf.data.dataset.rows import Rows
+from sa2va_hf.data.media import load_frames
+from sa2va_hf.data.prepare.checking import UNIT, Checked
+from sa2va_hf.data.prepare.manifest import Manifest
+from sa2va_hf.data.prepare.run import prepare
+from sa2va_hf.data.prepare.shards import ShardWriter, write_index
 from sa2va_hf.data.sampler import Sa2VASampler
 from sa2va_hf.data.schema import FEATURES, Expression, Object, Sample, Turn, to_row
-from sa2va_hf.data.prepare.shards import ShardWriter, write_index
 from sa2va_hf.inference import Sa2VAPredictor
+from sa2va_hf.profiling.report import Memory, measure, table
 
 SIDE = 448
 

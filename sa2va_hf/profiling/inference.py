@@ -12,11 +12,11 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import InternVLConfig, PreTrainedTokenizerFast
 
-from sa2va_hf.profiling.report import measure, operations, table
 from sa2va_hf.inference import Sa2VAPredictor
 from sa2va_hf.model.configuration_sa2va import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, SPECIAL_TOKENS, Sa2VAConfig
 from sa2va_hf.model.modeling_sa2va import Sa2VAForConditionalGeneration
 from sa2va_hf.model.processing_sa2va import Sa2VAProcessor
+from sa2va_hf.profiling.report import measure, operations, table
 
 QUESTION = "Please segment everything."
 TINY_SAM2 = {"size": "tiny", "image_size": 256, "hidden_dim": 64, "embed_dim": 48, "memory_dim": 32}

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from sa2va_hf.profiling.report import Memory, table
 from sa2va_hf.evaluation.video_metrics import BOUNDARY_BOUND, clip_scores, frame_scores
+from sa2va_hf.profiling.report import Memory, table
 
 Pair = tuple[np.ndarray, np.ndarray]
 SIZES = {"480p": (480, 854), "1080p": (1080, 1920)}

@@ -18,12 +18,12 @@ from torch import nn
 from transformers import InternVLConfig
 
 from sa2va_hf.arguments import ModelArguments
-from sa2va_hf.profiling.inference import TINY_SAM2, tokenizer
-from sa2va_hf.profiling.report import Memory, operations, table
 from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.model.configuration_sa2va import IMAGE_CONTEXT, Sa2VAConfig
 from sa2va_hf.model.modeling_sa2va import Sa2VAForConditionalGeneration
 from sa2va_hf.model.processing_sa2va import Sa2VAProcessor
+from sa2va_hf.profiling.inference import TINY_SAM2, tokenizer
+from sa2va_hf.profiling.report import Memory, operations, table
 from sa2va_hf.training.sa2va.flops import StepFlops, peak_flops
 from sa2va_hf.training.sa2va.speed import compile_layers
 from sa2va_hf.training.sa2va.trainable import make_trainable

@@ -10,8 +10,8 @@ import json
 import numpy as np
 import pytest
 
-from sa2va_hf.profiling.data import rank_correlation, worst_share_of_a_tenth
 from sa2va_hf.data.sampler import Sa2VASampler
+from sa2va_hf.profiling.data import rank_correlation, worst_share_of_a_tenth
 
 SLACK = 0.005
 CASES = [(name, world, batch, accumulation)

@@ -9,8 +9,8 @@ import torch
 from accelerate.data_loader import BatchSamplerShard, skip_first_batches
 from torch.utils.data import BatchSampler, DataLoader
 
-from sa2va_hf.profiling.data import heavy_tailed, rank_correlation, three_modalities, worst_share_of_a_tenth
 from sa2va_hf.data.sampler import Sa2VASampler
+from sa2va_hf.profiling.data import heavy_tailed, rank_correlation, three_modalities, worst_share_of_a_tenth
 
 WORLD, BATCH = 8, 8
 

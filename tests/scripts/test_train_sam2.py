@@ -22,8 +22,8 @@ from sa2va_hf import masks
 from sa2va_hf.arguments import parse
 from sa2va_hf.checkpoints.convert import convert
 from sa2va_hf.checkpoints.sam2 import load
-from sa2va_hf.data.prepare.run import prepare
 from sa2va_hf.data.clips.vos import to_square
+from sa2va_hf.data.prepare.run import prepare
 from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
 from sa2va_hf.model.grounding import build_sam2
 from sa2va_hf.model.tracking import follow_objects

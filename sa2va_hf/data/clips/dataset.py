@@ -16,9 +16,9 @@ from torch.utils.data import Sampler
 
 from sa2va_hf import masks
 from sa2va_hf.data.clips.transforms import Augmentation, transform
-from sa2va_hf.data.media import describe, load_frames
 from sa2va_hf.data.dataset.parts import Part
 from sa2va_hf.data.dataset.rows import Row, Rows, scan
+from sa2va_hf.data.media import describe, load_frames
 from sa2va_hf.data.schema import Media, Reject, Sample
 
 logger = logging.getLogger(__name__)

@@ -2,4 +2,4 @@
 
 from .dataset import Sa2VADataset
 
-__all__ = ['Sa2VADataset']
+__all__ = ["Sa2VADataset"]

@@ -17,10 +17,10 @@ from PIL import Image
 
 from sa2va_hf import masks
 from sa2va_hf.data.dataset.length_cache import cached, fingerprint, processor_fingerprint
-from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.dataset.parts import Part
 from sa2va_hf.data.dataset.planning import Plan, Planner, TokenCounter, region_masks
 from sa2va_hf.data.dataset.rows import Rows, scan
+from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.schema import Media, Reject, Sample
 
 logger = logging.getLogger(__name__)

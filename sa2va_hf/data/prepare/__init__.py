@@ -2,4 +2,4 @@
 
 from .run import PrepareError, check, prepare
 
-__all__ = ['PrepareError', 'check', 'prepare']
+__all__ = ["PrepareError", "check", "prepare"]

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from sa2va_hf.data.prepare.exclusion import sample_keys
 from sa2va_hf.data.media import load_image, video_shape
+from sa2va_hf.data.prepare.exclusion import sample_keys
 from sa2va_hf.data.schema import FEATURES, Media, Reject, Sample, to_row, validate
 from sa2va_hf.data.sources import SOURCES
 from sa2va_hf.data.sources.files import recorded_hashes

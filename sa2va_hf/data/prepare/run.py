@@ -20,8 +20,8 @@ from typing import Any
 from sa2va_hf.data.prepare.checking import check_unit, map_in_order, units
 from sa2va_hf.data.prepare.exclusion import read_exclusions
 from sa2va_hf.data.prepare.manifest import NAME, Manifest, PrepareError, joined, judge
-from sa2va_hf.data.schema import Reject
 from sa2va_hf.data.prepare.shards import PROGRESS, ShardWriter, resume, sample_ids, write_index
+from sa2va_hf.data.schema import Reject
 from sa2va_hf.data.sources import SOURCES
 from sa2va_hf.data.sources.files import recorded_hashes
 

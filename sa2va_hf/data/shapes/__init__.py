@@ -2,4 +2,4 @@
 
 from .source import TASKS, Options, Scene, draw, draw_scene, expressions, render, shapes
 
-__all__ = ['TASKS', 'Options', 'Scene', 'draw', 'draw_scene', 'expressions', 'render', 'shapes']
+__all__ = ["TASKS", "Options", "Scene", "draw", "draw_scene", "expressions", "render", "shapes"]

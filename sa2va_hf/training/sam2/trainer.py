@@ -21,9 +21,9 @@ from transformers import TrainerCallback
 
 from ...data.clips.dataset import ClipBatchSampler, collate
 from ..faults import SafeTrainer, begin_worker
+from .schedules import OptionScheduler, parameter_groups
 from .trainable import has_lora, merged_state
 from .validation import score_clip
-from .schedules import OptionScheduler, parameter_groups
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from PIL import Image
 from records import clip, contents, given, picture, read, sample
 
 from sa2va_hf import masks
-from sa2va_hf.data.prepare import shards
 from sa2va_hf.data.media import load_image
-from sa2va_hf.data.prepare.run import PrepareError, check, prepare
+from sa2va_hf.data.prepare import shards
 from sa2va_hf.data.prepare.releases import RELEASES
+from sa2va_hf.data.prepare.run import PrepareError, check, prepare
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample, Turn
 from sa2va_hf.data.sources import SOURCES
 from sa2va_hf.data.sources.files import read_json

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from sa2va_hf.data.schema import from_row, to_row, validate
-from sa2va_hf.data.shapes.source import TASKS, WORLDS, Options, Scene, Shape, draw, expressions, render, shapes
 from sa2va_hf.data.shapes.dialogue import DIALOGUES
 from sa2va_hf.data.shapes.scene import MIN_VISIBLE
+from sa2va_hf.data.shapes.source import TASKS, WORLDS, Options, Scene, Shape, draw, expressions, render, shapes
 from sa2va_hf.data.shapes.text import EXPRESSION_KINDS
 from sa2va_hf.data.shapes.world import vocabulary
 from sa2va_hf.masks import decode, mask_to_box

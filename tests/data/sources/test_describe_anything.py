@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from sa2va_hf import masks
-from sa2va_hf.data.prepare.exclusion import sample_keys
 from sa2va_hf.data.media import load_image
+from sa2va_hf.data.prepare.exclusion import sample_keys
 from sa2va_hf.data.prompts.templates import REGION_QUESTIONS
 from sa2va_hf.data.schema import Object, Reject, Sample, Turn, validate
 from sa2va_hf.data.sources.describe_anything import describe_anything

@@ -14,8 +14,8 @@ from fixtures import FIXTURES
 from on_disk import load, put, save
 from records import contents, read
 
-from sa2va_hf.data.prepare import checking
 from sa2va_hf.data.media import load_frames
+from sa2va_hf.data.prepare import checking
 from sa2va_hf.data.prepare.run import check, prepare
 from sa2va_hf.data.schema import Reject, Sample, validate
 from sa2va_hf.data.sources import SOURCES

@@ -23,8 +23,15 @@ MAY_IMPORT = {
     "drawing": set(),
     "model": set(),
     "data": {"masks", "model.configuration_sa2va"},
-    "training": {"data", "model", "arguments", "evaluation.metrics", "evaluation.video_metrics"},
-    "training.sam2_arguments": {"training", "data", "arguments", "mixtures", "yaml_values"},
+    "training": {
+        "data",
+        "model",
+        "arguments",
+        "mixtures",
+        "yaml_values",
+        "evaluation.metrics",
+        "evaluation.video_metrics",
+    },
     "checkpoints": {"model"},
     "inference": {"model"},
     "evaluation": {
@@ -37,7 +44,7 @@ MAY_IMPORT = {
         "model.tracking",
     },
     "inspection": {"data", "masks", "drawing"},
-    "benchmarks": {
+    "profiling": {
         "",
         "data",
         "masks",

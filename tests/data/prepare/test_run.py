@@ -26,7 +26,7 @@ from sa2va_hf.data.schema import Expression, Object, Reject, Sample, Turn
 from sa2va_hf.data.sources import SOURCES
 from sa2va_hf.data.sources.files import read_json
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prepare_data.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "prepare_data.py"
 SHAPES = {"count": 70, "size": 48, "clip_fraction": 0.2, "tasks": ["referring", "region_caption"]}
 
 

@@ -23,3 +23,11 @@ def formulas(folder: Path) -> ModuleType:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+def systems(shared_data: Path) -> Path:
+    """golden/systems beside the samples: search, dual loop, boxes; the test is skipped without it."""
+    folder = shared_data.parent / "golden/systems"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    return folder

@@ -6,7 +6,6 @@ so every RLE is parsed and checked here before it is used.
 """
 
 import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -14,6 +13,8 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
+
+from sa2va_hf.boxes import Box
 
 
 class RLE(TypedDict):
@@ -23,10 +24,7 @@ class RLE(TypedDict):
     counts: str
 
 
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
-
 MAX_RUN_CHARACTERS = 7  # 5 bits each: 2**34 pixels, more than any mask has
-GRID = 1000  # boxes are written in text as integers of a 0..1000 grid
 
 
 # ---------------------------------------------------------------- RLE <-> array
@@ -300,34 +298,6 @@ def rle_to_box(rle: dict) -> Box | None:
     if (starts // height != lasts // height).any():  # a run into the next column holds the last row and the first
         return float(x0), 0.0, float(x1), float(height)
     return float(x0), float((starts % height).min()), float(x1), float((lasts % height).max() + 1)
-
-
-def box_to_text(box: Sequence[float], width: int, height: int) -> str:
-    """A pixel box as the model writes it: "[x0, y0, x1, y1]" in integers of 0..1000 per side of the picture."""
-    if len(box) != 4 or width <= 0 or height <= 0:
-        raise ValueError(f"a box needs 4 values and a picture of positive size, got {box} in {width} x {height}")
-    sides = (width, height, width, height)
-    numbers = [min(max(round(GRID * value / side), 0), GRID) for value, side in zip(box, sides, strict=True)]
-    return "[" + ", ".join(map(str, numbers)) + "]"
-
-
-_NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
-_BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
-
-
-def text_to_boxes(text: str, width: int, height: int, sides: tuple[int, int] = (GRID, GRID)) -> list[Box]:
-    """All boxes written in a text ("[x0, y0, x1, y1]"), in pixels, in the order of the text.
-
-    sides: what the text calls the width and the height of the picture: 1000, or the pixels of a resized one. Numbers
-    beyond them are clipped and swapped corners are put right: what a model writes is not always a box.
-    """
-    boxes = []
-    for match in _BOX.finditer(text):
-        x0, y0, x1, y1 = (
-            min(float(number), side) / side for number, side in zip(match.groups(), sides * 2, strict=True)
-        )
-        boxes.append((min(x0, x1) * width, min(y0, y1) * height, max(x0, x1) * width, max(y0, y1) * height))
-    return boxes
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:

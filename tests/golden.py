@@ -1,6 +1,7 @@
 """The folder of numbers that the original code gave, for tests that compare with it: formulas and stored arrays."""
 
 import importlib.util
+import json
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,14 @@ def references(shared_data: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there")
     return folder
+
+
+def system(shared_data: Path, name: str) -> dict:
+    """A JSON file of golden/systems beside the samples; the test is skipped without it."""
+    file = shared_data.parent / "golden/systems" / name
+    if not file.is_file():
+        pytest.skip(f"{file} is not there")
+    return json.loads(file.read_text())
 
 
 @cache

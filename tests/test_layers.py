@@ -19,10 +19,11 @@ MAY_IMPORT = {
     "mixtures": {"yaml_values"},
     "yaml_values": set(),
     "command_line": set(),
-    "masks": set(),
+    "masks": {"boxes"},
+    "boxes": set(),
     "drawing": set(),
     "model": set(),
-    "data": {"masks", "model.configuration_sa2va"},
+    "data": {"boxes", "masks", "model.configuration_sa2va"},
     "training": {
         "data",
         "model",
@@ -33,8 +34,9 @@ MAY_IMPORT = {
         "evaluation.video_metrics",
     },
     "checkpoints": {"model"},
-    "inference": {"model"},
+    "inference": {"boxes", "model"},
     "evaluation": {
+        "boxes",
         "inference",
         "pseudo_labels",
         "masks",
@@ -57,7 +59,7 @@ MAY_IMPORT = {
     },  # fmt: skip
     "pseudo_labels": {"inference", "data", "masks", "model"},
     "vos_inference": {"model", "data", "masks"},
-    "search": {"inference"},
+    "search": {"boxes", "inference", "drawing"},
     "demo": {"inference"},
 }
 

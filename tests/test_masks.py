@@ -223,22 +223,6 @@ def test_box_is_tight_and_exclusive():
     assert masks.mask_to_box(np.ones((4, 5), bool)) == (0, 0, 5, 4)
 
 
-def test_boxes_survive_the_way_through_text_to_half_a_grid_cell():
-    rng = np.random.default_rng(0)
-    width, height = 640, 427
-    boxes = np.sort(rng.random((50, 2, 2)), axis=1).reshape(50, 4) * (width, height, width, height)
-    text = " and ".join(masks.box_to_text(box, width, height) for box in boxes)
-    back = np.array(masks.text_to_boxes(text, width, height))
-    assert np.abs(back - boxes).max() <= 0.5 * width / masks.GRID + 1e-9
-
-
-def test_box_text_form_and_what_a_model_might_write():
-    assert masks.box_to_text((0, 0, 320, 480), 640, 480) == "[0, 0, 500, 1000]"
-    assert masks.box_to_text((-5, 0, 900, 480), 640, 480) == "[0, 0, 1000, 1000]"
-    assert masks.text_to_boxes("no box [1, 2, 3] here", 10, 10) == []
-    assert masks.text_to_boxes("it is [[500,0,250,2000]].", 100, 10) == [(25, 0, 50, 10)]
-
-
 def test_iou():
     left, both = block(4, 8, 0, 0, 4, 4), np.ones((4, 8), bool)
     nothing = np.zeros((4, 8), bool)

@@ -2,7 +2,7 @@
 
     absolute    the N-th from the left or right, among all objects or those of a category
     relative    the N-th to the left or right of another object, named by its category where it is the only one of it,
-                else by its box ("the one at [67, 314, 177, 658]", see masks.box_to_text)
+                else by its box ("the one at [67, 314, 177, 658]", see boxes.PLAIN)
     switch      the leftmost or rightmost, where that is not the same object throughout the clip
 
 What counts is the middle of an object's box. A phrase is made only of frames on which it is clear: every object that
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sa2va_hf import masks
+from sa2va_hf.boxes import PLAIN, box_iou, write
 from sa2va_hf.data.schema import Expression, Object, Sample
 
 KINDS = ("absolute", "relative", "switch")
@@ -54,7 +55,7 @@ def extreme_phrase(side: str, noun: str = "object") -> str:
 
 def box_name(box: Sequence[float], width: int, height: int) -> str:
     """How an object without a name of its own is called. box: in pixels."""
-    return f"the one at {masks.box_to_text(box, width, height)}"
+    return f"the one at {write([[box]], width, height, PLAIN)}"
 
 
 @dataclass(frozen=True)
@@ -202,13 +203,6 @@ class _Places:
             if of_thing[frame] is not None and box_iou(box, of_thing[frame]) >= SAME_PLACE
         ]
         return near == [thing]
-
-
-def box_iou(a: masks.Box, b: masks.Box) -> float:
-    """Intersection over union of two boxes with an area."""
-    across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    common = max(across, 0.0) * max(down, 0.0)
-    return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
 
 
 def _ranked(

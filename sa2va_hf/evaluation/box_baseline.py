@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from sa2va_hf import masks
+from sa2va_hf.boxes import GRID, Box, read
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.sources.folder_parts import Shapes
 from sa2va_hf.evaluation.following import follow
@@ -71,15 +72,15 @@ def ask_for_boxes(predictor: Sa2VAPredictor, items: Sequence[Item], settings: Se
     return answers
 
 
-def read_boxes(text: str, picture: Image.Image, style: str, predictor: Sa2VAPredictor) -> list[masks.Box]:
+def read_boxes(text: str, picture: Image.Image, style: str, predictor: Sa2VAPredictor) -> list[Box]:
     """Boxes with an area that are written in a text, in pixels of the picture."""
-    sides = (masks.GRID, masks.GRID)
+    sides = (GRID, GRID)
     if BOX_STYLES[style].in_pixels:
         pictures = predictor.processor.pictures
         *_, rows, columns = pictures.inputs([([picture], False)])["image_grid_thw"][0].tolist()
         sides = (columns * pictures.patch_size, rows * pictures.patch_size)
-    boxes = masks.text_to_boxes(text, *picture.size, sides)
-    return [box for box in boxes if box[2] > box[0] and box[3] > box[1]]
+    (found,) = read(text, *picture.size, frames=1, sides=sides).frames
+    return [box for box in found or () if box[2] > box[0] and box[3] > box[1]]
 
 
 def _evenly(frames: int, count: int) -> list[int]:
@@ -87,7 +88,7 @@ def _evenly(frames: int, count: int) -> list[int]:
 
 
 def _drawn(
-    predictor: Sa2VAPredictor, item: Item, frame: int, picture: Image.Image, text: str, boxes: list[masks.Box]
+    predictor: Sa2VAPredictor, item: Item, frame: int, picture: Image.Image, text: str, boxes: list[Box]
 ) -> Answer:
     more = {"boxes": [list(box) for box in boxes], "frame": frame, "said": bool(boxes)}
     if not boxes:

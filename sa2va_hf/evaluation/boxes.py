@@ -6,23 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from sa2va_hf.boxes import box_giou, box_iou
 from sa2va_hf.evaluation.assignment import greedy
 from sa2va_hf.evaluation.metrics import mean
 
 GREC_SCORE, GREC_GIOU = 0.7, 0.5  # a box counts from this score on; boxes match from this generalized IoU on
-
-
-def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of boxes (..., 4), pairwise by broadcasting -> float64 (...). Two boxes without area: 0."""
-    inside, union, _ = _areas(boxes, others)
-    return np.divide(inside, union, out=np.zeros_like(union), where=union > 0)
-
-
-def box_giou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Generalized IoU, in -1..1: IoU less the share of the box around both that neither covers."""
-    inside, union, hull = _areas(boxes, others)
-    overlap = np.divide(inside, union, out=np.zeros_like(union), where=union > 0)
-    return overlap - np.divide(hull - union, hull, out=np.zeros_like(hull), where=hull > 0)
 
 
 class BoxAccuracy:
@@ -128,18 +116,3 @@ def _boxes(name: str, values: Sequence[Sequence[float]] | np.ndarray) -> np.ndar
     if found is None or found.ndim != 2 or found.shape[1] != 4:
         raise ValueError(f"{name}: expected boxes [x0, y0, x1, y1], got {values!r:.80}")
     return found
-
-
-def _areas(boxes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(intersection, union, box around both) of boxes (..., 4)."""
-    boxes, others = np.asarray(boxes, dtype=np.float64), np.asarray(others, dtype=np.float64)
-    if boxes.shape[-1:] != (4,) or others.shape[-1:] != (4,):
-        raise ValueError(f"boxes: expected [x0, y0, x1, y1], got the shapes {boxes.shape} and {others.shape}")
-
-    def area(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        return np.clip(high - low, 0, None).prod(-1)
-
-    low, high = (boxes[..., :2], others[..., :2]), (boxes[..., 2:], others[..., 2:])
-    inside = area(np.maximum(*low), np.minimum(*high))
-    union = area(low[0], high[0]) + area(low[1], high[1]) - inside
-    return inside, union, area(np.minimum(*low), np.maximum(*high))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sa2va_hf import masks
+from sa2va_hf import boxes, masks
 from sa2va_hf.data.relations import KINDS, MAX_RANK, MIN_FRAMES, find_relations, longest_run, ordinal, relate
 from sa2va_hf.data.schema import Expression, Object, Sample, validate
 
@@ -196,7 +196,7 @@ def is_true(text, target, sample, at):
         return order[rank - 1] == target
     rank, side, called = WORDS[match[1]], match[3], match[4]
     if called.startswith("one at "):
-        (box,) = masks.text_to_boxes(called, WIDTH, HEIGHT)
+        ((box,),) = boxes.read(called, WIDTH, HEIGHT).frames
         near = [n for n in present if overlap(box, masks.decode(sample.objects[n].masks[at])) > 0.45]
     else:
         near = [n for n in range(len(names)) if names[n] == called]

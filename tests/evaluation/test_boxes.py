@@ -12,14 +12,6 @@ A, HALF, FAR = [0.0, 0, 10, 10], [0.0, 0, 10, 5], [20.0, 20, 30, 30]
 ABSENT = [np.nan] * 4
 
 
-def test_iou_and_giou():
-    assert boxes.box_iou(A, HALF) == 0.5
-    assert boxes.box_iou(A, FAR) == 0.0
-    assert boxes.box_giou(A, FAR) == pytest.approx(-(900 - 200) / 900)
-    assert boxes.box_iou([5, 5, 5, 5], [5, 5, 5, 5]) == 0.0
-    np.testing.assert_array_equal(boxes.box_iou(np.array([A, FAR])[:, None], np.array([[A, FAR]])), np.eye(2))
-
-
 def test_exactly_the_threshold_is_a_hit_but_not_for_v_star():
     for strict, expected in ((False, 2 / 3), (True, 1 / 3)):
         first, second = boxes.BoxAccuracy(strict=strict), boxes.BoxAccuracy(strict=strict)
@@ -42,8 +34,6 @@ def test_what_is_no_box_is_an_error():
     with pytest.raises(ValueError, match="target: expected .* of an object that is there"):
         scores.add(A, ABSENT)
     assert len(scores) == 0
-    with pytest.raises(ValueError, match=r"the shapes \(3,\) and \(4,\)"):
-        boxes.box_iou([0.0, 0, 10], A)
     grec = boxes.GeneralizedBoxes()
     for given, message in (
         (([A[:3]] * 4, [0.9] * 4, [A]), "boxes: expected boxes"),

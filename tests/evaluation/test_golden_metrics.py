@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from golden import references
 
+from sa2va_hf.boxes import box_giou, box_iou
 from sa2va_hf.evaluation import boxes, metrics
 from sa2va_hf.evaluation import video_conventions as video
 from sa2va_hf.evaluation.video_metrics import boundary_accuracy, region_similarity
@@ -207,9 +208,9 @@ def test_grefcoco_with_targets_only(res):
 def test_boxes(res):
     figures = res[0]["boxes"]
     true, drawn = np.array(figures["gt_xyxy"]), np.array(figures["pred_xyxy"])
-    np.testing.assert_allclose(boxes.box_iou(drawn, true), figures["iou"], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(boxes.box_giou(drawn, true), figures["giou"], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(boxes.box_iou(drawn, true), figures["vstar_iou"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(box_iou(drawn, true), figures["iou"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(box_giou(drawn, true), figures["giou"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(box_iou(drawn, true), figures["vstar_iou"], rtol=0, atol=1e-6)
     for strict, name in ((False, "acc_at_05_inclusive"), (True, "acc_at_05_strict"), (True, "vstar_acc_strict")):
         scores = boxes.BoxAccuracy(strict=strict)
         for pair in zip(drawn, true, strict=True):

@@ -20,8 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sa2va_hf.boxes import check_number_form, from_numbers
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
-from sa2va_hf.data.sources.boxes import box_object, check_form, to_box
+from sa2va_hf.data.sources.boxes import box_object
 from sa2va_hf.data.sources.coco_json import IMAGE_FOLDERS, Filled, check_phrases, fill_samples, picture_of
 from sa2va_hf.data.sources.files import (
     annotation_file,
@@ -82,7 +83,7 @@ def box_json(
     splits (see `keep_split`). one, several: the phrase for one and for several objects of a category. Raises
     ValueError when a file is missing or of none of these forms.
     """
-    check_form(boxes, "boxes")
+    check_number_form(boxes, "boxes")
     check_phrases(one=one, several=several)
     if not isinstance(min_score, int | float):
         raise ValueError(f"option min_score must be a number, got {min_score!r}")
@@ -245,7 +246,7 @@ def _sample(
             if isinstance(entry, ValueError):
                 raise entry
             text, is_category, numbers = entry
-            box = to_box(numbers, form, sample.height, sample.width)
+            box = from_numbers(numbers, form, sample.height, sample.width)
         except ValueError as error:
             yield Reject(f"{picture.name}/box {number}", str(error), str(path))
             continue

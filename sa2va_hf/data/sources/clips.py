@@ -4,7 +4,6 @@ The sources of clips give masks and leave boxes None, but for boxes that come in
 mask's (`masks.rle_to_box`).
 """
 
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sa2va_hf import masks
+from sa2va_hf.boxes import ABSENT_BOX, Box, pixel_box
 from sa2va_hf.data.schema import Object, Sample
 from sa2va_hf.data.sources.files import (
     IMAGE_SUFFIXES,
@@ -23,11 +23,8 @@ from sa2va_hf.data.sources.files import (
     upright_size,
 )
 from sa2va_hf.data.sources.refcoco import load_plain
-from sa2va_hf.masks import Box
 
-ENDS = ("inclusive", "exclusive")  # whether x1 and y1 of a box are the last pixel in it, or the first one behind it
 SLACK = 2  # pixels that a box may differ from its mask's: rounding, and the ends
-ABSENT_BOX: Box = (0.0, 0.0, 0.0, 0.0)  # a box without area, like a mask without pixels: known to be absent
 
 
 def frame_number(path: Path) -> int:
@@ -177,23 +174,6 @@ def boxed_loader(
         return thing
 
     return load_boxes
-
-
-def pixel_box(box: Any, height: int, width: int, ends: str) -> Box:
-    """A box of a file as the schema has it. ends: see `ENDS`. ValueError when it is none or beyond the picture."""
-    if ends not in ENDS:
-        raise ValueError(f"ends must be {' or '.join(ENDS)}, got {ends!r}")
-    numbers = isinstance(box, list | tuple) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in box
-    )
-    if not numbers or len(box) != 4:
-        raise ValueError(f"expected [x0, y0, x1, y1] in pixels or null, got {box!r:.80}")
-    past = 1 if ends == "inclusive" else 0
-    x0, y0, x1, y1 = float(box[0]), float(box[1]), float(box[2] + past), float(box[3] + past)
-    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-        hint = "; if x1 and y1 are not within the box, give the option ends=exclusive" if past else ""
-        raise ValueError(f"{list(box)} is no box within {width} x {height} (ends {ends}){hint}")
-    return x0, y0, x1, y1
 
 
 def given_path(root: Path, given: Path | str, what: str) -> Path:

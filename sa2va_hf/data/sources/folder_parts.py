@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from sa2va_hf import masks
+from sa2va_hf.boxes import Box
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
 from sa2va_hf.data.sources.files import IMAGE_SUFFIXES, expect_keys, keep_split, sized_ids, upright_size
 from sa2va_hf.data.sources.parts import check_part_phrase, part_phrase, spoken
@@ -50,7 +51,7 @@ class Shapes:
     on the part) in pixels, as a prompt."""
 
     polygons: list[dict] = field(default_factory=list)
-    boxes: list[masks.Box] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
     points: list[tuple[float, float, bool]] = field(default_factory=list)
 
 

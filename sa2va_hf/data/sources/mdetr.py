@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sa2va_hf.boxes import from_numbers
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
-from sa2va_hf.data.sources.boxes import to_box
 from sa2va_hf.data.sources.coco_json import picture_of
 from sa2va_hf.data.sources.files import annotation_file, expect_keys, find_picture
 from sa2va_hf.data.sources.instances import read_instances
@@ -101,7 +101,7 @@ def _fill(sample: Sample, caption: str, annotations: list[dict], file: str) -> I
     for annotation in annotations:
         try:
             phrase = phrase_of(caption, annotation.get("tokens_positive"))
-            box = to_box(annotation.get("bbox"), "xywh", sample.height, sample.width)
+            box = from_numbers(annotation.get("bbox"), "xywh", sample.height, sample.width)
         except ValueError as error:
             yield Reject(f"{sample.id}/annotation {annotation['id']}", str(error), file)
             continue

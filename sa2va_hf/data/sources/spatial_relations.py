@@ -19,11 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sa2va_hf.boxes import ABSENT_BOX, ENDS, pixel_box
 from sa2va_hf.data.relations import absolute_phrase, box_name, extreme_phrase, relative_phrase
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
 from sa2va_hf.data.sources.clips import (
-    ABSENT_BOX,
-    ENDS,
     boxed_loader,
     clip_size,
     dict_loader,
@@ -31,7 +30,6 @@ from sa2va_hf.data.sources.clips import (
     given_path,
     named_frames,
     paths,
-    pixel_box,
     read_mask_dict,
 )
 from sa2va_hf.data.sources.files import annotation_file, expect_keys, keep_split, read_json
@@ -59,7 +57,7 @@ def spatial_relations(
     The object of a "switch" is on each frame the one that is meant there; frames before the first one do not count.
     annotations, boxes, frames: the file of expressions, the file of boxes and the folder of videos, where they lie
     elsewhere. masks_from: a mask_dict by anno_id, or a folder VIDEO/00000.png of palette pictures by obj_id: boxes get
-    their masks. ends: of the boxes, see `clips.ENDS`. val_fraction: see `keep_split`; the files have no splits.
+    their masks. ends: of the boxes, see `boxes.ENDS`. val_fraction: see `keep_split`; the files have no splits.
     Raises ValueError when a file is missing or not of this form.
     """
     if ends not in ENDS:

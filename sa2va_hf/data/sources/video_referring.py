@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sa2va_hf.boxes import ENDS
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
 from sa2va_hf.data.sources.clips import (
-    ENDS,
     boxed_loader,
     clip_size,
     dict_loader,
@@ -111,7 +111,7 @@ def video_referring(
     folder of videos, where they lie elsewhere. numbering: how expressions without anno_id are numbered into mask_dict:
     "sorted" (as published) or "file" (in the order of the file). Wrong numbers are found: their count must be that
     of the masks, and expressions of one object must have the same masks. boxes: a file of boxes by anno_id, see
-    `spatial_relations`; with it masks may be missing. ends: of these boxes, see `clips.ENDS`. verbatim: spaces and
+    `spatial_relations`; with it masks may be missing. ends: of these boxes, see `boxes.ENDS`. verbatim: spaces and
     full stops around an expression stay (what evaluations ask). Raises ValueError when a file is missing, not of this
     form, or of a split whose masks were never published.
     """

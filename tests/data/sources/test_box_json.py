@@ -8,9 +8,9 @@ import json
 import pytest
 from PIL import Image
 
+from sa2va_hf.boxes import from_numbers
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample, validate
 from sa2va_hf.data.sources.box_json import box_json
-from sa2va_hf.data.sources.boxes import to_box
 
 BOX = (4.0, 3.0, 14.0, 23.0)  # in a picture of 40 x 30
 WRITTEN = {
@@ -154,10 +154,10 @@ def test_a_bad_file_or_option_raises(tmp_path):
 
 
 def test_boxes_are_cut_at_the_edge_and_never_turned_around():
-    assert to_box([-2, -1, 10, 40], "xywh", 30, 40) == (0.0, 0.0, 8.0, 30.0)
+    assert from_numbers([-2, -1, 10, 40], "xywh", 30, 40) == (0.0, 0.0, 8.0, 30.0)
     for box in ([20, 3, 10, 20], [4, 23, 14, 3]):
         with pytest.raises(ValueError, match="pixels: no object"):
-            to_box(box, "xyxy", 30, 40)
+            from_numbers(box, "xyxy", 30, 40)
 
 
 def test_genuine_results(shared_data, tmp_path):

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from sa2va_hf import masks
+from sa2va_hf.boxes import ABSENT_BOX
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample, validate
 from sa2va_hf.data.sources import SOURCES
-from sa2va_hf.data.sources.clips import ABSENT_BOX
 
 WIDTH, HEIGHT = 100, 50
 FRAMES = [f"{number:05d}" for number in range(6)]

@@ -42,6 +42,7 @@ setup(
     packages=find_packages(include=["sa2va_hf", "sa2va_hf.*"]),
     package_data={"sa2va_hf": [f"pretrained/**/*.{kind}" for kind in ("safetensors", "json", "jinja", "txt")]},
     python_requires=">=3.11",
+    entry_points={"console_scripts": ["sa2va = sa2va_hf.commands:main"]},
     install_requires=INSTALL,
     extras_require=EXTRAS,
 )

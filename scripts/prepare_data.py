@@ -1,113 +1,13 @@
 """A raw dataset as Arrow that training reads, checked record by record, with a manifest.json.
 
     python scripts/prepare_data.py --source refcoco --root ref_seg --split train --output arrow/refcoco --num_proc 4
-    python scripts/prepare_data.py --source png_masks --root my_photos --split train --output arrow/mine \\
-        --option phrase="the lesion" --option val_fraction=0.1 --skip_bad
 
-    python scripts/prepare_data.py --source folder_parts --root generated --split train --output arrow/parts \\
-        --option part="{part} of a {object}"
-
-Exit status 1 with every problem listed when records cannot be used; nothing is written then, unless --skip_bad. A run
-that was killed goes on where it was when the same command is given again.
-
-    ... --check                            look only: are all files there, all annotations sound? Needs no --output
-    ... --shard 2/4                        one of four machines; the last one to finish joins the parts
-    ... --exclude arrow/refcoco_val        leave out pictures of that prepared folder, or of a list of names or ids
-
-Afterwards, look: python scripts/inspect_data.py arrow/refcoco --output sheet.png
+The same as `sa2va prepare`; the code is sa2va_hf/commands/prepare_data.py.
 """
 
-import argparse
-import logging
 import sys
-from typing import Any
 
-from tqdm import tqdm
-
-from sa2va_hf.data.prepare.manifest import Manifest
-from sa2va_hf.data.prepare.releases import RELEASES
-from sa2va_hf.data.prepare.run import PrepareError, check, prepare
-from sa2va_hf.data.schema import Reject
-from sa2va_hf.data.sources import SOURCES
-from sa2va_hf.data.sources.options import parse_options
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--source", required=True, choices=SOURCES, help="the family the dataset is of")
-    parser.add_argument("--root", help="its folder")
-    parser.add_argument("--split", required=True, help="train, val, testA, ...")
-    parser.add_argument("--output", help="folder to write")
-    parser.add_argument("--check", action="store_true", help="write nothing, list all that is missing or wrong")
-    parser.add_argument("--num_proc", type=int, default=1, help="worker processes")
-    parser.add_argument("--shard", type=parse_shard, metavar="I/N", help="do the I-th of N parts")
-    parser.add_argument("--embed_media", action="store_true", help="store the files themselves, not their paths")
-    parser.add_argument("--limit", type=int, help="read at most this many records")
-    parser.add_argument(
-        "--exclude", action="append", default=[], metavar="FILE", help="pictures to leave out; may be repeated"
-    )
-    parser.add_argument(
-        "--skip_bad", action="store_true", help="leave out what cannot be used (manifest.json lists it)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder prepared before")
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="of the source, may be repeated: size=96, images=/data/coco, kinds=[left], part='{part} of {object}'",
-    )
-    arguments = parser.parse_args()
-    if not arguments.check and not arguments.output:
-        parser.error("--output is needed: the folder to write (or --check, to look only)")
-    return arguments
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdigit() and count.isdigit()):
-        raise argparse.ArgumentTypeError(f"expected I/N, as in 2/4, got {text!r}")
-    return int(number), int(count)
-
-
-def run(arguments: dict[str, Any]) -> Manifest:
-    arguments["options"] = parse_options(arguments.pop("option"), SOURCES[arguments["source"]])
-    known = RELEASES.get(arguments["source"], {}).get(arguments["split"], {}).get("samples")
-    with tqdm(unit=" records", desc=arguments["source"], mininterval=1, total=arguments["limit"] or known) as bar:
-        if arguments.pop("check"):
-            kept = ("source", "root", "split", "num_proc", "limit", "exclude", "options")
-            return check(**{name: arguments[name] for name in kept}, progress=bar.update)
-        return prepare(**arguments, progress=bar.update)
-
-
-def tell(rejects: list[Reject], how: str = "") -> None:
-    for reject in rejects:
-        print(f"{how}{reject.id}: {reject.reason}" + (f" [{reject.file}]" if reject.file else ""), file=sys.stderr)
-
-
-def main() -> int:
-    arguments = vars(parse_arguments())
-    looking, output = arguments["check"], arguments["output"]
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        manifest = run(arguments)
-    except PrepareError as error:
-        tell(error.rejects)
-        print(f"{len(error.rejects)} records cannot be used: nothing was written", file=sys.stderr)
-        return 1
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    tell(manifest.rejects, "" if looking else "left out: ")
-    counts = ", ".join(f"{getattr(manifest, name)} {name}" for name in ("samples", "objects", "masks", "expressions"))
-    excluded = f", {manifest.excluded} excluded" if manifest.excluded else ""
-    print(f"{output or manifest.source}: {counts}, {len(manifest.rejects)} rejects{excluded}")
-    if looking and (differing := manifest.departs_from_release()):
-        print(differing, file=sys.stderr)
-    return 1 if looking and manifest.rejects else 0
-
+from sa2va_hf.commands.prepare_data import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,28 +1,11 @@
 """Runs of evaluate.py as one markdown page, with the published figures of the released models beside them.
 
-python scripts/results_page.py RUN/metrics.json [OTHER/metrics.json ...] --output results.md
+    python scripts/results_page.py RUN/metrics.json [OTHER/metrics.json ...] --output results.md
+
+The same as `sa2va results`; the code is sa2va_hf/commands/results_page.py.
 """
 
-import argparse
-from pathlib import Path
-
-from sa2va_hf.command_line import mistakes
-from sa2va_hf.evaluation.results import page
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="metrics.json files")
-    parser.add_argument("--output", type=Path, help="default: print it")
-    arguments = parser.parse_args()
-    with mistakes():
-        text = page(arguments.runs)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
-
+from sa2va_hf.commands.results_page import main
 
 if __name__ == "__main__":
     main()

@@ -2,29 +2,10 @@
 
     python scripts/zero_to_fp32.py runs/mine/checkpoint-1000 outputs/mine_fp32
 
-Writes float32 weights, config and processor.
+The same as `sa2va zero-to-fp32`; the code is sa2va_hf/commands/zero_to_fp32.py.
 """
 
-import argparse
-import logging
-from pathlib import Path
-
-from sa2va_hf.checkpoints.zero import consolidate
-from sa2va_hf.command_line import mistakes
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="folder with `latest` and global_step*")
-    parser.add_argument("output", type=Path, help="folder to write")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--max_shard_size", default="5GB", help="larger models are written in several files")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    consolidate(arguments.checkpoint, arguments.output, dtype=arguments.dtype, max_shard_size=arguments.max_shard_size)
-    print(f"written to {arguments.output}")
-
+from sa2va_hf.commands.zero_to_fp32 import main
 
 if __name__ == "__main__":
-    with mistakes():
-        main()
+    main()

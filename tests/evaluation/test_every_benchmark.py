@@ -4,7 +4,6 @@ A new benchmark needs a root in `ROOTS`. Run: pytest tests/evaluation/test_every
 """
 
 import json
-import runpy
 import shutil
 import sys
 import zipfile
@@ -34,7 +33,6 @@ from sa2va_hf.evaluation.items import Settings
 from sa2va_hf.evaluation.report import flat
 from sa2va_hf.evaluation.submission import Submission
 
-SCRIPT = runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"))
 EVERY = pytest.mark.parametrize("name", BENCHMARKS)
 SECRET = {name for name, benchmark in BENCHMARKS.items() if isinstance(benchmark.task, Submission)}
 
@@ -323,7 +321,7 @@ def evaluate(monkeypatch, tmp_path, model):
         asking = ["--model", str(model), "--max_new_tokens", "16", "--device", "cpu"] if asks else []
         output = ["--output", str(tmp_path / folder / "m.json")]
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *data, *asking, *output, *more])
-        return SCRIPT["evaluate"](SCRIPT["parse_arguments"]())
+        return command.evaluate(command.parse_arguments())
 
     (tmp_path / "raw").mkdir()
     return command

@@ -1,7 +1,6 @@
 """The road of a run: prepared data -> scripts/train.py -> folders that the next commands read."""
 
 import json
-import runpy
 import signal
 import sys
 import time
@@ -17,6 +16,7 @@ from toy_run import tiny_folder
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_hf.arguments import CONFIG_NAME, parse
 from sa2va_hf.checkpoints.merge import merge
+from sa2va_hf.commands.train import main, open_part
 from sa2va_hf.data.prepare.run import prepare
 from sa2va_hf.mixtures import Part
 
@@ -66,8 +66,8 @@ def config(prepared, tmp_path, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train():
-    """`main` of the script, in this process."""
-    return runpy.run_path(str(ROOT / "scripts/train.py"), run_name="train")["main"]
+    """`main` of the command, in this process."""
+    return main
 
 
 def test_a_run_leaves_everything_that_the_next_command_needs(config, train, tmp_path):
@@ -114,13 +114,12 @@ def test_a_folder_that_was_never_prepared_is_named(config, train):
 
 
 def test_parts_count_by_samples_and_may_lie_on_the_hub(prepared, monkeypatch):
-    script = runpy.run_path(str(ROOT / "scripts/train.py"))
-    rows, repeats = script["open_part"](Part(str(prepared / "train"), samples=36))
+    rows, repeats = open_part(Part(str(prepared / "train"), samples=36))
     assert (len(rows), repeats) == (24, 1.5)
     asked = []
     module = sys.modules["sa2va_hf.data.sources.prepared"]  # the package's attribute of this name is the source
     monkeypatch.setattr(module, "load_dataset", lambda place, **how: asked.append((place, how)) or rows)
-    opened, repeats = script["open_part"](Part("hf://datasets/me/mine", 2.0, split="val"))
+    opened, repeats = open_part(Part("hf://datasets/me/mine", 2.0, split="val"))
     assert opened is rows and repeats == 2 and asked == [("me/mine", {"split": "val", "revision": None})]
 
 

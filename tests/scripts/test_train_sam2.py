@@ -5,7 +5,6 @@ Run: pytest tests/scripts/test_train_sam2.py
 
 import json
 import math
-import runpy
 from pathlib import Path
 
 import av
@@ -22,6 +21,7 @@ from sa2va_hf import masks
 from sa2va_hf.arguments import parse
 from sa2va_hf.checkpoints.convert import convert
 from sa2va_hf.checkpoints.sam2 import load
+from sa2va_hf.commands.train_sam2 import build, open_part
 from sa2va_hf.data.clips.vos import to_square
 from sa2va_hf.data.prepare.run import prepare
 from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
@@ -159,7 +159,6 @@ def test_videos_and_pictures_by_the_shipped_mixture(config, tmp_path):
         "output_dir": tmp_path / "mixed",
     }
     arguments = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    build = runpy.run_path(str(ROOT / "scripts/train_sam2.py"))["build"]
     trainer, _ = build([str(ROOT / "configs/sam2/sav_sa1b.yaml"), *arguments])
     seen, put_together = [], trainer.data_collator
 
@@ -256,7 +255,6 @@ def test_a_wrong_setting_is_named(tmp_path, change, words):
 
 
 def test_data_that_were_not_prepared():
-    open_part = runpy.run_path(str(ROOT / "scripts/train_sam2.py"))["open_part"]
     with pytest.raises(ValueError, match=r"nowhere: no prepared dataset; run scripts/prepare_data\.py"):
         open_part(Sam2Part("nowhere"))
 

@@ -1,0 +1,56 @@
+"""Checkpoints of other layouts <-> model folders of this package, without running code from them.
+
+    # a released Sa2VA, or Sa2VA-i
+    hf download ByteDance/Sa2VA-4B --local-dir models/Sa2VA-4B
+    python scripts/convert_checkpoint.py --source models/Sa2VA-4B --output models/sa2va_4b
+    # back, for programs that expect the released layout; they need the release's *.py files beside it
+    python scripts/convert_checkpoint.py --source outputs/mine --output outputs/mine_released --to sa2va
+    # SAM 2's own files, alone, and SAM 2 out of a Sa2VA
+    python scripts/convert_checkpoint.py --source sam2.1_hiera_large.pt --output models/sam2.1_large
+    python scripts/convert_checkpoint.py --source outputs/mine --output outputs/mine_sam2 --to sam2
+    # a SAM 2 (fine-tuned by train_sam2.py, or a .pt) into a Sa2VA, in the place of its own
+    python scripts/convert_checkpoint.py --source outputs/mine --with_sam2 runs/sam2_mose --output outputs/joined
+
+Every tensor is accounted for: one that is missing, left over or of the wrong shape is listed, nothing is written, and
+the exit code is 1.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from sa2va_hf.checkpoints.convert import FORMATS, convert
+from sa2va_hf.command_line import mistakes
+from sa2va_hf.model.configuration_sa2va import SAM2_TRUNKS, SAM2_VERSIONS, Sa2VAGroundingConfig
+
+
+@mistakes()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True, help="a folder with config.json, or a .pt of SAM 2")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--to", choices=FORMATS, default="ours", help="layout to write (default: %(default)s)")
+    sam2 = [f"{version}-{size}" for version in SAM2_VERSIONS for size in SAM2_TRUNKS]
+    parser.add_argument("--sam2", choices=sam2, help="stop unless this SAM 2 is inside (default: whichever it is)")
+    parser.add_argument("--with_sam2", type=Path, help="SAM 2 that the model gets: a .pt, or a folder with one")
+    parser.add_argument("--max_shard_size", default="5GB", help="larger models are written in several files")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    grounding_config = None
+    if arguments.sam2:
+        version, size = arguments.sam2.split("-")
+        grounding_config = Sa2VAGroundingConfig(version=version, size=size)
+    convert(
+        arguments.source,
+        arguments.output,
+        arguments.to,
+        grounding_config=grounding_config,
+        with_sam2=arguments.with_sam2,
+        max_shard_size=arguments.max_shard_size,
+    )
+    print(f"written to {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Evaluate a model on a benchmark.
+
+    python scripts/evaluate.py --model DIR --benchmark NAME --root DIR --output metrics.json
+    accelerate launch --num_processes 8 scripts/evaluate.py ...     shares the samples among GPUs
+    torchrun --nproc_per_node 8 scripts/evaluate.py --device cpu ...     or among processes of a CPU, a thread each
+    python scripts/evaluate.py --benchmark NAME --root DIR --predictions OTHER.predictions.arrow --output metrics.json
+
+Beside metrics.json it writes NAME.md, NAME.predictions.arrow, NAME.samples.png and NAME.run.json (and NAME.zip for
+benchmarks whose masks are kept secret). A run that was stopped goes on when it is started again in the same way.
+--benchmark list prints the names.
+"""
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from sa2va_hf import Sa2VAConfig, Sa2VAPredictor
+from sa2va_hf.command_line import mistakes
+from sa2va_hf.data.sources.options import parse_options
+from sa2va_hf.evaluation.benchmarks import BENCHMARKS, get_benchmark, load_items
+from sa2va_hf.evaluation.captions import missing_for_captions
+from sa2va_hf.evaluation.describing import GroundedCaption, RegionCaption
+from sa2va_hf.evaluation.items import BASELINES, MODES, Settings
+from sa2va_hf.evaluation.predictions import read_note, settings_of
+from sa2va_hf.evaluation.runner import Files, rescore, run, weights_of
+from sa2va_hf.model.configuration_sa2va import bundled
+from sa2va_hf.model.video_modes import VIDEO_MODES
+
+logger = logging.getLogger("evaluate")
+DTYPES = ("float32", "bfloat16", "float16")
+ASKING = ("mode", "baseline", "max_new_tokens", "num_frames", "video_mode")  # arguments that decide what is answered
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--model", help="a folder, a Hub repository, or the name of a bundled model")
+    parser.add_argument("--benchmark", required=True, help="a name, or list")
+    parser.add_argument("--root", help="the folder of the data")
+    parser.add_argument("--output", type=Path, default=Path("metrics.json"))
+    parser.add_argument("--predictions", type=Path, help="score these instead of asking a model")
+    parser.add_argument("--mode", choices=MODES, help="default: generate; teacher: the answer is given to the model")
+    parser.add_argument("--baseline", choices=BASELINES, help="box: the box that the model writes, drawn by SAM 2")
+    parser.add_argument("--split", help="another one than the benchmark's")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data; YAML value")
+    parser.add_argument("--limit", type=positive, help="only the first items")
+    parser.add_argument("--skip_bad", action="store_true", help="go on without records that cannot be used")
+    parser.add_argument("--batch_size", type=positive, default=1, help="questions; those of one clip share its frames")
+    parser.add_argument("--max_new_tokens", type=positive, help="default: 2048, as released")
+    parser.add_argument("--num_frames", type=positive, help="frames of a clip that the LLM reads; default: 5")
+    parser.add_argument("--video_mode", choices=VIDEO_MODES, help="how masks get onto all frames; default: its own")
+    parser.add_argument("--text_encoder", help="a folder of bert-base-uncased, for the recall of grounded captions")
+    parser.add_argument("--device", help="default: cuda if there is one")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: the checkpoint's, float32 on a CPU")
+    return parser.parse_args(argv)
+
+
+def configuration(model: str) -> Sa2VAConfig:
+    """ValueError when there is no such model, or it is none of ours."""
+    try:
+        return Sa2VAConfig.from_pretrained(bundled(model))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        what = "" if Path(model).is_dir() else "it is no folder, no bundled model, and no Hub repository that opens: "
+        raise ValueError(f"--model {model}: {what}{reason}") from error
+
+
+def settings_now(arguments: argparse.Namespace) -> Settings:
+    """How the model is asked, or how it was when its predictions say so.
+
+    ValueError for arguments that ask otherwise: what was answered stays.
+    """
+    given = {name: getattr(arguments, name) for name in ASKING if getattr(arguments, name) is not None}
+    if arguments.model is not None:
+        config = configuration(arguments.model)
+        style = config.mllm_config.model_type if arguments.baseline == "box" else None  # each family has its manner
+        return Settings(
+            **{"video_mode": config.video_mode} | given, box_style=style, text_encoder=arguments.text_encoder
+        )
+    if arguments.baseline is not None:
+        raise ValueError("--baseline asks a model: give --model instead of --predictions")
+    note = read_note(arguments.predictions)
+    if note is None:
+        return Settings(**given, text_encoder=arguments.text_encoder)
+    asked = settings_of(note, str(arguments.predictions))
+    for name, value in given.items():
+        if value != (made := getattr(asked, name)):
+            raise ValueError(
+                f"--{name} {value}: {arguments.predictions} was made with {made}; give --model to ask anew"
+            )
+    return replace(asked, text_encoder=arguments.text_encoder or asked.text_encoder)
+
+
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    if (arguments.model is None) == (arguments.predictions is None):
+        raise ValueError("give --model, or --predictions to score what was predicted before")
+    Files(arguments.output)  # its name is checked before anything is read
+    benchmark = get_benchmark(arguments.benchmark)
+    settings = settings_now(arguments)
+    options = parse_options(arguments.option, benchmark.samples)
+    benchmark.task.record(settings)  # do mode and baseline apply to it
+    if isinstance(benchmark.task, GroundedCaption | RegionCaption) and (missing := missing_for_captions()):
+        logger.warning("%s: the result will be without them", missing)
+    items, rejects = load_items(benchmark, arguments.root, settings, arguments.split, options, arguments.limit)
+    if rejects and not arguments.skip_bad:
+        listed = "\n".join(f"  {reject.id}: {reject.reason} ({reject.file})" for reject in rejects[:20])
+        raise ValueError(f"{len(rejects)} records cannot be used (--skip_bad goes on without them):\n{listed}")
+    if not items:
+        reason = f"none of {len(rejects)} records can be used, {rejects[0].reason}"
+        raise ValueError(f"nothing is left to evaluate: {reason}")
+    recipe = {"model": arguments.model, "root": arguments.root, "dtype": arguments.dtype, "limit": arguments.limit}
+    recipe |= {"split": arguments.split or benchmark.split, "options": dict(benchmark.options) | options}
+    common = (arguments.benchmark, benchmark, items, rejects)
+    if arguments.predictions is not None:
+        if int(os.environ.get("RANK", 0)):  # of several processes one is enough
+            return None
+        return rescore(*common, arguments.predictions, settings, recipe, arguments.output)
+
+    def load(device: torch.device) -> Sa2VAPredictor:
+        dtype = arguments.dtype and getattr(torch, arguments.dtype)
+        place = device if arguments.device in (None, "cuda") else arguments.device  # each process has its own GPU
+        try:
+            return Sa2VAPredictor.from_pretrained(arguments.model, place, dtype)
+        except OSError as error:
+            raise ValueError(f"--model {arguments.model}: {error}") from error
+
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    with tqdm(desc=f"{arguments.benchmark}, process {rank}", position=rank, mininterval=2) as bar:
+
+        def progress(count: int, total: int) -> None:
+            bar.total = total
+            bar.update(count - bar.n)
+
+        cpu = arguments.device == "cpu"
+        how = (arguments.batch_size, progress, cpu, weights_of(bundled(arguments.model)))
+        return run(*common, load, settings, recipe, arguments.output, *how)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    arguments = parse_arguments(argv)
+    if arguments.benchmark == "list":
+        print("\n".join(BENCHMARKS))
+        return
+    with mistakes():
+        result = evaluate(arguments)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if result is not None:
+        print(json.dumps(result["metrics"], indent=2))
+
+
+if __name__ == "__main__":
+    main()

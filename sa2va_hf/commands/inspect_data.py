@@ -1,0 +1,33 @@
+"""Random samples of a prepared folder, with masks, boxes and text: look before you train.
+
+    python scripts/inspect_data.py arrow/refcoco --output sheet.html [--count 24] [--seed 0]
+
+A .png is one contact sheet, an .html one page that needs no other file. Numbers are those of the objects: "the red cup
+-> 0, 2" means objects 0 and 2.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from sa2va_hf.command_line import mistakes
+from sa2va_hf.inspection import draw_samples, save_sheet
+
+
+@mistakes()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("folder", help="what prepare_data.py wrote")
+    parser.add_argument("--output", required=True, help="the .png or .html to write")
+    parser.add_argument("--count", type=int, default=24, help="samples to draw")
+    parser.add_argument("--seed", type=int, default=0, help="which ones")
+    parser.add_argument("--columns", type=int, default=3, help="of the .png")
+    arguments = parser.parse_args(argv)
+    drawn = draw_samples(arguments.folder, arguments.count, arguments.seed)
+    save_sheet(drawn, arguments.output, arguments.folder, arguments.columns)
+    print(f"{arguments.output}: {len(drawn)} samples of {arguments.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Fold a LoRA run's adapter into its base model.
+
+    python scripts/merge_lora.py --checkpoint runs/mine --output outputs/mine_merged [--push_to_hub USER/NAME]
+
+The checkpoint is a run's output folder, one of its checkpoint-N, or what scripts/zero_to_fp32.py wrote. The result is
+a model folder (weights, config, processor, README.md) for from_pretrained.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from sa2va_hf.checkpoints.merge import merge, push
+from sa2va_hf.command_line import mistakes
+
+
+@mistakes()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--base", help="the model that was fine-tuned; default: the one the adapter names")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--push_to_hub", metavar="REPO_ID", help="upload the merged model there as well")
+    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    merge(arguments.checkpoint, arguments.output, base=arguments.base, dtype=arguments.dtype)
+    print(f"merged model written to {arguments.output}")
+    if arguments.push_to_hub:
+        print(f"uploaded: {push(arguments.output, arguments.push_to_hub, private=arguments.private)}")
+
+
+if __name__ == "__main__":
+    main()

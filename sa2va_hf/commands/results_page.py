@@ -1,0 +1,29 @@
+"""Runs of evaluate.py as one markdown page, with the published figures of the released models beside them.
+
+python scripts/results_page.py RUN/metrics.json [OTHER/metrics.json ...] --output results.md
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from sa2va_hf.command_line import mistakes
+from sa2va_hf.evaluation.results import page
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="metrics.json files")
+    parser.add_argument("--output", type=Path, help="default: print it")
+    arguments = parser.parse_args(argv)
+    with mistakes():
+        text = page(arguments.runs)
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ..listings import listed
 from ..model.configuration_sa2va import Sa2VAConfig, Sa2VAGroundingConfig
 from ..model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ..model.processing_sa2va import Sa2VAProcessor
 from . import sam2, sam2_transformers
-from .layouts import layout_of_ours, layout_of_release
+from .layouts import Layout, layout_of_ours, layout_of_release
+from .layouts.common import MAX_PADDING
 from .rules import SAM2, Move, moves
 from .weights import Stored, audit, read_folder, write_folder
 from .zero import read_json
@@ -24,7 +27,7 @@ from .zero import read_json
 logger = logging.getLogger(__name__)
 
 FORMATS = ("ours", "sa2va", "sam2", "transformers")
-EMBEDDING = "mllm.model.language_model.embed_tokens.weight"
+EMBEDDING, HEAD = "mllm.model.language_model.embed_tokens.weight", "mllm.lm_head.weight"
 # The SAM 2 that the released code builds, whatever the weights.
 RELEASED_GROUNDING = Sa2VAGroundingConfig(version="2.0", size="large")
 
@@ -99,17 +102,13 @@ def from_released(
     released = read_json(source / "config.json")
     layout, stored = layout_of_release(released), read_folder(source)
     config, processor = layout.read(source, released, _released_grounding(stored, source, asked))
-    expected = expected_shapes(config)
-    plan = moves(expected, layout.rules(config))
     dropped = [name for name in stored if layout.DROPPED.search(name)]
     kept = {name: tensor for name, tensor in stored.items() if name not in dropped}
-    for absent, twin in layout.tied(released).items():
-        if absent not in kept and twin in kept:
-            logger.info("%s is not stored, since it is tied: a copy of %s", absent, twin)
-            kept[absent] = kept[twin]
+    plan, expected = _plan(config, layout, kept)
+    _untie(kept, plan, released)
     audit(kept, released_shapes(plan, expected), source)
     if dropped:
-        logger.info("left behind, since they follow from the config: %s", ", ".join(dropped))
+        logger.info("skipped, since they follow from the config: %s", listed(dropped))
     tensors = {}
     for move in plan:
         tensors |= cut(move, kept[move.released])
@@ -120,6 +119,39 @@ def from_released(
     processor.save_pretrained(output)
     config.save_pretrained(output)  # last: a folder with a config is a complete one
     logger.info("%d tensors of %s became %d in %s", len(stored), source, len(tensors), output)
+
+
+def _plan(
+    config: Sa2VAConfig, layout: Layout, stored: dict[str, Stored]
+) -> tuple[list[Move], dict[str, tuple[int, ...]]]:
+    """The moves and our shapes, after the vocabulary was set to the rows that the stored embedding has.
+
+    Some releases pad the embedding to a multiple of 64 rows; the tokens of those rows are never written.
+    """
+    expected = expected_shapes(config)
+    plan, text = moves(expected, layout.rules(config)), config.get_text_config()
+    embedding = stored.get(_released_name(plan, EMBEDDING))
+    padding = embedding.shape[0] - text.vocab_size if embedding is not None and embedding.shape else 0
+    if 0 < padding <= MAX_PADDING:
+        logger.info("the embedding has %d more rows than the config's vocabulary: padding, which is kept", padding)
+        text.vocab_size += padding
+        expected = expected_shapes(config)
+    return plan, expected
+
+
+def _untie(stored: dict[str, Stored], plan: list[Move], released: dict[str, Any]) -> None:
+    """A head that the config ties to the embedding is not stored; ours are two tensors at all times."""
+    head, embedding = _released_name(plan, HEAD), _released_name(plan, EMBEDDING)
+    sections = [released, *(section for section in released.values() if isinstance(section, dict))]
+    tied = any(section.get("tie_word_embeddings") for section in sections)
+    if tied and head not in stored and embedding in stored:
+        logger.info("%s is not stored, since it is tied: it becomes a copy of %s", head, embedding)
+        twin = stored[embedding]
+        stored[head] = twin._replace(read=lambda: twin.read().clone())  # safetensors refuses shared memory
+
+
+def _released_name(plan: list[Move], ours: str) -> str:
+    return next(move.released for move in plan if ours in move.ours)
 
 
 def _released_grounding(

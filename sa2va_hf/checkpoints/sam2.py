@@ -9,11 +9,13 @@ import logging
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
+from ..listings import listed
 from ..model.configuration_sa2va import SAM2_TRUNKS, Sa2VAConfig, Sa2VAGroundingConfig
 from ..model.grounding import build_sam2
 from .rules import SAM2, TRACKER
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 PATCHES, BLOCKS = "image_encoder.trunk.patch_embed.proj.weight", "image_encoder.trunk.blocks."
 ONLY_IN_2_1 = ("no_obj_embed_spatial", "obj_ptr_tpos_proj.")
 DECODER = "sam_mask_decoder."
+WRAPPINGS = ("model", "state_dict")  # under which a `.pt` may hold the weights
 
 
 def recognise(
@@ -131,18 +134,30 @@ def _of_either(
 
 
 def _of_pt(source: Path, asked: Sa2VAGroundingConfig | None) -> tuple[dict[str, Stored], Sa2VAGroundingConfig]:
-    content = read_pickle(source)
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{source}: expected a dict with the state dict under 'model', as SAM 2 has it, got {held}")
-    if wrong := [name for name, value in content["model"].items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"{source}: not tensors: {', '.join(map(str, wrong))}")
-    tensors = {name: _in_memory(tensor) for name, tensor in content["model"].items()}
+    state, others = _state_dict(read_pickle(source), source)
+    tensors = {name: _in_memory(tensor) for name, tensor in state.items()}
     config = recognise({name: tensor.shape for name, tensor in tensors.items()}, source, asked)
     audit(tensors, sam2_shapes(config), source, f"SAM {config.version} {config.size}")
-    if others := sorted(str(key) for key in content if key != "model"):
-        logger.info("left behind, not weights of SAM 2: %s", ", ".join(others))
+    if others:
+        logger.info("skipped, not weights of SAM 2: %s", listed(others))
     return tensors, config
+
+
+def _state_dict(content: Any, source: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights in what a `.pt` holds, and the names of the other entries.
+
+    The weights are the file itself, or an entry "model" (as SAM 2's own files) or "state_dict" (as many trainers).
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{source}: expected a state dict, alone or under 'model', got a {type(content).__name__}")
+    wrapping = next((name for name in WRAPPINGS if isinstance(content.get(name), dict)), None)
+    state = content if wrapping is None else content[wrapping]
+    others = [] if wrapping is None else sorted(str(name) for name in content if name != wrapping)
+    if wrong := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise ValueError(
+            f"{source}: expected a state dict, alone or under 'model' or 'state_dict'; not tensors: {listed(wrong)}"
+        )
+    return state, others
 
 
 def of_folder(source: Path, asked: Sa2VAGroundingConfig | None) -> tuple[dict[str, Stored], Sa2VAGroundingConfig]:
@@ -180,5 +195,5 @@ def _in_memory(tensor: Tensor) -> Stored:
 
 def _say_what_is_left(names: list[str]) -> None:
     groups = Counter(".".join(name.split(".")[:2]) for name in names)
-    listing = ", ".join(f"{group} ({count} tensors)" for group, count in groups.items())
-    logger.info("left behind, not part of SAM 2: %s", listing)
+    listing = listed(f"{group} ({count} tensors)" for group, count in groups.items())
+    logger.info("skipped, not part of SAM 2: %s", listing)

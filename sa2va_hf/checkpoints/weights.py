@@ -6,21 +6,28 @@ file at a time.
 
 from __future__ import annotations
 
+import codecs
 import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..listings import listed
 from .zero import read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+LFS_POINTER = b"version https://git-lfs"
+# Numpy scalars, which training scripts store beside the weights (an accuracy, a loss): plain data as well.
+NUMPY = [np.dtype, np.float64(0).__reduce__()[0], codecs.encode]
+NUMPY += [type(np.dtype(name)) for name in ("bool", "int32", "int64", "uint8", "float16", "float32", "float64")]
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
@@ -36,7 +43,11 @@ class Stored(NamedTuple):
 
 
 def read_folder(folder: Path) -> dict[str, Stored]:
-    """The tensors of the folder's safetensors files. Errors: ValueError naming a missing, damaged or wrong file."""
+    """The tensors of the folder's safetensors files.
+
+    Raises:
+        ValueError: a file is missing, damaged, or not of this form; the message names it.
+    """
     tensors: dict[str, Stored] = {}
     for path in _paths(folder):
         file = _open(path)
@@ -58,38 +69,54 @@ def _paths(folder: Path) -> list[Path]:
     where: dict[str, str] = read_json(folder / INDEX).get("weight_map", {})
     if not where:
         raise ValueError(f"{folder / INDEX}: no weight_map, which names the shard of each tensor")
-    missing = sorted(name for name in set(where.values()) if not (folder / name).is_file())
-    if missing:
-        raise ValueError(f"{folder}: shards named in {INDEX} are missing: {', '.join(missing)}")
+    shards = sorted(set(where.values()))
+    if outside := [name for name in shards if Path(name).name != name or "\\" in name]:
+        raise ValueError(f"{folder / INDEX}: expected names of files beside it, got {listed(outside)}")
+    if missing := [name for name in shards if not (folder / name).is_file()]:
+        raise ValueError(f"{folder}: shards named in {INDEX} are missing: {listed(missing)}")
     problems = []
-    for shard in sorted(set(where.values())):
+    for shard in shards:
         held, named = set(_open(folder / shard).keys()), {name for name, file in where.items() if file == shard}
         problems += [f"{name} is not in {shard}, where {INDEX} says it is" for name in sorted(named - held)]
         problems += [f"{name} in {shard} is not named in {INDEX}" for name in sorted(held - named)]
     if problems:
-        raise ValueError("\n".join([f"{folder}: index and shards do not agree", *problems]))
-    return [folder / name for name in sorted(set(where.values()))]
+        raise ValueError(f"{folder}: index and shards do not agree: {listed(problems, '; ')}")
+    return [folder / name for name in shards]
 
 
 def _open(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
     except SafetensorError as error:
-        raise ValueError(f"{path}: cannot be read, it may be cut short ({error})") from error
+        raise ValueError(f"{path}: {_cause(path)} ({error})") from error
+
+
+def _cause(path: Path) -> str:
+    """Why a file of weights may be unreadable, and what to do."""
+    with open(path, "rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            return "a git-lfs pointer, not the weights: run `git lfs pull` there, or download with `hf download`"
+    return "cannot be read, it may be cut short: compare its size with the source and copy it again"
 
 
 def read_pickle(path: Path) -> Any:
-    """What `torch.save` wrote, as long as it is tensors in plain containers. Errors: ValueError for anything else,
-    which would have to be run to be read, and for a damaged file."""
+    """What `torch.save` wrote, as long as it is tensors, numbers and texts in plain containers.
+
+    Raises:
+        ValueError: anything else is in it, which would have to be run to be read, or the file is damaged.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if _cause(path).startswith("a git-lfs"):
+            raise ValueError(f"{path}: {_cause(path)}") from error
         raise ValueError(
-            f"{path}: not read, since it holds other things than tensors, which would mean running its code, or is "
+            f"{path}: not read, since it holds objects other than tensors, which would mean running its code, or is "
             f"damaged ({_first_line(error)}); save the tensors alone: torch.save({{'model': state_dict}}, path)"
         ) from error
     except (EOFError, RuntimeError, OSError, KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read, it may be cut short ({_first_line(error)})") from error
+        raise ValueError(f"{path}: {_cause(path)} ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -110,7 +137,11 @@ def write_folder(tensors: dict[str, Stored], output: Path, max_shard_size: str =
 def audit(
     stored: dict[str, Stored], expected: dict[str, tuple[int, ...]], source: Path, by: str = "config.json"
 ) -> None:
-    """Errors: ValueError listing all tensors that are missing, left over or of another shape than `by` says."""
+    """Compare what is stored with what is expected.
+
+    Raises:
+        ValueError: tensors are missing, left over or of another shape than `by` says; at most 20 are listed.
+    """
     problems = [f"unexpected: {name} {list(stored[name].shape)}" for name in stored if name not in expected]
     for name, shape in expected.items():
         if name not in stored:
@@ -118,4 +149,4 @@ def audit(
         elif stored[name].shape != shape:
             problems.append(f"wrong shape: {name} is {list(stored[name].shape)}, {by} says {list(shape)}")
     if problems:
-        raise ValueError("\n".join([f"{source}: the weights do not fit {by}", *problems]))
+        raise ValueError(f"{source}: the weights do not fit {by}: {listed(problems, '; ')}")

@@ -164,6 +164,49 @@ def test_a_file_cut_short_is_named(released, tmp_path):
     refused(released, tmp_path, WEIGHTS, "cut short")
 
 
+def test_a_git_lfs_pointer_is_named(released, tmp_path):
+    (released / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    refused(released, tmp_path, WEIGHTS, "a git-lfs pointer, not the weights", "git lfs pull")
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/tmp/outside.safetensors", "..\\outside.safetensors"])
+def test_an_index_names_files_beside_it_only(name, released, tmp_path):
+    where = shard(released)
+    first = next(iter(where))
+    save_file({first: torch.zeros(1)}, released.parent / "outside.safetensors")
+    (released / INDEX).write_text(json.dumps({"weight_map": where | {first: name}}))
+    refused(released, tmp_path, INDEX, "expected names of files beside it", name)
+
+
+@pytest.mark.parametrize("in_config", [False, True], ids=["stored rows", "config and stored rows"])
+def test_a_padded_embedding_keeps_its_rows(in_config, released, tmp_path):
+    tensors = load_file(released / WEIGHTS)
+    for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], torch.ones(7, WIDTH, dtype=tensors[name].dtype)])
+    save_file(tensors, released / WEIGHTS)
+    if in_config:
+        edit(released, lambda config: config["llm_config"].update(vocab_size=VOCABULARY + 7))
+    convert(released, tmp_path, grounding_config=GROUNDING)
+    model = Sa2VAForConditionalGeneration.from_pretrained(tmp_path)
+    assert model.config.vocab_size == VOCABULARY + 7
+    assert torch.equal(
+        model.get_output_embeddings().weight.bfloat16(), tensors["language_model.lm_head.weight"].bfloat16()
+    )
+    assert len(Sa2VAProcessor.from_pretrained(tmp_path).tokenizer) == VOCABULARY
+
+
+def test_a_head_that_is_tied_is_a_copy_of_the_embedding(released, tmp_path):
+    tensors = load_file(released / WEIGHTS)
+    del tensors["language_model.lm_head.weight"]
+    save_file(tensors, released / WEIGHTS)
+    edit(released, lambda config: config["llm_config"].update(tie_word_embeddings=False))
+    refused(released, tmp_path / "refused", "missing: language_model.lm_head.weight")
+    edit(released, lambda config: config["llm_config"].update(tie_word_embeddings=True))
+    convert(released, tmp_path / "ours", grounding_config=GROUNDING)
+    ours = load_file(tmp_path / "ours" / WEIGHTS)
+    assert torch.equal(ours["mllm.lm_head.weight"], ours["mllm.model.language_model.embed_tokens.weight"])
+
+
 def same(one, other):
     """Two folders hold the same tensors, bit by bit, in however many files."""
     one, other = (

@@ -5,6 +5,7 @@ import pickle
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from released import GROUNDING, write
@@ -13,8 +14,8 @@ from tiny import tiny_model, tiny_processor
 
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAGroundingConfig
 from sa2va_hf.checkpoints.convert import convert
-from sa2va_hf.checkpoints.sam2 import recognise
-from sa2va_hf.checkpoints.weights import WEIGHTS
+from sa2va_hf.checkpoints.sam2 import _state_dict, recognise
+from sa2va_hf.checkpoints.weights import WEIGHTS, read_pickle
 from sa2va_hf.model.configuration_sa2va import SAM2_VERSIONS
 from sa2va_hf.model.grounding import build_sam2
 
@@ -101,7 +102,7 @@ def test_a_sam2_that_does_not_fit_into_a_sa2va(tmp_path):
     newer = Sa2VAGroundingConfig(**(GROUNDING.to_dict() | {"version": "2.1"}))
     build = build_sam2(newer)
     convert(saved(tmp_path / "newer.pt", build.state_dict()), tmp_path / "newer", grounding_config=newer)
-    said = "newer: the weights do not fit the SAM 2 of .*model\nunexpected: no_obj_embed_spatial"
+    said = "newer: the weights do not fit the SAM 2 of .*model: unexpected: no_obj_embed_spatial"
     refused(tmp_path / "model", tmp_path, said, with_sam2=tmp_path / "newer")
     refused(tmp_path / "newer", tmp_path, "only a model of this package", with_sam2=tmp_path / "newer.pt")
     refused(tmp_path / "model", tmp_path, "only a model of this package", to="sam2", with_sam2=tmp_path / "newer")
@@ -180,7 +181,34 @@ def test_other_entries_of_a_training_file_are_left_and_named(tmp_path, caplog):
     source = saved(tmp_path / "training.pt", state, epoch=3, optimizer={"state": {}})
     with caplog.at_level("INFO"):
         convert(source, tmp_path / "out", grounding_config=GROUNDING)
-    assert "left behind, not weights of SAM 2: epoch, optimizer" in caplog.text
+    assert "skipped, not weights of SAM 2: epoch, optimizer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"model": state},
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": state, "best": np.float64(0.5), "step": np.int64(7), "lr": np.float32(0.1)},
+        lambda state: {"model": state, "config": {"lr": 0.1, "layers": [1, 2]}, "note": None},
+    ],
+    ids=["bare", "model", "state_dict", "numpy scalars", "plain values"],
+)
+def test_common_wrappings_of_a_pt_are_read(wrap, tmp_path):
+    state = build_sam2(GROUNDING).state_dict()
+    torch.save(wrap(state), tmp_path / "sam2.pt")
+    content, _ = _state_dict(read_pickle(tmp_path / "sam2.pt"), tmp_path / "sam2.pt")
+    same(content, state)
+
+
+def test_a_long_list_of_tensors_that_do_not_fit_is_cut(tmp_path):
+    wrong = {f"layer.{number}.weight": torch.zeros(1) for number in range(300)}
+    state = build_sam2(GROUNDING).state_dict() | wrong
+    source = saved(tmp_path / "odd.pt", state)
+    with pytest.raises(ValueError, match=r"unexpected: layer\.19\.weight \[1\]; \.\.\. \(300 in total\)") as error:
+        convert(source, tmp_path / "out", grounding_config=GROUNDING)
+    assert len(str(error.value)) < 1500
 
 
 class Trap:
@@ -191,9 +219,9 @@ class Trap:
 def test_a_pickle_is_read_as_tensors_or_not_at_all(tmp_path, capsys):
     state = build_sam2(GROUNDING).state_dict()
     trap = saved(tmp_path / "trap.pt", state, extra=Trap())
-    refused(trap, tmp_path, r"trap\.pt: not read, since it holds other things than tensors")
+    refused(trap, tmp_path, r"trap\.pt: not read, since it holds objects other than tensors")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps({"model": Trap()}, protocol=2))
-    refused(tmp_path / "plain.pt", tmp_path, r"plain\.pt: not read, since it holds other things than tensors")
+    refused(tmp_path / "plain.pt", tmp_path, r"plain\.pt: not read, since it holds objects other than tensors")
     assert "run" not in capsys.readouterr().out
 
 
@@ -206,9 +234,13 @@ def test_a_damaged_or_foreign_file_is_named(tmp_path):
     (tmp_path / "text.pt").write_text("no tensors")
     refused(tmp_path / "text.pt", tmp_path, r"text\.pt: not read")
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
-    refused(tmp_path / "other.pt", tmp_path, r"other\.pt: expected a dict .* under 'model'.* got state_dict")
+    refused(tmp_path / "other.pt", tmp_path, r"other\.pt: not a SAM 2")
+    torch.save({"epoch": 3, "args": [1]}, tmp_path / "state.pt")
+    refused(tmp_path / "state.pt", tmp_path, r"state\.pt: expected a state dict.*not tensors: epoch, args")
+    (tmp_path / "lfs.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    refused(tmp_path / "lfs.pt", tmp_path, r"lfs\.pt: a git-lfs pointer, not the weights: run `git lfs pull`")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    refused(tmp_path / "list.pt", tmp_path, r"list\.pt: expected a dict .* got list")
+    refused(tmp_path / "list.pt", tmp_path, r"list\.pt: expected a state dict.* got a list")
     refused(tmp_path / "gone.pt", tmp_path, r"gone\.pt.*no config\.json")
 
 

@@ -49,10 +49,6 @@ class Layout(Protocol):
     def write_processor(self, processor: Sa2VAProcessor, output: Path) -> None:
         """The other small files of a release: tokenizer, and whatever it has for pictures."""
 
-    def tied(self, released: dict[str, Any]) -> dict[str, str]:
-        """Released tensors that may be absent, and the ones that they are copies of then (a head tied to the
-        embedding); ours are two tensors at all times."""
-
     def rules(self, config: Sa2VAConfig) -> list[Rule]:
         """Ours -> released for every tensor of the model, `rules.common_rules` among them."""
 

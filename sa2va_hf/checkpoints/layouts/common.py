@@ -17,6 +17,9 @@ from ..zero import read_json
 # Of tokenizer_config.json: what only transformers 5 writes, and 4 stumbles over or has another name for.
 ONLY_IN_5 = ("backend", "is_local", "local_files_only", "processor_class", "extra_special_tokens")
 
+# Rows of an embedding beyond the tokenizer's entries that are taken for padding (Qwen2.5-VL 7B has 399).
+MAX_PADDING = 512
+
 
 def needed(section: dict[str, Any], fields: Iterable[str], where: str) -> dict[str, Any]:
     """Those fields of the section. Errors: ValueError listing the ones that are missing or null."""
@@ -61,9 +64,13 @@ def template_of(released: dict[str, Any]) -> str:
 def check_vocabulary(
     tokenizer: PreTrainedTokenizerBase, vocab_size: int, marks: Iterable[str], source: Path, where: str
 ) -> None:
-    """Errors: ValueError when the tokenizer has another size than the config's `where`, or lacks Sa2VA's tokens or
-    the family's `marks`."""
-    if len(tokenizer) != vocab_size:
+    """Compare tokenizer and config.
+
+    Raises:
+        ValueError: the tokenizer has more entries than the config's `where`, or over `MAX_PADDING` fewer, or lacks
+            Sa2VA's tokens or the family's `marks`.
+    """
+    if not 0 <= vocab_size - len(tokenizer) <= MAX_PADDING:
         raise ValueError(
             f"config.json: {where} is {vocab_size}, but the tokenizer has {len(tokenizer)} entries; do they belong "
             "together?"

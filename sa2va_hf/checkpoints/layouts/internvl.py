@@ -93,10 +93,6 @@ def fits(config: Sa2VAConfig) -> bool:
     return config.mllm_config.model_type == "internvl"
 
 
-def tied(released: dict[str, Any]) -> dict[str, str]:
-    return {}  # releases store both matrices
-
-
 def rules(config: Sa2VAConfig) -> list[Rule]:
     common = common_rules(tracking_decoder=config.grounding_config.tracking_decoder)
     return [*VISION_RULES, *language_rules(config.get_text_config()), *common]

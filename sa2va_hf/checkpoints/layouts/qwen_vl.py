@@ -73,10 +73,6 @@ def fits(config: Sa2VAConfig) -> bool:
     return config.mllm_config.model_type in KINDS
 
 
-def tied(released: dict[str, Any]) -> dict[str, str]:
-    return {}  # releases store both matrices
-
-
 def rules(config: Sa2VAConfig) -> list[Rule]:
     return [
         Rule("mllm.{rest}", "model.{rest}"),

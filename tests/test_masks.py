@@ -188,7 +188,9 @@ def test_palette_indices_are_read_raw_whatever_their_colours():
         assert Image.open(io.BytesIO(data)).mode == "P"
         assert np.array_equal(masks.read_ids(data), ids)
         assert np.array_equal(masks.from_png(data, object_id=7), ids == 7)
-        assert np.array_equal(masks.from_png(data), ids > 0)
+        with pytest.raises(ValueError, match="holds the values 2, 7, not one mask"):
+            masks.from_png(data)
+        assert np.array_equal(masks.read_objects(data), ids)
 
 
 def test_grey_one_bit_sixteen_bit_and_grey_saved_in_colour_are_read():
@@ -208,10 +210,87 @@ def test_colours_and_jpeg_are_refused(tmp_path):
     path = tmp_path / "mask.jpg"
     Image.fromarray(colour[..., 0]).save(path)
     with pytest.raises(ValueError, match="mask.jpg is a JPEG"):
-        masks.from_png(path)
+        masks.read_ids(path)
     path.write_bytes(b"no picture")
     with pytest.raises(ValueError, match="mask.jpg cannot be read as a picture"):
         masks.from_png(path)
+
+
+def soft(kind):
+    """A mask picture of 64 x 48 with a white box, after what tools do to it."""
+    box = np.zeros((48, 64), np.uint8)
+    box[10:30, 10:40] = 255
+    if kind == "anti-aliased":
+        large = Image.fromarray(np.kron(box, np.ones((4, 4), np.uint8)))
+        return np.asarray(large.rotate(7, resample=Image.BICUBIC).resize((64, 48), Image.LANCZOS))
+    if kind == "fringe lines":
+        box[9, 10:40], box[30, 10:40] = 64, 32
+    elif kind == "one fringe line":
+        box[9, 10:40] = 64
+    elif kind == "ids and void":
+        box[40:44, :40], box[44:, :40] = 1, 2
+    elif kind == "two greys":
+        box[10:30, 40:60] = 128
+    elif kind == "ramp":
+        box[:] = np.arange(48 * 64).reshape(48, 64) % 256
+    elif kind == "ids":
+        box[10:30, 10:40], box[40:44] = 1, 2
+    elif kind == "empty":
+        box[:] = 0
+    return box
+
+
+@pytest.mark.parametrize(
+    ("kind", "whole", "objects"),
+    [
+        ("plain", 600, {255: 600}),
+        ("anti-aliased", 597, {255: 597}),
+        ("fringe lines", 600, {255: 600}),
+        ("one fringe line", 600, {255: 600}),
+        ("empty", 0, {}),
+        ("ids", "holds the values 1, 2, not one mask", {1: 600, 2: 256}),
+        ("ids and void", "holds the values 1, 2, 255, not one mask", {1: 160, 2: 160, 255: 600}),
+        ("two greys", "holds the values 128, 255, not one mask", "128, 255: which of them are objects is not known"),
+        ("ramp", "1, 2, 3, .* and 235 more, not one mask", "its edges look blurred"),
+    ],
+)
+def test_one_rule_for_grey_mask_pictures(kind, whole, objects):
+    """A phrase for all of it: cut at 128, never 255 as void, or refused with the values. Ids: as they are declared."""
+    data = png(soft(kind))
+    if isinstance(whole, int):
+        assert masks.read_mask(data).sum() == whole
+    else:
+        with pytest.raises(ValueError, match=whole):
+            masks.read_mask(data)
+    if isinstance(objects, dict):
+        values, counts = np.unique(masks.read_objects(data), return_counts=True)
+        found = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        assert {value: count for value, count in found.items() if value} == objects
+    else:
+        with pytest.raises(ValueError, match=objects):
+            masks.read_objects(data)
+
+
+def test_a_mask_that_was_a_jpeg_is_the_mask(tmp_path):
+    """Also as a JPEG itself, where one mask is meant; ids of a JPEG are refused."""
+    Image.fromarray(soft("plain")).save(tmp_path / "m.jpg", quality=50)
+    Image.open(tmp_path / "m.jpg").save(tmp_path / "m.png")
+    for file in ("m.jpg", "m.png"):
+        assert np.array_equal(masks.read_mask(tmp_path / file), soft("plain") > 0)
+        assert set(np.unique(masks.read_objects(tmp_path / file)).tolist()) == {0, 255}
+
+
+def test_ids_beyond_255_and_ids_of_a_palette_are_kept():
+    ids = np.zeros((6, 8), np.uint16)
+    ids[1, 1], ids[2, 2:4] = 300, 7
+    assert np.array_equal(masks.read_objects(png(ids)), ids)
+    declared = np.zeros((6, 8), np.uint8)
+    declared[0], declared[1], declared[2:5] = 64, 32, 255
+    colours = np.random.default_rng(0).integers(0, 256, 768).tolist()
+    assert np.array_equal(masks.read_objects(png(declared, palette=colours)), declared)
+    greys = sorted(list(range(256)) * 3)
+    declared[0, 4:], declared[1] = 0, 0
+    assert masks.read_mask(png(declared, palette=greys)).sum() == 24  # a palette of greys is a grey picture
 
 
 # ---------------------------------------------------------------- boxes and overlap

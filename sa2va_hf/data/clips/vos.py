@@ -12,6 +12,7 @@ from PIL import Image
 from sa2va_hf import masks
 from sa2va_hf.data.clips.dataset import open_frames
 from sa2va_hf.data.dataset.rows import Row, Rows
+from sa2va_hf.data.listing import subfolders
 from sa2va_hf.data.sources.clips import numbered_frames
 
 VOID = 255  # beside other values: no object
@@ -75,7 +76,7 @@ class MaskFolder(Mapping[int, dict[int, np.ndarray]]):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        layers = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        layers = subfolders(folder)
         for layer in layers:
             if not layer.name.isdigit():
                 raise ValueError(f"{layer}: a folder of one object's masks must have its number as name")
@@ -94,11 +95,12 @@ class MaskFolder(Mapping[int, dict[int, np.ndarray]]):
         return any(number in files for files in self._files.values())
 
     def __getitem__(self, number: int) -> dict[int, np.ndarray]:
-        pictures = {layer: masks.read_ids(files[number]) for layer, files in self._files.items() if number in files}
+        read = masks.read_mask if self.per_object else masks.read_objects
+        pictures = {layer: read(files[number]) for layer, files in self._files.items() if number in files}
         if not pictures:
             raise KeyError(number)
         if self.per_object:
-            return {layer: ids > 0 for layer, ids in pictures.items()}
+            return pictures
         values = [int(value) for value in np.unique(pictures[0]) if value]
         things = values if values == [VOID] else [value for value in values if value != VOID]
         return {value: pictures[0] == value for value in things}

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from sa2va_hf import masks
+from sa2va_hf.data.listing import files_below
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
 from sa2va_hf.data.sources.files import (
     expect_keys,
@@ -55,7 +56,7 @@ def ade20k_full(
     root = Path(root)
     places = [root / place.format(split=SPLITS.get(split, split)) for place in FOLDERS]
     folder = first_existing(places, "the pictures of ADE20K", f"There is no split {split!r}?")
-    maps = sorted(folder.rglob("*_seg.png"))
+    maps = files_below(folder, "*_seg.png")
     if not maps:
         raise ValueError(f"there are no files X_seg.png in or below {folder}")
     for path in maps:

@@ -13,6 +13,7 @@ import numpy as np
 
 from sa2va_hf import masks
 from sa2va_hf.boxes import ABSENT_BOX, Box, pixel_box
+from sa2va_hf.data.listing import entries
 from sa2va_hf.data.schema import Object, Sample
 from sa2va_hf.data.sources.files import (
     IMAGE_SUFFIXES,
@@ -38,8 +39,8 @@ def frame_number(path: Path) -> int:
 def numbered_frames(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[int, Path]:
     """Pictures of a folder by the number in their name, in order of the numbers (names may have 5 or 8 digits)."""
     found: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+    for path in entries(folder):
+        if path.suffix.lower() in suffixes:
             if (number := frame_number(path)) in found:
                 raise ValueError(f"frame {number} of {folder} is there twice: {found[number].name} and {path.name}")
             found[number] = path
@@ -58,7 +59,7 @@ def named_frames(names: Iterable[Any], video: str, folders: Sequence[Path]) -> l
     if place is None:
         looked = ", ".join(str(folder / video) for folder in folders)
         raise ValueError(f"the folder of its frames was not found; looked for {looked}")
-    there = {path.stem: path for path in sorted(place.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    there = {path.stem: path for path in entries(place) if path.suffix.lower() in IMAGE_SUFFIXES}
     if missing := [name for name in names if Path(name).stem not in there]:
         raise ValueError(f"{len(missing)} of its {len(names)} frames are missing in {place}: {', '.join(missing[:5])}")
     return [there[Path(name).stem] for name in names]

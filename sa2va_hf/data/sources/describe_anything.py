@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sa2va_hf import masks
+from sa2va_hf.data.listing import entries
 from sa2va_hf.data.schema import Media, Object, Reject, Sample
 from sa2va_hf.data.sources.dialogue import MIN_CELLS, region_mask
 from sa2va_hf.data.sources.files import IMAGE_SUFFIXES, expect_keys, first_existing, read_json
@@ -107,7 +108,7 @@ def index_pictures(folder: Path) -> dict[str, tuple[int, Path | Member]]:
     if not folder.is_dir():
         raise ValueError(f"the folder of the pictures {folder} does not exist; it holds *.tar, or the files unpacked")
     found: dict[str, tuple[int, Path | Member]] = {}
-    for file in sorted(folder.iterdir()):
+    for file in entries(folder):
         if file.suffix.lower() in IMAGE_SUFFIXES:
             _enter(found, file.name, file)
         elif file.suffix == ".tar":

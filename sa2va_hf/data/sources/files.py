@@ -146,7 +146,20 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 def sized_ids(path: Path, height: int, width: int) -> np.ndarray:
     """`masks.read_ids` of a mask picture that belongs to an upright photo of this size. ValueError when it differs."""
-    ids = masks.read_ids(path)
+    return _sized(masks.read_ids(path), path, height, width)
+
+
+def sized_mask(path: Path, height: int, width: int) -> np.ndarray:
+    """`masks.read_mask`, with the check of `sized_ids`."""
+    return _sized(masks.read_mask(path), path, height, width)
+
+
+def sized_objects(path: Path, height: int, width: int) -> np.ndarray:
+    """`masks.read_objects`, with the check of `sized_ids`."""
+    return _sized(masks.read_objects(path), path, height, width)
+
+
+def _sized(ids: np.ndarray, path: Path, height: int, width: int) -> np.ndarray:
     if ids.shape == (height, width):
         return ids
     turned = ids.shape == (width, height)

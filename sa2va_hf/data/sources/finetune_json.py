@@ -23,6 +23,7 @@ from sa2va_hf.data.sources.files import (
     keep_split,
     read_json,
     sized_ids,
+    sized_mask,
     upright_size,
 )
 
@@ -112,8 +113,9 @@ def _mask(mask: Any, height: int, width: int, folders: list[Path]) -> masks.RLE 
         return None
     if isinstance(mask, str) or (isinstance(mask, dict) and "png" in mask):
         name, number = (mask, None) if isinstance(mask, str) else (mask["png"], mask.get("id"))
-        ids = sized_ids(find_picture(name, folders), height, width)
-        rle = masks.encode(ids != 0 if number is None else ids == number)
+        file = find_picture(name, folders)
+        whole = number is None
+        rle = masks.encode(sized_mask(file, height, width) if whole else sized_ids(file, height, width) == number)
     else:
         rle = masks.from_segmentation(mask, height, width)
     if masks.area(rle) == 0:

@@ -1,7 +1,7 @@
 """Pictures of parts in folders, as generated ones come: ROOT/handle/mug/0001.png shows the handle of a mug.
 
     ROOT/PART/OBJECT/X.jpg          of any picture format; "_" in the names of the folders is a space
-    ROOT/PART/OBJECT/X_mask.png     its mask, beside it: 0 background, anything else the part
+    ROOT/PART/OBJECT/X_mask.png     its mask, beside it: 0 background, one other value the part
     ROOT/PART/OBJECT/X.png          does as well where the picture itself is no PNG
     ROOT/PART/OBJECT/X.json         or polygons, as labelme and ReasonSeg write them, labelled "target" or PART;
                                     regions whose label contains "ignore" do not count
@@ -22,8 +22,9 @@ import numpy as np
 
 from sa2va_hf import masks
 from sa2va_hf.boxes import Box
+from sa2va_hf.data.listing import files_below
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
-from sa2va_hf.data.sources.files import IMAGE_SUFFIXES, expect_keys, keep_split, sized_ids, upright_size
+from sa2va_hf.data.sources.files import IMAGE_SUFFIXES, expect_keys, keep_split, sized_mask, upright_size
 from sa2va_hf.data.sources.parts import check_part_phrase, part_phrase, spoken
 from sa2va_hf.data.sources.portions import Portion, in_portions
 from sa2va_hf.data.sources.reason_seg import IGNORED, TARGET, paint_shapes, read_shapes_json
@@ -105,7 +106,7 @@ def check_filter(min_area: int, min_area_ratio: float, keep: str) -> None:
 def _root_of_split(root: Path, split: str) -> tuple[Path, bool]:
     """The folder of PART folders, and whether it holds all splits together."""
     below = root / split
-    own = below.is_dir() and any(_is_photo(path) for path in below.glob("*/*/*"))
+    own = below.is_dir() and any(_is_photo(path) and _depth(path, below) == 3 for path in files_below(below))
     return (below, False) if own else (root, True)
 
 
@@ -117,8 +118,11 @@ def find_pictures(root: Path) -> tuple[list[PartPicture], list[Reject]]:
 
     Hidden files and folders are passed over, and so is what is neither picture nor json.
     """
-    files = sorted(path for path in root.rglob("*") if path.is_file() and not _is_hidden(path, root))
-    files = [path for path in files if _is_photo(path) or (path.suffix.lower() == ".json" and _depth(path, root) == 3)]
+    files = [
+        path
+        for path in files_below(root)
+        if _is_photo(path) or (path.suffix.lower() == ".json" and _depth(path, root) == 3)
+    ]
     of_stem: dict[tuple[Path, str], list[Path]] = {}
     pictures, problems = [], []
     for path in files:
@@ -139,11 +143,7 @@ def find_pictures(root: Path) -> tuple[list[PartPicture], list[Reject]]:
 
 
 def _is_photo(path: Path) -> bool:
-    return path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith(".")
-
-
-def _is_hidden(path: Path, root: Path) -> bool:
-    return any(name.startswith(".") for name in path.relative_to(root).parts)
+    return path.suffix.lower() in PHOTO_SUFFIXES
 
 
 def _depth(path: Path, root: Path) -> int:
@@ -224,7 +224,7 @@ def _labels(picture: PartPicture, height: int, width: int) -> np.ndarray:
     if shapes is None or not shapes.polygons:
         if picture.mask is None:
             raise ValueError(f"it has no mask, only a prompt for one in {picture.shapes.name}: {ADVICE}")
-        return np.where(sized_ids(picture.mask, height, width) != 0, TARGET, 0)
+        return np.where(sized_mask(picture.mask, height, width), TARGET, 0)
     if picture.mask is not None:
         raise ValueError(
             f"there are {picture.mask.name} and the polygons of {picture.shapes.name}: which is its mask?"

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sa2va_hf import masks
+from sa2va_hf.data.listing import files_below
 from sa2va_hf.data.schema import Object, Reject, Sample
 from sa2va_hf.data.sources.files import keep_split
 from sa2va_hf.data.sources.portions import Portion, in_portions
@@ -29,7 +30,7 @@ def paired_frames(root: Path | str, split: str, *, val_fraction: float = 0.0) ->
     val_fraction: see `keep_split`; there are no splits. Raises ValueError when there are no such files.
     """
     root = Path(root)
-    files = {str(path.relative_to(root).with_suffix("")): path for path in sorted(root.rglob(PATTERN))}
+    files = {str(path.relative_to(root).with_suffix("")): path for path in files_below(root, PATTERN)}
     if not files:
         raise ValueError(f"there are no files {PATTERN} below {root}")
     chosen = keep_split(files, split, val_fraction, "pairs of frames have none")

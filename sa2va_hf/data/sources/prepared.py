@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
+from sa2va_hf.data.listing import files_below
 from sa2va_hf.data.schema import FEATURES, Reject, Sample, from_row
 
 DERIVED = ("num_objects", "num_masks", "is_video")  # made anew from the rest
@@ -62,7 +63,7 @@ def _open_folder(root: Path, split: str) -> Dataset:
         if split not in splits:
             raise ValueError(f"{root} has no split {split!r}; it has {', '.join(splits)}")
         return rows[split] if isinstance(rows, DatasetDict) else rows
-    kinds = {SUFFIXES[path.suffix] for path in root.rglob("*") if path.suffix in SUFFIXES}
+    kinds = {SUFFIXES[path.suffix] for path in files_below(root) if path.suffix in SUFFIXES}
     if len(kinds) != 1:
         found = "both kinds" if kinds else "neither"
         raise ValueError(

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sa2va_hf import masks
+from sa2va_hf.data.listing import entries
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample, Turn
 from sa2va_hf.data.sources.files import expect_keys, find_picture, read_annotation, read_json, upright_size
 from sa2va_hf.data.sources.portions import Portion, in_portions
@@ -38,7 +39,7 @@ def reason_seg(root: Path | str, split: str, *, explain: bool = True) -> Iterato
     """
     root = Path(root)
     root = root / "ReasonSeg" if (root / "ReasonSeg").is_dir() else root
-    files = sorted((root / split).glob("*.json"))
+    files = [path for path in entries(root / split) if path.suffix == ".json"]
     if not files:
         raise ValueError(f"no annotations found in {root / split}; expected ROOT/{split}/X.json beside X.jpg")
     explanations, rejects = _explanations(root / "explanatory" / f"{split}.json" if explain else None)

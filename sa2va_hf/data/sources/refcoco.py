@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sa2va_hf import masks
+from sa2va_hf.data.listing import subfolders
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
 from sa2va_hf.data.sources.coco_json import object_mask, picture_of
 from sa2va_hf.data.sources.files import expect_keys, find_picture, first_existing, read_annotation, read_json
@@ -64,7 +65,7 @@ def refcoco(
     folders = [Path(images)] if images else [base / part for base in (root, folder) for part in places]
     folders = [place for place in folders if place.is_dir()] or folders
     if name == "refclef":  # file names come with and without the folder they lie in
-        folders += [place for base in folders for place in sorted(base.glob("*/images"))]
+        folders += [place for base in folders for below in subfolders(base) if (place := below / "images").is_dir()]
 
     refs = load_refs(refs_file) if refs_file.suffix == ".p" else read_json(refs_file, list)
     by_image, rejects = _of_split(refs, split, refs_file, name)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from sa2va_hf import masks
+from sa2va_hf.data.listing import files_below
 from sa2va_hf.data.schema import Object, Reject, Sample
 from sa2va_hf.data.sources.coco_json import object_mask
 from sa2va_hf.data.sources.files import expect_keys, find_picture, keep_split, read_json
@@ -24,7 +25,7 @@ def sa1b(root: Path | str, split: str, *, val_fraction: float = 0.0) -> Iterator
     Raises ValueError when there are no json files.
     """
     root = Path(root)
-    files = {str(path.relative_to(root)): path for path in sorted(root.rglob("*.json"))}
+    files = {str(path.relative_to(root)): path for path in files_below(root, "*.json")}
     if not files:
         raise ValueError(f"there are no json files below {root}; expected ROOT/sa_000000/sa_1.json beside sa_1.jpg")
     chosen = keep_split(files, split, val_fraction, "SA-1B has none")

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sa2va_hf.data.listing import files_below
 from sa2va_hf.data.media import video_shape
 from sa2va_hf.data.schema import Reject, Sample
 from sa2va_hf.data.sources.clips import clip_size, numbered_frames, paths, track
@@ -40,7 +41,7 @@ def sav(
     root = Path(root)
     folder = first_existing([root / f"sav_{split}", root / split], f"SA-V's split {split}", "Name the folder so")
     kinds = KINDS if masklets == "both" else (masklets,)
-    files = sorted(path for kind in kinds for path in folder.rglob(f"*_{kind}.json"))
+    files = sorted(path for kind in kinds for path in files_below(folder, f"*_{kind}.json"))
     if not files:
         raise ValueError(f"there are no files *_{'.json or *_'.join(kinds)}.json below {folder}")
     for file in files:

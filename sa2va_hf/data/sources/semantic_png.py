@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from sa2va_hf import masks
+from sa2va_hf.data.listing import entries
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
 from sa2va_hf.data.sources.files import (
     IMAGE_SUFFIXES,
@@ -80,10 +81,10 @@ def semantic_png(
     names = _names(root, name, words, classes)
     photos = {}
     for place in [Path(images)] if images else [root / place.format(**words) for place in PHOTOS[name]]:
-        for path in sorted(place.iterdir()) if place.is_dir() else ():
+        for path in entries(place):
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 photos.setdefault(path.stem, path)
-    maps = sorted(folder.glob("*.png"))
+    maps = [path for path in entries(folder) if path.suffix.lower() == ".png"]
     if not maps:
         raise ValueError(f"there are no .png files in {folder}")
     for path in maps:

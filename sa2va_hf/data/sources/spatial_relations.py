@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sa2va_hf.boxes import ABSENT_BOX, ENDS, pixel_box
+from sa2va_hf.data.listing import entries
 from sa2va_hf.data.relations import absolute_phrase, box_name, extreme_phrase, relative_phrase
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
 from sa2va_hf.data.sources.clips import (
@@ -96,7 +97,7 @@ def spatial_relations(
 def _box_file(root: Path, given: Path | str | None) -> Path:
     if given is not None:
         return given_path(root, given, "the boxes")
-    found = sorted((root / "mask_to_box").glob("*_bbox.json"))
+    found = [path for path in entries(root / "mask_to_box") if path.name.endswith("_bbox.json")]
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise ValueError(f"one file {root / 'mask_to_box'}/*_bbox.json is expected, there is {names}: give boxes=FILE")

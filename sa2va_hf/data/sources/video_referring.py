@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sa2va_hf.boxes import ENDS
+from sa2va_hf.data.listing import entries
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
 from sa2va_hf.data.sources.clips import (
     boxed_loader,
@@ -277,7 +278,8 @@ def _davis_texts(root: Path, split: str) -> dict[str, dict]:
     listed = [root / place.format(split=split) for place in DAVIS_LISTS]
     chosen = set(read_names(first_existing(listed, f"the list of the split {split}", "It comes with DAVIS-2017")))
     texts: dict[tuple[str, str], list[str]] = {}
-    for path in sorted((root / DAVIS_TEXTS).glob("*.txt"), key=lambda one: one.stem):
+    files = [path for path in entries(root / DAVIS_TEXTS) if path.suffix == ".txt"]
+    for path in sorted(files, key=lambda one: one.stem):
         data = read_annotation(path)
         try:
             lines = data.decode("utf-8")
@@ -293,7 +295,8 @@ def _davis_texts(root: Path, split: str) -> dict[str, dict]:
     videos: dict[str, dict] = {}
     for (video, own), of_object in sorted(texts.items(), key=lambda item: (item[0][0], int(item[0][1]))):
         folder = next((base / video for base in frame_folders if (base / video).is_dir()), None)
-        names = [path.stem for path in sorted(folder.glob("*.jpg"), key=frame_number)] if folder else []
+        pictures = [path for path in entries(folder) if path.suffix == ".jpg"] if folder else []
+        names = [path.stem for path in sorted(pictures, key=frame_number)]
         expressions = videos.setdefault(video, {"frames": names, "expressions": {}})["expressions"]
         for text in of_object:
             expressions[str(len(expressions))] = {"exp": text, "obj_id": own}

@@ -4,7 +4,8 @@
     MOSE, YouTube-VOS, LVOS     ROOT/train/JPEGImages/VIDEO/00000.jpg, ROOT/train/Annotations/VIDEO/00000.png
     SA-V      ROOT/sav_val/JPEGImages_24fps/VIDEO/00000.jpg, Annotations_6fps/VIDEO/000/00000.png, sav_val.txt
 
-A mask picture holds an index per object (a palette PNG), or there is a folder per object with masks of 0 and 255. Its
+A mask picture holds an index per object (a palette PNG), or there is a folder per object with masks of 0 and 255.
+One grey mask from 0 to 255, with sharp edges or soft ones, is one object. Its
 frame is found by the number in its name, whatever its digits. The videos have no texts: they are for training and
 scoring the masks alone, and for `vos_relations`.
 """
@@ -16,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from sa2va_hf import masks
+from sa2va_hf.data.listing import subfolders
 from sa2va_hf.data.schema import Object, Reject, Sample
 from sa2va_hf.data.sources.clips import clip_size, numbered_frames, paths, read_names
-from sa2va_hf.data.sources.files import sized_ids
+from sa2va_hf.data.sources.files import sized_mask, sized_objects
 from sa2va_hf.data.sources.portions import Portion, in_portions
 from sa2va_hf.masks import RLE
 
@@ -54,7 +56,7 @@ def vos_folders(
     places = [root, *(root / base.format(split=split) for base in BASES), frame_base.parent]
     lists = [place / name.format(split=split) for place in places for name in LISTS]
     file = Path(videos) if videos is not None else next((path for path in lists if path.is_file()), None)
-    names = read_names(file) if file else sorted(path.name for path in mask_base.iterdir() if path.is_dir())
+    names = read_names(file) if file else [path.name for path in subfolders(mask_base)]
     left_out = set(read_names(Path(exclude))) if exclude is not None else set()
     for name in names:
         if name not in left_out:
@@ -106,8 +108,7 @@ def _fill(sample: Sample, folder: Path, index_of: dict[int, int]) -> tuple[list[
     """Adds the annotated frames and the objects to the sample; returns names and problems of `read_clip`."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder of masks {folder}")
-    of_object = sorted(path for path in folder.iterdir() if path.is_dir())
-    layers = {path.name: numbered_frames(path, (".png",)) for path in of_object}
+    layers = {path.name: numbered_frames(path, (".png",)) for path in subfolders(folder)}
     layers = layers or {"": numbered_frames(folder, (".png",))}
     found: dict[int, dict[str, RLE]] = {}  # frame -> object -> mask
     ignored: dict[int, RLE] = {}
@@ -118,7 +119,8 @@ def _fill(sample: Sample, folder: Path, index_of: dict[int, int]) -> tuple[list[
             try:
                 if number not in index_of:
                     raise ValueError(f"there is no frame {number} for the mask {path}")
-                opened[index_of[number]] = sized_ids(path, sample.height, sample.width)
+                read = sized_mask if layer else sized_objects
+                opened[index_of[number]] = read(path, sample.height, sample.width)
             except ValueError as error:
                 problems.append(Reject(f"{sample.id}/{layer}{'/' if layer else ''}{path.stem}", str(error), str(path)))
         values = sorted({int(value) for ids in opened.values() for value in np.unique(ids)} - {0})

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from sa2va_hf import masks
+from sa2va_hf.data.listing import subfolders
 from sa2va_hf.data.schema import Expression, Reject, Sample
 from sa2va_hf.data.sources.clips import frame_number
 from sa2va_hf.data.sources.files import expect_keys, first_existing, read_json
@@ -42,7 +43,7 @@ def youtube_vos(
     if not isinstance(videos, dict) or not videos:
         raise ValueError(f"{path} must have a dict 'videos' with at least one video, got {videos!r:.80}")
     frame_base, mask_base = find_folders(root, split, frames, annotations)
-    unlisted = [one.name for one in sorted(mask_base.iterdir()) if one.is_dir() and one.name not in videos]
+    unlisted = [one.name for one in subfolders(mask_base) if one.name not in videos]
     for video in unlisted:
         yield Reject(video, "it has a folder of masks but is not in meta.json", str(path))
     for video, record in videos.items():

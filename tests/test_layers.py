@@ -52,6 +52,8 @@ MAY_IMPORT = {
     },
     "inspection": {"data", "masks", "drawing"},
     "profiling": {
+        "boxes",
+        "search",
         "",
         "data",
         "masks",
@@ -64,7 +66,7 @@ MAY_IMPORT = {
     },  # fmt: skip
     "pseudo_labels": {"inference", "data", "masks", "model"},
     "vos_inference": {"model", "data", "masks"},
-    "search": {"boxes", "inference", "drawing"},
+    "search": {"boxes", "masks", "inference", "drawing", "model.visuals"},
     "demo": {"inference"},
 }
 

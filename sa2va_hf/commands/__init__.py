@@ -18,6 +18,7 @@ COMMANDS = {  # name: module, what it does
     "merge": ("merge_lora", "merge the adapter of a LoRA run into its base model"),
     "convert": ("convert_checkpoint", "convert checkpoints from and to other layouts"),
     "predict": ("predict", "answer a question about an image or a video, with masks"),
+    "search": ("search", "search a large image for a small target"),
     "evaluate": ("evaluate", "evaluate a model on a benchmark"),
     "results": ("results_page", "compare evaluation runs with published figures"),
     "vos": ("vos_inference", "track objects through videos with SAM 2"),

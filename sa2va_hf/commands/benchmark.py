@@ -5,6 +5,7 @@
     python scripts/benchmark.py train [--size tiny|2b|8b]
     python scripts/benchmark.py metrics
     python scripts/benchmark.py sam2 [--size tiny|small|base_plus|large] [--image_size 1024]
+    python scripts/benchmark.py search [--scenes 20] [--max_crops 40] [--sheets DIR]
     ... --output docs/benchmarks.md        append the tables to this file
 
 Each command is a module of sa2va_hf/profiling/. Prints markdown tables as they are ready; docs/benchmarks.md holds
@@ -17,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from sa2va_hf.profiling import data, inference, metrics, sam2, train
+from sa2va_hf.profiling import data, inference, metrics, sam2, search, train
 from sa2va_hf.profiling.report import machine
 
-COMMANDS = {"inference": inference, "data": data, "metrics": metrics, "train": train, "sam2": sam2}
+COMMANDS = {"inference": inference, "data": data, "metrics": metrics, "train": train, "sam2": sam2, "search": search}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,0 +1,67 @@
+"""A Sa2VA as the model of a search: heat from its mask logits, scores from those and the IoU that SAM 2 expects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sa2va_hf.inference import Prediction, Sa2VAPredictor
+from sa2va_hf.masks import components, masks_to_boxes
+from sa2va_hf.search.patches import Crop
+from sa2va_hf.search.settings import Located
+
+QUESTION, ANSWER = "Please segment the {} in this image.", "Sure, [SEG]."
+SIDE = 1024  # pixels of a crop's longer side as the model gets it: SAM 2's input
+MIN_AREA = 4  # pixels of the mask logits; what is smaller is noise
+ANSWER_TOKENS = 100
+
+
+class Sa2VALocator:
+    """Asks a predictor about crops.
+
+    Args:
+        side: pixels of a crop's longer side as the model gets it.
+        generate: let the model answer in its own words; an answer without [SEG] says that the target is not there. By
+            default the answer is given, and only the mask is asked for.
+    """
+
+    def __init__(self, predictor: Sa2VAPredictor, side: int = SIDE, generate: bool = False) -> None:
+        self.predictor, self.side, self.generate = predictor, side, generate
+
+    def locate(self, crops: Sequence[Crop], texts: Sequence[str]) -> list[Located]:
+        """One candidate per connected part of the mask. See `located`."""
+        images, questions = self._images(crops), [QUESTION.format(text) for text in texts]
+        if self.generate:
+            predictions = self.predictor(image=images, text=questions, max_new_tokens=ANSWER_TOKENS)
+        else:
+            predictions = self.predictor.segment(image=images, text=questions, answer=[ANSWER] * len(images))
+        return [located(prediction) for prediction in predictions]
+
+    def ask(self, crops: Sequence[Crop], questions: Sequence[str]) -> list[str]:
+        answers = self.predictor(image=self._images(crops), text=list(questions), max_new_tokens=ANSWER_TOKENS)
+        return [answer.text for answer in answers]
+
+    def _images(self, crops: Sequence[Crop]) -> list:
+        return [crop.source.read(crop, self.side) for crop in crops]
+
+
+def located(prediction: Prediction) -> Located:
+    """The candidates of all masks of a picture.
+
+    The heat is the largest mask logit, at least 0. The score of a part is the IoU that SAM 2 expects of its mask,
+    times the mean probability of the part's pixels.
+    """
+    logits = prediction.mask_logits[:, 0]
+    if not len(logits):
+        return Located(np.zeros(0), np.zeros((0, 4)), np.zeros((1, 1)))
+    scores, boxes = [], []
+    for mask_logits, expected in zip(logits, prediction.scores, strict=True):
+        mask = mask_logits > 0
+        labels, sides = components(mask), (*mask.shape[::-1], *mask.shape[::-1])
+        for part in masks_to_boxes(mask, MIN_AREA):
+            sure = 1 / (1 + np.exp(-mask_logits[labels == part.number].astype(np.float64)))
+            scores.append(float(np.clip(expected, 0, 1) * sure.mean()))
+            boxes.append([value / side for value, side in zip(part.box, sides, strict=True)])
+    heat = np.maximum(logits.max(0), 0)
+    return Located(np.array(scores), np.array(boxes).reshape(-1, 4), heat)

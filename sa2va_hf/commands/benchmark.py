@@ -14,36 +14,92 @@ those of known machines.
 
 import argparse
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
-import torch
 
-from sa2va_hf.profiling import data, inference, metrics, sam2, search, train
-from sa2va_hf.profiling.report import machine
+def inference(parser: argparse.ArgumentParser) -> None:
+    """Time and memory of the predictor, on images and clips."""
+    parser.add_argument("--size", choices=["tiny", "large"], default="tiny", help="large: SAM 2 large at 1024 px")
+    parser.add_argument("--model", help="a model folder, instead of random weights")
+    parser.add_argument("--objects", type=int, nargs="+", default=[1, 3, 8], help="numbers of [SEG] tokens")
+    parser.add_argument("--frames", type=int, default=16, help="frames of the clips with several [SEG] tokens")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[8, 64, 256], help="frames of the longer clips")
 
-COMMANDS = {"inference": inference, "data": data, "metrics": metrics, "train": train, "sam2": sam2, "search": search}
+
+def data(parser: argparse.ArgumentParser) -> None:
+    """Preparing datasets, reading them, and starting a run on a large one."""
+    parser.add_argument("--source", nargs=3, action="append", default=[], metavar=("NAME", "ROOT", "SPLIT"))
+    parser.add_argument("--photos", type=int, default=400, help="images that are made for the measurement")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the large synthetic dataset")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def metrics(parser: argparse.ArgumentParser) -> None:
+    """J and F of clips, against the straightforward implementation."""
+    parser.add_argument("--frames", type=int, default=40, help="frames of the timed clips")
+    parser.add_argument("--long", type=int, default=1000, help="frames of the clip whose memory is measured")
+
+
+def train(parser: argparse.ArgumentParser) -> None:
+    """Time and memory of a training step, by part and by option."""
+    parser.add_argument("--size", choices=["tiny", "2b", "8b"], default="tiny", help="2b, 8b: with SAM 2 large")
+    parser.add_argument("--batch", type=int, default=4, help="samples of a step")
+    parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after one to warm up")
+
+
+def sam2(parser: argparse.ArgumentParser) -> None:
+    """A training step of SAM 2, against the original code."""
+    parser.add_argument("--size", choices=["tiny", "small", "base_plus", "large"], default="tiny")
+    parser.add_argument("--image_size", type=int, default=1024)
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--objects", type=int, default=3)
+
+
+def search(parser: argparse.ArgumentParser) -> None:
+    """Visual search on drawn 4K scenes."""
+    parser.add_argument("--model", default="shapes-tiny")
+    parser.add_argument("--scenes", type=int, default=20, help="with the target; as many again without it")
+    parser.add_argument("--calibration", type=int, default=10, help="further scenes without the target")
+    parser.add_argument("--false_alarms", type=float, default=0.1, help="share of them that may have a hit")
+    parser.add_argument("--max_crops", type=int, default=40, help="the budget")
+    parser.add_argument("--minimum_size", type=int, default=270, help="see sa2va search --help")
+    parser.add_argument("--crop_size", type=int, default=256, help="see sa2va search --help")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sheets", type=Path, help="a folder for the overlays of a few searches")
+
+
+MEASUREMENTS = (inference, data, metrics, train, sam2, search)  # each is a module of sa2va_hf/profiling/ with `run`
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, module in COMMANDS.items():
-        command = commands.add_parser(name, help=module.__doc__.splitlines()[0], allow_abbrev=False)
-        module.add_arguments(command)
-        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    for measurement in MEASUREMENTS:
+        command = commands.add_parser(measurement.__name__, help=measurement.__doc__, allow_abbrev=False)
+        measurement(command)
+        command.add_argument("--device", help="default: cuda if there is one")
         command.add_argument("--repeats", type=int, default=3, help="runs of which the median counts")
         command.add_argument("--output", type=Path, help="append the tables to this file")
-    arguments = parser.parse_args(argv)
-    parts = [f"## {arguments.command}: {machine(arguments.device)}"]
-    print(parts[0], flush=True)
-    for part in COMMANDS[arguments.command].run(arguments):
-        print(f"\n{part}", flush=True)
-        parts.append(part)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = make_parser().parse_args(argv)
+    import torch
+
+    from sa2va_hf.profiling.report import machine
+
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tables = [f"## {arguments.command}: {machine(arguments.device)}"]
+    print(tables[0], flush=True)
+    for table in import_module(f"sa2va_hf.profiling.{arguments.command}").run(arguments):
+        print(f"\n{table}", flush=True)
+        tables.append(table)
     if arguments.output:
         with arguments.output.open("a", encoding="utf-8") as file:
-            file.write("\n" + "\n\n".join(parts) + "\n")
+            file.write("\n" + "\n\n".join(tables) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,22 +20,29 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from sa2va_hf.checkpoints.convert import FORMATS, convert
 from sa2va_hf.command_line import mistakes
-from sa2va_hf.model.configuration_sa2va import SAM2_TRUNKS, SAM2_VERSIONS, Sa2VAGroundingConfig
+
+FORMATS = ("ours", "sa2va", "sam2", "transformers")
+SAM2 = [f"{version}-{size}" for version in ("2.0", "2.1") for size in ("tiny", "small", "base_plus", "large")]
 
 
-@mistakes()
-def main(argv: Sequence[str] | None = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True, help="a folder with config.json, or a .pt of SAM 2")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--to", choices=FORMATS, default="ours", help="layout to write (default: %(default)s)")
-    sam2 = [f"{version}-{size}" for version in SAM2_VERSIONS for size in SAM2_TRUNKS]
-    parser.add_argument("--sam2", choices=sam2, help="stop unless this SAM 2 is inside (default: whichever it is)")
+    parser.add_argument("--sam2", choices=SAM2, help="stop unless this SAM 2 is inside (default: whichever it is)")
     parser.add_argument("--with_sam2", type=Path, help="SAM 2 that the model gets: a .pt, or a folder with one")
     parser.add_argument("--max_shard_size", default="5GB", help="larger models are written in several files")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+@mistakes()
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = make_parser().parse_args(argv)
+    from sa2va_hf.checkpoints.convert import convert
+    from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     grounding_config = None
     if arguments.sam2:

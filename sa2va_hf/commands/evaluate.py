@@ -10,6 +10,8 @@ benchmarks whose masks are kept secret). A run that was stopped goes on when it 
 --benchmark list prints the names.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import logging
@@ -17,24 +19,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from tqdm import tqdm
-
-from sa2va_hf import Sa2VAConfig, Sa2VAPredictor
 from sa2va_hf.command_line import mistakes
-from sa2va_hf.data.sources.options import parse_options
-from sa2va_hf.evaluation.benchmarks import BENCHMARKS, get_benchmark, load_items
-from sa2va_hf.evaluation.captions import missing_for_captions
-from sa2va_hf.evaluation.describing import GroundedCaption, RegionCaption
-from sa2va_hf.evaluation.items import BASELINES, MODES, Settings
-from sa2va_hf.evaluation.predictions import read_note, settings_of
-from sa2va_hf.evaluation.runner import Files, rescore, run, weights_of
-from sa2va_hf.model.configuration_sa2va import bundled
-from sa2va_hf.model.video_modes import VIDEO_MODES
+
+if TYPE_CHECKING:
+    from sa2va_hf import Sa2VAConfig, Sa2VAPredictor
+    from sa2va_hf.evaluation.items import Settings
 
 logger = logging.getLogger("evaluate")
+MODES = ("generate", "teacher")
+BASELINES = ("box",)
+VIDEO_MODES = ("consistent", "memory", "per_frame")
 DTYPES = ("float32", "bfloat16", "float16")
 ASKING = ("mode", "baseline", "max_new_tokens", "num_frames", "video_mode")  # arguments that decide what is answered
 
@@ -45,7 +41,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -67,11 +63,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--text_encoder", help="a folder of bert-base-uncased, for the recall of grounded captions")
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the checkpoint's, float32 on a CPU")
-    return parser.parse_args(argv)
+    return parser
 
 
 def configuration(model: str) -> Sa2VAConfig:
     """ValueError when there is no such model, or it is none of ours."""
+    from sa2va_hf import Sa2VAConfig
+    from sa2va_hf.model.configuration_sa2va import bundled
+
     try:
         return Sa2VAConfig.from_pretrained(bundled(model))
     except (OSError, ValueError) as error:
@@ -85,6 +84,9 @@ def settings_now(arguments: argparse.Namespace) -> Settings:
 
     ValueError for arguments that ask otherwise: what was answered stays.
     """
+    from sa2va_hf.evaluation.items import Settings
+    from sa2va_hf.evaluation.predictions import read_note, settings_of
+
     given = {name: getattr(arguments, name) for name in ASKING if getattr(arguments, name) is not None}
     if arguments.model is not None:
         config = configuration(arguments.model)
@@ -107,6 +109,17 @@ def settings_now(arguments: argparse.Namespace) -> Settings:
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    import torch
+    from tqdm import tqdm
+
+    from sa2va_hf import Sa2VAPredictor
+    from sa2va_hf.data.sources.options import parse_options
+    from sa2va_hf.evaluation.benchmarks import get_benchmark, load_items
+    from sa2va_hf.evaluation.captions import missing_for_captions
+    from sa2va_hf.evaluation.describing import GroundedCaption, RegionCaption
+    from sa2va_hf.evaluation.runner import Files, rescore, run, weights_of
+    from sa2va_hf.model.configuration_sa2va import bundled
+
     if (arguments.model is None) == (arguments.predictions is None):
         raise ValueError("give --model, or --predictions to score what was predicted before")
     Files(arguments.output)  # its name is checked before anything is read
@@ -153,10 +166,14 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    arguments = parse_arguments(argv)
+    arguments = make_parser().parse_args(argv)
     if arguments.benchmark == "list":
+        from sa2va_hf.evaluation.benchmarks import BENCHMARKS
+
         print("\n".join(BENCHMARKS))
         return
+    import torch
+
     with mistakes():
         result = evaluate(arguments)
     if torch.distributed.is_initialized():

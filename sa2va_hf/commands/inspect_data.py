@@ -10,11 +10,9 @@ import argparse
 from collections.abc import Sequence
 
 from sa2va_hf.command_line import mistakes
-from sa2va_hf.inspection import draw_samples, save_sheet
 
 
-@mistakes()
-def main(argv: Sequence[str] | None = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -23,7 +21,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=24, help="samples to draw")
     parser.add_argument("--seed", type=int, default=0, help="which ones")
     parser.add_argument("--columns", type=int, default=3, help="of the .png")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+@mistakes()
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = make_parser().parse_args(argv)
+    from sa2va_hf.inspection import draw_samples, save_sheet
+
     drawn = draw_samples(arguments.folder, arguments.count, arguments.seed)
     save_sheet(drawn, arguments.output, arguments.folder, arguments.columns)
     print(f"{arguments.output}: {len(drawn)} samples of {arguments.folder}")

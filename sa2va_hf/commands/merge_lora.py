@@ -11,12 +11,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from sa2va_hf.checkpoints.merge import merge, push
 from sa2va_hf.command_line import mistakes
 
 
-@mistakes()
-def main(argv: Sequence[str] | None = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
@@ -24,7 +22,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--push_to_hub", metavar="REPO_ID", help="upload the merged model there as well")
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+@mistakes()
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = make_parser().parse_args(argv)
+    from sa2va_hf.checkpoints.merge import merge, push
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     merge(arguments.checkpoint, arguments.output, base=arguments.base, dtype=arguments.dtype)
     print(f"merged model written to {arguments.output}")

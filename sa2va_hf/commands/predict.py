@@ -7,24 +7,27 @@ Writes into the output folder: text.txt, the answer; masks/object1_frame00000.pn
 frame; overlay.png, or for a clip overlay.mp4 (without PyAV, or with --frames, overlay/00000.png ...).
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from sa2va_hf.command_line import mistakes
-from sa2va_hf.drawing import overlay
-from sa2va_hf.inference import Prediction, Sa2VAPredictor
-from sa2va_hf.masks import from_png
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sa2va_hf.inference import Prediction
 
 FOLDER_RATE = Fraction(10)  # frames per second of a clip that comes as pictures
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a folder, a Hub repository, or the name of a bundled model")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -40,10 +43,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--dtype", help="float32, bfloat16, float16; default: the checkpoint's, float32 on a CPU")
     parser.add_argument("--frames", action="store_true", help="the overlay of a clip as PNG frames, not mp4")
-    return parser.parse_args(argv)
+    return parser
 
 
 def predict(arguments: argparse.Namespace) -> Prediction:
+    from sa2va_hf.inference import Sa2VAPredictor
+    from sa2va_hf.masks import from_png
+
     predictor = Sa2VAPredictor.from_pretrained(arguments.model, arguments.device, arguments.dtype)
     question = {"image": arguments.image, "video": arguments.video, "text": arguments.text}
     question |= {"regions": [from_png(file) for file in arguments.region or []], "num_frames": arguments.num_frames}
@@ -55,6 +61,8 @@ def predict(arguments: argparse.Namespace) -> Prediction:
 
 
 def write_masks(prediction: Prediction, folder: Path) -> None:
+    from PIL import Image
+
     folder.mkdir(exist_ok=True)
     for stale in folder.glob("object*_frame*.png"):  # of an earlier run with more objects
         stale.unlink()
@@ -64,6 +72,8 @@ def write_masks(prediction: Prediction, folder: Path) -> None:
 
 
 def overlays(prediction: Prediction) -> Iterator[Image.Image]:
+    from sa2va_hf.drawing import overlay
+
     labels = [f"{number}" for number in range(1, len(prediction.masks) + 1)]
     for frame, picture in enumerate(prediction.history.clip):
         yield overlay(picture, prediction.masks[:, frame], list(prediction.boxes[:, frame]), labels)
@@ -96,7 +106,7 @@ def frame_rate(video: str) -> Fraction:
 @mistakes()
 def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments = parse_arguments(argv)
+    arguments = make_parser().parse_args(argv)
     prediction = predict(arguments)
     print(prediction.text)
     output = arguments.output

@@ -17,27 +17,40 @@ that was killed goes on where it was when the same command is given again.
 Afterwards, look: python scripts/inspect_data.py arrow/refcoco --output sheet.png
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from sa2va_hf.data.prepare.manifest import Manifest
-from sa2va_hf.data.prepare.releases import RELEASES
-from sa2va_hf.data.prepare.run import PrepareError, check, prepare
-from sa2va_hf.data.schema import Reject
-from sa2va_hf.data.sources import SOURCES
-from sa2va_hf.data.sources.options import parse_options
+if TYPE_CHECKING:
+    from sa2va_hf.data.prepare.manifest import Manifest
+    from sa2va_hf.data.schema import Reject
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+class _Source(argparse.Action):
+    """The name of a source; `list` prints the names and ends the process."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        from sa2va_hf.data.sources import SOURCES
+
+        if values == "list":
+            print("\n".join(SOURCES))
+            parser.exit()
+        if values not in SOURCES:
+            parser.error(f"argument {option}: invalid choice: {values!r} (choose from {', '.join(SOURCES)})")
+        namespace.source = values
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--source", required=True, choices=SOURCES, help="the family the dataset is of")
+    parser.add_argument("--source", required=True, action=_Source, help="family of the dataset; list: print the names")
     parser.add_argument("--root", help="its folder")
     parser.add_argument("--split", required=True, help="train, val, testA, ...")
     parser.add_argument("--output", help="folder to write")
@@ -60,10 +73,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="of the source, may be repeated: size=96, images=/data/coco, kinds=[left], part='{part} of {object}'",
     )
-    arguments = parser.parse_args(argv)
-    if not arguments.check and not arguments.output:
-        parser.error("--output is needed: the folder to write (or --check, to look only)")
-    return arguments
+    return parser
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -74,6 +84,13 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def run(arguments: dict[str, Any]) -> Manifest:
+    from tqdm import tqdm
+
+    from sa2va_hf.data.prepare.releases import RELEASES
+    from sa2va_hf.data.prepare.run import check, prepare
+    from sa2va_hf.data.sources import SOURCES
+    from sa2va_hf.data.sources.options import parse_options
+
     arguments["options"] = parse_options(arguments.pop("option"), SOURCES[arguments["source"]])
     known = RELEASES.get(arguments["source"], {}).get(arguments["split"], {}).get("samples")
     with tqdm(unit=" records", desc=arguments["source"], mininterval=1, total=arguments["limit"] or known) as bar:
@@ -89,7 +106,12 @@ def tell(rejects: list[Reject], how: str = "") -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = vars(parse_arguments(argv))
+    parser = make_parser()
+    arguments = vars(parser.parse_args(argv))
+    if not arguments["check"] and not arguments["output"]:
+        parser.error("--output is needed: the folder to write (or --check, to look only)")
+    from sa2va_hf.data.prepare.run import PrepareError
+
     looking, output = arguments["check"], arguments["output"]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

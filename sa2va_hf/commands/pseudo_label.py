@@ -19,33 +19,31 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from sa2va_hf.command_line import mistakes
-from sa2va_hf.inference import Sa2VAPredictor
-from sa2va_hf.pseudo_labels import NAME, Filter, pseudo_label
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    usual = Filter()
     parser.add_argument("--model", required=True, help="a folder, a Hub repository, or the name of a bundled model")
     parser.add_argument("--root", required=True, help="the folder of PART/OBJECT/pictures")
     parser.add_argument("--phrase", default="{part} of the {object}", help="what is asked for; default: %(default)s")
-    parser.add_argument(
-        "--min_area_ratio", type=float, default=usual.min_area_ratio, help="smaller pieces are left out"
-    )
-    parser.add_argument("--max_area_ratio", type=float, default=usual.max_area_ratio, help="larger masks are rejected")
-    parser.add_argument("--min_score", type=float, default=usual.min_score, help="least IoU that SAM 2 must expect")
+    parser.add_argument("--min_area_ratio", type=float, default=0.0005, help="smaller pieces are left out")
+    parser.add_argument("--max_area_ratio", type=float, default=0.95, help="larger masks are rejected")
+    parser.add_argument("--min_score", type=float, default=0.5, help="least IoU that SAM 2 must expect")
     parser.add_argument("--largest", action="store_true", help="keep only the largest piece of every mask")
     parser.add_argument("--overwrite", action="store_true", help="draw again what a model has drawn before")
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--dtype", help="float32, bfloat16, float16; default: the checkpoint's, float32 on a CPU")
-    return parser.parse_args(argv)
+    return parser
 
 
 @mistakes()
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parse_arguments(argv)
+    arguments = make_parser().parse_args(argv)
+    from sa2va_hf.inference import Sa2VAPredictor
+    from sa2va_hf.pseudo_labels import NAME, Filter, pseudo_label
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     ratios = {"min_area_ratio": arguments.min_area_ratio, "max_area_ratio": arguments.max_area_ratio}
     filters = Filter(**ratios, min_score=arguments.min_score, largest=arguments.largest)

@@ -8,14 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sa2va_hf.command_line import mistakes
-from sa2va_hf.evaluation.results import page
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="metrics.json files")
     parser.add_argument("--output", type=Path, help="default: print it")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = make_parser().parse_args(argv)
+    from sa2va_hf.evaluation.results import page
+
     with mistakes():
         text = page(arguments.runs)
     if arguments.output:

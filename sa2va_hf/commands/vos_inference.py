@@ -20,17 +20,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from PIL import Image
-
-from sa2va_hf.checkpoints.sam2 import load
-from sa2va_hf.data.clips.vos import MaskFolder
-from sa2va_hf.data.sources.clips import read_names
-from sa2va_hf.evaluation.following import CONVENTIONS, score_folder, summarize
-from sa2va_hf.vos_inference import VosOptions, follow_video, read_video
+CONVENTIONS = ("davis", "sa_v")
 
 
-def arguments_of(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--sam2_checkpoint", "--model", required=True, help=".pt or folder; which SAM 2 is read off it"
@@ -53,11 +46,14 @@ def arguments_of(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--truth_dir", type=Path, help="score against the masks here: a folder per video")
     parser.add_argument("--convention", choices=CONVENTIONS, default="sa_v", help="how that is scored")
     parser.add_argument("--device", help="default: cuda where there is one")
-    return parser.parse_args(argv)
+    return parser
 
 
 def score(names: Sequence[str], arguments: argparse.Namespace) -> dict[str, float]:
     """J&F of all videos, also written to scores.json. ValueError naming what cannot be scored."""
+    from sa2va_hf.data.clips.vos import MaskFolder
+    from sa2va_hf.evaluation.following import score_folder, summarize
+
     objects = []
     for name in names:
         truth, drawn = (MaskFolder(folder / name) for folder in (arguments.truth_dir, arguments.output_mask_dir))
@@ -69,7 +65,14 @@ def score(names: Sequence[str], arguments: argparse.Namespace) -> dict[str, floa
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = arguments_of(argv)
+    arguments = make_parser().parse_args(argv)
+    import torch
+    from PIL import Image
+
+    from sa2va_hf.checkpoints.sam2 import load
+    from sa2va_hf.data.sources.clips import read_names
+    from sa2va_hf.vos_inference import VosOptions, follow_video, read_video
+
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     cuda = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = torch.device(arguments.device or (cuda if torch.cuda.is_available() else "cpu"))

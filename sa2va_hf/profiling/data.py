@@ -34,12 +34,6 @@ from sa2va_hf.profiling.report import Memory, measure, table
 SIDE = 448
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", nargs=3, action="append", default=[], metavar=("NAME", "ROOT", "SPLIT"))
-    parser.add_argument("--photos", type=int, default=400, help="photos made for the measurement")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="of the large synthetic cache")
-
-
 def run(arguments: argparse.Namespace) -> Iterator[str]:
     """Yields the tables, one by one."""
     with tempfile.TemporaryDirectory(prefix="sa2va-benchmark-") as folder:

@@ -79,14 +79,6 @@ class Clip(Sequence[Image.Image]):
         return Image.fromarray(noise).resize(self.size)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", choices=["tiny", "large"], default="tiny", help="large: SAM 2 large at 1024 px")
-    parser.add_argument("--model", help="a model folder, instead of random weights")
-    parser.add_argument("--objects", type=int, nargs="+", default=[1, 3, 8], help="[SEG] of these clips")
-    parser.add_argument("--frames", type=int, default=16, help="of the clips with several [SEG]")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[8, 64, 256], help="of the longer clips")
-
-
 def run(arguments: argparse.Namespace) -> Iterator[str]:
     """Yields the tables, one by one."""
     device, repeats = arguments.device, arguments.repeats

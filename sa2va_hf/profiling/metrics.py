@@ -19,11 +19,6 @@ SIZES = {"480p": (480, 854), "1080p": (1080, 1920)}
 OBJECTS = {"small": (0.05, 0.01), "medium": (0.15, 0.01), "large": (0.35, 0.01), "large, far off": (0.35, 0.08)}
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--frames", type=int, default=40, help="of the timed clips")
-    command.add_argument("--long", type=int, default=1000, help="frames of the clip whose memory is measured")
-
-
 def run(arguments: argparse.Namespace) -> Iterator[str]:
     yield _speed(arguments.frames, arguments.repeats)
     yield _memory(arguments.long)

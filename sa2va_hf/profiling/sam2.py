@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sa2va_hf.model.configuration_sa2va import SAM2_TRUNKS, Sa2VAGroundingConfig
+from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
 from sa2va_hf.model.grounding import PIXEL_MEAN, PIXEL_STD, build_sam2
 from sa2va_hf.profiling.report import measure, table
 from sa2va_hf.training.sam2.clip_model import Sam2ClipModel, set_dropout
@@ -36,13 +36,6 @@ PROMPTS = {
     "a click, 7 corrections on 2 frames": FIXED | {"prob_to_use_pt_input_for_train": 1.0},
 }
 WEIGHTS = {"loss_mask": 20, "loss_dice": 1, "loss_iou": 1, "loss_class": 1}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", choices=[*SAM2_TRUNKS], default="tiny")
-    parser.add_argument("--image_size", type=int, default=1024)
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--objects", type=int, default=3)
 
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:

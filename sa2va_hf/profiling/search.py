@@ -10,7 +10,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -40,18 +39,6 @@ class Scenery:
     pixels: np.ndarray
     target: str
     box: Box | None
-
-
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", default="shapes-tiny")
-    command.add_argument("--scenes", type=int, default=20, help="with the target; as many again without it")
-    command.add_argument("--calibration", type=int, default=10, help="further scenes without the target")
-    command.add_argument("--false_alarms", type=float, default=0.1, help="share of them that may have a hit")
-    command.add_argument("--max_crops", type=int, default=40, help="the budget")
-    command.add_argument("--minimum_size", type=int, default=270, help="see sa2va search --help")
-    command.add_argument("--crop_size", type=int, default=256, help="see sa2va search --help")
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--sheets", type=Path, help="a folder for the overlays of a few searches")
 
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:

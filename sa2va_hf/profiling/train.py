@@ -35,12 +35,6 @@ _LLMS = {  # Qwen2.5-1.5B and -7B
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", choices=["tiny", *_LLMS], default="tiny", help="2b, 8b: with SAM 2 large")
-    parser.add_argument("--batch", type=int, default=4, help="samples of a step")
-    parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after one to warm up")
-
-
 def run(arguments: argparse.Namespace) -> Iterator[str]:
     """Yields the tables, one by one."""
     for name, make in (("pictures", picture_sample), ("clips of 5 frames", clip_sample)):

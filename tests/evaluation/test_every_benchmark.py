@@ -25,6 +25,7 @@ from records import picture
 from tiny import tiny_processor, tiny_talker
 
 from sa2va_hf import masks
+from sa2va_hf.commands import evaluate as script
 from sa2va_hf.evaluation import describing
 from sa2va_hf.evaluation.benchmarks import BENCHMARKS, load_items
 from sa2va_hf.evaluation.describing import Choice, GroundedCaption, RegionCaption
@@ -321,7 +322,7 @@ def evaluate(monkeypatch, tmp_path, model):
         asking = ["--model", str(model), "--max_new_tokens", "16", "--device", "cpu"] if asks else []
         output = ["--output", str(tmp_path / folder / "m.json")]
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *data, *asking, *output, *more])
-        return command.evaluate(command.parse_arguments())
+        return script.evaluate(script.make_parser().parse_args())
 
     (tmp_path / "raw").mkdir()
     return command

@@ -207,6 +207,13 @@ def test_error_messages_of_the_troubleshooting_page_are_printed_by_the_package()
     assert not [piece for piece in pieces if piece not in said and piece not in foreign]
 
 
+def test_every_command_is_listed():
+    from sa2va_hf.commands import COMMANDS
+
+    rows = re.findall(r"^\| `([\w-]+)` \| `(\w+)\.py` \|", (ROOT / "docs/commands.md").read_text(), flags=re.MULTILINE)
+    assert dict(rows) == {name: file for name, (file, _) in COMMANDS.items()}
+
+
 def test_sources_that_are_named_exist():
     from sa2va_hf.data.sources import SOURCES
 
@@ -220,7 +227,7 @@ def test_sources_that_are_named_exist():
 def test_the_map_names_every_module():
     """Each by its whole path; the sources and the scenes by one line each."""
     text = (ROOT / "docs/map.md").read_text()
-    named = set(re.findall(r"`([\w/]+\.py)`", text))
+    named = set(re.findall(r"^- `([\w/]+\.py)`", text, flags=re.MULTILINE))
     modules = {str(path.relative_to(ROOT / "sa2va_hf")) for path in (ROOT / "sa2va_hf").rglob("*.py")}
     modules = {name for name in modules if not name.endswith("__init__.py") and not name.startswith("data/sources/")}
     assert sorted(modules - named) == [] and sorted(named - modules) == []

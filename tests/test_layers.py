@@ -14,10 +14,22 @@ PACKAGE = ROOT / "sa2va_hf"
 # The rooms of the package; what stands on the right is all of ours that a room may import, beside itself.
 # The longest key that fits a module decides.
 MAY_IMPORT = {
-    "": {"arguments", "model", "data", "masks", "training", "inference", "evaluation", "checkpoints", "drawing"},
+    "": {
+        "auto_classes",
+        "arguments",
+        "model",
+        "data",
+        "masks",
+        "training",
+        "inference",
+        "evaluation",
+        "checkpoints",
+        "drawing",
+    },
     "arguments": {"mixtures", "yaml_values"},
     "mixtures": {"yaml_values"},
     "yaml_values": set(),
+    "auto_classes": set(),
     "command_line": set(),
     "commands": {"*"},
     "listings": set(),

@@ -6,25 +6,26 @@ Writes into the output folder: result.json, what was found; trace.json, every cr
 overlay.png, the same drawn. Further settings of the search are arguments, see --help.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sa2va_hf.command_line import mistakes
-from sa2va_hf.inference import Sa2VAPredictor
-from sa2va_hf.search import SearchResult, SearchSettings, search
-from sa2va_hf.search.locator import SIDE, Sa2VALocator
-from sa2va_hf.search.overlay import draw_search
-from sa2va_hf.search.picture import LargePicture
-from sa2va_hf.search.settings import SETTINGS
+from sa2va_hf.search.settings import SETTINGS, SearchSettings
+
+if TYPE_CHECKING:
+    from sa2va_hf.search import SearchResult
+    from sa2va_hf.search.picture import LargePicture
 
 TYPES = {"minimum_size": int, "crops_at_once": int, "max_crops": int, "instances": str, "empty_heat": str}
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -32,7 +33,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image", required=True)
     parser.add_argument("--target", required=True, help="what is searched, a name or a phrase")
     parser.add_argument("--output", required=True, type=Path)
-    parser.add_argument("--crop_size", type=int, default=SIDE, help="pixels of a crop's longer side for the model")
+    parser.add_argument("--crop_size", type=int, default=1024, help="pixels of a crop's longer side for the model")
     parser.add_argument("--generate", action="store_true", help="let the model answer in its own words")
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--dtype", help="float32, bfloat16, float16; default: the checkpoint's, float32 on a CPU")
@@ -42,10 +43,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.add_argument(f"--no_{name}", dest=name, action="store_false", help=f"without: {explained}")
         else:
             parser.add_argument(f"--{name}", type=TYPES.get(name, float), default=setting.default, help=explained)
-    return parser.parse_args(argv)
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> tuple[LargePicture, SearchResult]:
+    from sa2va_hf.inference import Sa2VAPredictor
+    from sa2va_hf.search import search
+    from sa2va_hf.search.locator import Sa2VALocator
+    from sa2va_hf.search.picture import LargePicture
+
     settings = SearchSettings(**{name: getattr(arguments, name) for name in SETTINGS})
     if arguments.crop_size < 1:
         raise ValueError(f"--crop_size: expected at least 1 pixel, got {arguments.crop_size}")
@@ -65,7 +71,9 @@ def summary(result: SearchResult) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments = parse_arguments(argv)
+    arguments = make_parser().parse_args(argv)
+    from sa2va_hf.search.overlay import draw_search
+
     with mistakes():
         picture, result = run(arguments)
         arguments.output.mkdir(parents=True, exist_ok=True)

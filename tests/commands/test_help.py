@@ -19,11 +19,12 @@ from sa2va_hf.model.configuration_sa2va import SAM2_TRUNKS, SAM2_VERSIONS
 from sa2va_hf.model.video_modes import VIDEO_MODES
 from sa2va_hf.profiling.train import _LLMS
 from sa2va_hf.pseudo_labels import Filter
+from sa2va_hf.search.locator import SIDE
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN = {"quickstart", "make_shapes_tiny"}  # they run other commands, and are no commands of the package
 SCRIPTS = sorted(path.stem for path in (ROOT / "scripts").glob("*.py"))
-HEAVY = ("torch", "transformers", "numpy", "datasets", "sam2", "pyarrow")
+HEAVY = ("torch", "transformers", "datasets", "sam2")  # numpy takes a tenth of a second
 CHECK = f"""
 import runpy, sys
 sys.argv = [sys.argv[1], "--help"]
@@ -71,6 +72,7 @@ def test_choices_are_those_of_the_package():
     sizes = {name: {a.dest: a for a in parser._actions}["size"].choices for name, parser in benchmarks.items() if
              name in ("train", "sam2")}  # fmt: skip
     assert set(sizes["train"]) == {"tiny", *_LLMS} and set(sizes["sam2"]) == set(SAM2_TRUNKS)
+    assert options("search")["crop_size"].default == SIDE
     label = options("pseudo-label")
     usual = Filter()
     for field in ("min_area_ratio", "max_area_ratio", "min_score"):

@@ -78,6 +78,7 @@ MAY_IMPORT = {
     },  # fmt: skip
     "pseudo_labels": {"inference", "data", "masks", "model"},
     "vos_inference": {"model", "data", "masks"},
+    "locating": {"boxes", "model", "prediction"},
     "search": {"boxes", "masks", "inference", "drawing", "model.visuals"},
     "demo": {"inference"},
 }

@@ -57,13 +57,14 @@ def sam2(parser: argparse.ArgumentParser) -> None:
 
 def search(parser: argparse.ArgumentParser) -> None:
     """Visual search on drawn 4K scenes."""
-    parser.add_argument("--model", default="shapes-tiny")
+    parser.add_argument("--model", default="pixels", help="pixels (no weights), or a model as of sa2va search")
+    parser.add_argument("--generate", action="store_true", help="see sa2va search --help")
     parser.add_argument("--scenes", type=int, default=20, help="with the target; as many again without it")
     parser.add_argument("--calibration", type=int, default=10, help="further scenes without the target")
     parser.add_argument("--false_alarms", type=float, default=0.1, help="share of them that may have a hit")
     parser.add_argument("--max_crops", type=int, default=40, help="the budget")
     parser.add_argument("--minimum_size", type=int, default=270, help="see sa2va search --help")
-    parser.add_argument("--crop_size", type=int, default=256, help="see sa2va search --help")
+    parser.add_argument("--crop_size", type=int, default=128, help="see sa2va search --help")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheets", type=Path, help="a folder for the overlays of a few searches")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from sa2va_hf.boxes import box_giou, box_iou
-from sa2va_hf.evaluation.assignment import greedy
+from sa2va_hf.evaluation.assignment import assign, greedy
 from sa2va_hf.evaluation.metrics import mean
 
 GREC_SCORE, GREC_GIOU = 0.7, 0.5  # a box counts from this score on; boxes match from this generalized IoU on
@@ -55,6 +55,68 @@ def track_iou(predictions: np.ndarray, targets: np.ndarray) -> float:
     both = drawn & true
     ious[both] = box_iou(predictions[both], targets[both])
     return mean(ious)
+
+
+def frame_iou(predictions: Sequence[Sequence[float]], targets: Sequence[Sequence[float]]) -> float:
+    """The IoU of the boxes of one frame: the sum over the best one-to-one matching by the larger of the two counts.
+    Two frames without boxes agree (1). ValueError for what are not boxes."""
+    drawn, true = _boxes("predictions", predictions), _boxes("targets", targets)
+    if not len(drawn) and not len(true):
+        return 1.0
+    if not len(drawn) or not len(true):
+        return 0.0
+    few, many = sorted((drawn, true), key=len)
+    ious = box_iou(few[:, None], many[None])
+    return float(ious[np.arange(len(few)), assign(ious)].sum()) / len(many)
+
+
+class BoxTubes:
+    """Boxes per frame of clips, as spatio-temporal grounding scores them (VidSTG, arXiv 2001.06891). A picture is a
+    clip of one frame.
+
+    A frame may have several boxes, see `frame_iou`. Frames count once each in Acc@0.5 and mIoU, clips once each in
+    m_vIoU: the sum of the IoUs over the frames that have boxes in both, by the number of frames that have any.
+    """
+
+    THRESHOLDS = (0.3, 0.5)
+
+    def __init__(self) -> None:
+        self._frames: list[float] = []  # IoU of frames with a true box
+        self._absent: list[bool] = []  # of frames without one, whether nothing was said
+        self._tubes: list[float] = []
+
+    def add(self, predictions: Sequence[Sequence], targets: Sequence[Sequence]) -> float:
+        """One clip, a list of boxes per frame; a frame of the prediction that is None could not be read and has none.
+        Returns its vIoU. ValueError for another number of frames."""
+        if len(predictions) != len(targets) or not targets:
+            raise ValueError(f"expected boxes of {len(targets)} frames, at least one, got {len(predictions)}")
+        said = [frame or [] for frame in predictions]
+        ious = [frame_iou(frame, true) for frame, true in zip(said, targets, strict=True)]
+        there = [len(true) > 0 for true in targets]
+        self._frames += [iou for iou, is_there in zip(ious, there, strict=True) if is_there]
+        self._absent += [not frame for frame, is_there in zip(said, there, strict=True) if not is_there]
+        any_box = [iou for iou, frame, true in zip(ious, said, targets, strict=True) if len(frame) or len(true)]
+        self._tubes.append(mean(any_box) if any_box else 1.0)
+        return self._tubes[-1]
+
+    def merge(self, other: BoxTubes) -> None:
+        self._frames += other._frames
+        self._absent += other._absent
+        self._tubes += other._tubes
+
+    def __len__(self) -> int:
+        return len(self._tubes)
+
+    def result(self) -> dict[str, float]:
+        """{"Acc@0.5", "mIoU" of frames with a true box, "absent": share of the others without a box, "m_vIoU",
+        "vIoU@0.3", "vIoU@0.5"} in 0..1; what no frame speaks of is left out."""
+        found = {}
+        if self._frames:
+            found = {"Acc@0.5": mean(iou >= 0.5 for iou in self._frames), "mIoU": mean(self._frames)}
+        if self._absent:
+            found["absent"] = mean(self._absent)
+        found["m_vIoU"] = mean(self._tubes)
+        return found | {f"vIoU@{least:g}": mean(iou > least for iou in self._tubes) for least in self.THRESHOLDS}
 
 
 class GeneralizedBoxes:

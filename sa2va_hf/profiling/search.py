@@ -2,9 +2,12 @@
 
 Every order gets the same crops to choose from, the same model and the same budget; only the sliding window has crops
 of its own, all of the smallest size. The score that counts as a hit is set on scenes without the target.
+
+--model pixels needs no weights: it knows a shape by its colour and outline, as far as the crop shows them.
 """
 
 import argparse
+import math
 import random
 import statistics
 import time
@@ -18,8 +21,9 @@ from sa2va_hf.boxes import Box, box_iou
 from sa2va_hf.data.shapes.scene import Options, Scene, Shape, render
 from sa2va_hf.data.shapes.world import WORLDS
 from sa2va_hf.inference import Sa2VAPredictor
+from sa2va_hf.masks import components, mask_to_box, masks_to_boxes
 from sa2va_hf.profiling.report import table
-from sa2va_hf.search import SearchResult, SearchSettings, Visit, search
+from sa2va_hf.search import Located, SearchModel, SearchResult, SearchSettings, Visit, search
 from sa2va_hf.search.locator import Sa2VALocator
 from sa2va_hf.search.overlay import draw_search
 from sa2va_hf.search.patches import Crop
@@ -42,9 +46,13 @@ class Scenery:
 
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
-    predictor = Sa2VAPredictor.from_pretrained(arguments.model, arguments.device)
-    model = Sa2VALocator(predictor, arguments.crop_size)
-    settings = SearchSettings(minimum_size=arguments.minimum_size, minimum_size_scale=1000.0, contextual_cue=False)
+    if arguments.model == "pixels":
+        model: SearchModel = PixelModel(arguments.crop_size)
+    else:
+        predictor = Sa2VAPredictor.from_pretrained(arguments.model, arguments.device)
+        model = Sa2VALocator(predictor, arguments.crop_size, arguments.generate)
+    smallest = {"minimum_size": arguments.minimum_size, "minimum_size_scale": 1000.0}
+    settings = SearchSettings(**smallest, contextual_cue=False, overlap=0.0)
     threshold = _calibrated(model, settings, arguments)
     settings = replace(settings, confidence_high=threshold, confidence_low=threshold, max_crops=arguments.max_crops)
     yield (
@@ -73,11 +81,7 @@ def scenery(seed: int, present: bool) -> Scenery:
     low, high = WORLD.background
     corners = tuple(tuple(rng.randint(a, b) for a, b in zip(low, high, strict=True)) for _ in range(4))
     picture, masks = render(Scene(Options(size=WIDTH), tuple(shapes), corners))
-    box = None
-    if present:
-        columns, rows = np.flatnonzero(masks[0].any(0)), np.flatnonzero(masks[0].any(1))
-        box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-    return Scenery(picture[:HEIGHT], f"{colour} {kind}", box)
+    return Scenery(picture[:HEIGHT], f"{colour} {kind}", mask_to_box(masks[0]) if present else None)
 
 
 def _shape(rng: random.Random, kind: str, colour: str, area: float, others: Sequence[Shape]) -> Shape:
@@ -97,10 +101,63 @@ def _pictures(count: int, present: bool, first: int) -> Iterator[tuple[Scenery, 
         yield scene, LargePicture(Image.fromarray(scene.pixels))
 
 
+# ---------------------------------------------------------------- a model without weights
+
+
+class PixelModel:
+    """Knows "red circle" by its colour and outline. It sees no more than a picture of `side` pixels of a crop.
+
+    The heat is the likeness of each pixel's colour. A candidate is a connected part of that colour; its score is the
+    IoU with the best of several turns of the outline, less for parts of few pixels.
+    """
+
+    TURNS, CELLS, SURE = 12, 24, 60  # outlines per shape, their side, and pixels from which on size does not count
+    NEAR, WARM = 40, 90  # of a colour's three values: still this colour; still a little of it
+    STRONGEST = 8.0  # heat where the colour is met: SAM 2's logits are of this size
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+        self.outlines = {kind: np.stack(list(self._turned(kind))) for kind in WORLD.kinds}
+
+    def ask(self, crops: Sequence[Crop], questions: Sequence[str]) -> list[str]:
+        return [""] * len(crops)
+
+    def locate(self, crops: Sequence[Crop], texts: Sequence[str]) -> list[Located]:
+        return [
+            self._locate(crop.source.read(crop, self.side), *text.split())
+            for crop, text in zip(crops, texts, strict=True)
+        ]
+
+    def _locate(self, image: Image.Image, colour: str, kind: str) -> Located:
+        pixels = np.asarray(image, np.int16)
+        distance = np.abs(pixels - np.array(WORLD.palette[colour], np.int16)).max(-1)
+        mask = distance < self.NEAR
+        labels, sides = components(mask), (image.width, image.height) * 2
+        scores, boxes = [], []
+        for part in masks_to_boxes(mask, 3):
+            x0, y0, x1, y1 = (int(value) for value in part.box)
+            shape = Image.fromarray((labels[y0:y1, x0:x1] == part.number).astype(np.uint8) * 255)
+            shown = np.asarray(shape.resize((self.CELLS, self.CELLS), Image.Resampling.BILINEAR)) > 127
+            both = (self.outlines[kind] & shown).sum((1, 2)) / (self.outlines[kind] | shown).sum((1, 2))
+            scores.append(float(both.max()) * min(1.0, part.area / self.SURE))
+            boxes.append([value / side for value, side in zip(part.box, sides, strict=True)])
+        heat = self.STRONGEST * np.clip(1 - distance / self.WARM, 0, 1)
+        return Located(np.array(scores), np.array(boxes).reshape(-1, 4), heat)
+
+    def _turned(self, kind: str) -> Iterator[np.ndarray]:
+        """The outline in its tight box, bool (CELLS, CELLS), at several turns."""
+        for turn in np.linspace(-1, 1, self.TURNS) * WORLD.kinds[kind].turn:
+            shape = Shape(kind, "red", "plain", "large", 0.4, float(turn), ((0.5, 0.5),))
+            _, (mask,) = render(Scene(Options(size=128), (shape,), ((0, 0, 0),) * 4))
+            x0, y0, x1, y1 = (int(value) for value in mask_to_box(mask))
+            tight = Image.fromarray(mask[y0:y1, x0:x1].astype(np.uint8) * 255)
+            yield np.asarray(tight.resize((self.CELLS, self.CELLS), Image.Resampling.BILINEAR)) > 127
+
+
 # ---------------------------------------------------------------- searches
 
 
-def _calibrated(model: Sa2VALocator, settings: SearchSettings, arguments: argparse.Namespace) -> float:
+def _calibrated(model: SearchModel, settings: SearchSettings, arguments: argparse.Namespace) -> float:
     """The score that only `false_alarms` of the scenes without the target exceed in any of their crops."""
     everything = replace(settings, confidence_high=1.0, confidence_low=1.0)
     best = []
@@ -110,11 +167,11 @@ def _calibrated(model: Sa2VALocator, settings: SearchSettings, arguments: argpar
     return float(np.quantile(best, 1 - arguments.false_alarms, method="higher"))
 
 
-def sliding_window(picture: LargePicture, target: str, model: Sa2VALocator, settings: SearchSettings) -> SearchResult:
+def sliding_window(picture: LargePicture, target: str, model: SearchModel, settings: SearchSettings) -> SearchResult:
     """Crops of the smallest size, row by row, until one has a hit or the budget is spent."""
     width, height = picture.size
     smallest = settings.smallest_side(width, height)
-    rows, columns = round(height / smallest), round(height / smallest)  # as deep as the splits of the search go
+    rows = columns = 2 ** math.ceil(math.log2(height / smallest))  # the smallest crops of the search
     step = width // columns, height // rows
     result = SearchResult(target, picture.size, ended="crops")
     reach = round(settings.overlap * step[0]), round(settings.overlap * step[1])
@@ -142,7 +199,7 @@ def _searches(settings: SearchSettings, seed: int) -> dict[str, Callable[..., Se
     }
 
 
-def _orders(model: Sa2VALocator, settings: SearchSettings, arguments: argparse.Namespace) -> str:
+def _orders(model: SearchModel, settings: SearchSettings, arguments: argparse.Namespace) -> str:
     searches = _searches(settings, arguments.seed)
     results = {name: {True: [], False: []} for name in searches}
     for present in (True, False):
@@ -170,7 +227,7 @@ def _figures(results: dict[bool, list[tuple[SearchResult, Scenery]]]) -> list[ob
     return [100 * len(right) / count, 100 * wrong / count, mean, middle, 100 * alarms / len(results[False])]
 
 
-def _at_once(model: Sa2VALocator, settings: SearchSettings, arguments: argparse.Namespace) -> str:
+def _at_once(model: SearchModel, settings: SearchSettings, arguments: argparse.Namespace) -> str:
     """Time of the same number of crops, in batches. The hits are left out: every search spends its budget."""
     endless = replace(settings, confidence_high=1.0, confidence_low=1.0)
     ((scene, picture),) = _pictures(1, True, arguments.seed)

@@ -71,3 +71,23 @@ def test_choices_by_kind():
     answers = [("relative_position", True), ("direct_attributes", True), ("direct_attributes", False)]
     found = boxes.choice_accuracy(answers)
     assert found == {"direct_attributes": 0.5, "relative_position": 1.0, "overall": 2 / 3}
+
+
+def test_tubes_of_boxes_by_hand():
+    clip = boxes.BoxTubes()
+    first = clip.add([[A], [HALF], [], None, [A]], [[A], [A], [], [A], []])
+    assert first == pytest.approx((1 + 0.5 + 0 + 0) / 4)  # of the frames with a box in either; the third has none
+    other = boxes.BoxTubes()
+    assert other.add([[FAR, A]], [[A, FAR]]) == 1.0  # the order within a frame does not count
+    assert other.add([[A]], [[A, FAR]]) == 0.5
+    assert other.add([[]], [[]]) == 1.0
+    clip.merge(other)
+    found = clip.result()
+    assert found["m_vIoU"] == pytest.approx((0.375 + 1 + 0.5 + 1) / 4)
+    assert found["vIoU@0.3"] == 1.0 and found["vIoU@0.5"] == 0.5
+    assert found["Acc@0.5"] == pytest.approx(4 / 5) and found["mIoU"] == pytest.approx((1 + 0.5 + 0 + 1 + 0.5) / 5)
+    assert found["absent"] == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="expected boxes of 2 frames"):
+        clip.add([[A]], [[A], [A]])
+    with pytest.raises(ValueError, match="nothing was added"):
+        boxes.BoxTubes().result()

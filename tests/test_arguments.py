@@ -1,11 +1,14 @@
 """Laws of the command line: default < YAML < command line, and nothing that is mistyped goes unnoticed."""
 
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 import yaml
+from transformers import TrainingArguments
 
-from sa2va_hf.arguments import parse, save_config
+from sa2va_hf.arguments import Sa2VATrainingArguments, parse, save_config
+from sa2va_hf.training.sam2.arguments import Sam2TrainingArguments
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPE = CONFIGS / "shapes_tiny.yaml"  # several runs in one file, for make_shapes_tiny.py
@@ -131,3 +134,60 @@ def test_the_released_recipes_have_the_released_effective_batch_and_rank(monkeyp
         repeats = {part.path.rsplit("/")[-1]: part.repeats for part in data.train_parts}
         assert repeats["refcoco_train"] == 5 and repeats["revos_train"] == 10
         assert repeats["grand_f_train"] == (100 if size == "14b" else 50)
+
+
+def stock_defaults():
+    """(name, default) of every field of `TrainingArguments`; where ours differs from it, the saved file must say so."""
+    return [
+        (item.name, getattr(item.default, "value", item.default))
+        for item in fields(TrainingArguments)
+        if item.default is not MISSING and not isinstance(item.default, property)
+    ]
+
+
+def refused(name, value):
+    return name in Sa2VATrainingArguments._FIXED and value != Sa2VATrainingArguments._FIXED[name][0]
+
+
+def test_the_saved_yaml_is_the_run_for_every_default_of_transformers(write):
+    """All of them at once: the values that equal a default of the base class are the ones that get lost."""
+    values = {name: value for name, value in stock_defaults() if value is not None and not refused(name, value)}
+    values |= {"report_to": "none", "output_dir": str(Path(write()).parent / "out")}
+    assert values["learning_rate"] == 5e-5 and values["weight_decay"] == 0 and values["num_train_epochs"] == 3
+    first = parse([write(**{name: value for name, value in values.items() if name not in ("local_rank", "debug")})])
+    again = parse([str(save_config(first[2]))])
+    assert again[2].to_dict() == first[2].to_dict()
+    for name in ("learning_rate", "weight_decay", "num_train_epochs", "per_device_train_batch_size", "warmup_steps"):
+        assert getattr(again[2], name) == values[name], name
+    assert again[2].lr_scheduler_type == "linear" and again[2].average_tokens_across_devices is True
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"train_sampling_strategy": "sequential"}, "`train_sampling_strategy`: must stay random"),
+        ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy`: must stay random"),
+        ({"batch_eval_metrics": True}, "`batch_eval_metrics`: must stay False"),
+        ({"accelerator_config": '{"split_batches": true}'}, "`accelerator_config`: split_batches must stay False"),
+        ({"accelerator_config": '{"dispatch_batches": true}'}, "`accelerator_config`: dispatch_batches must stay False"),
+        ({"accelerator_config": {"even_batches": False}}, "`accelerator_config`: even_batches must stay True"),
+        ({"fp16": True, "use_cpu": True}, "`fp16`: float16 needs a GPU"),
+        ({"bf16_full_eval": True}, "`bf16_full_eval`: must stay False"),
+        ({"enable_jit_checkpoint": True}, "`enable_jit_checkpoint`: must stay False"),
+        ({"dataloader_in_order": False}, "`dataloader_in_order`: must stay True"),
+        ({"label_names": ["labels"]}, "`label_names`: must stay None"),
+        ({"use_liger_kernel": True, "use_cpu": True}, "`use_liger_kernel`: its kernels need a GPU"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Sa2VATrainingArguments, Sam2TrainingArguments])
+def test_a_setting_without_effect_is_refused_by_name(tmp_path, kind, setting, words):
+    if kind is Sam2TrainingArguments and "use_liger_kernel" in setting:
+        words = "`use_liger_kernel`: must stay False"
+    with pytest.raises(ValueError, match=words):
+        kind(output_dir=str(tmp_path), **setting)
+
+
+def test_each_trainer_declares_only_arguments_that_it_reads():
+    """What SAM 2 cannot do is unknown to it, not known and forbidden."""
+    ours = {item.name for item in fields(Sa2VATrainingArguments)} - {item.name for item in fields(TrainingArguments)}
+    assert {item.name for item in fields(Sam2TrainingArguments)} & ours == {"resolved"}

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, get_type_hints
 
-from transformers.trainer_utils import IntervalStrategy
-
-from ...arguments import Sa2VATrainingArguments
+from ...arguments import BaseTrainingArguments
 from ...data.clips.transforms import Augmentation
 from ...yaml_values import coerce, read_yaml, suggest
 from .losses import LossSettings
@@ -135,7 +133,7 @@ def parts(value: Any, name: str) -> list[Sam2Part]:
 
 
 @dataclass
-class Sam2TrainingArguments(Sa2VATrainingArguments):
+class Sam2TrainingArguments(BaseTrainingArguments):
     """`transformers.TrainingArguments` with the MOSE recipe as defaults. `num_train_epochs`: passes over the data."""
 
     learning_rate: float = field(default=5e-6, metadata={"help": "Learning rate of all but the image encoder."})
@@ -157,25 +155,24 @@ class Sam2TrainingArguments(Sa2VATrainingArguments):
     )
     metric_for_best_model: str | None = field(default=None, metadata={"help": "Default with an evaluation: J&F."})
 
+    _DEFAULT_METRIC: ClassVar[str] = "J&F"
+    _FIXED: ClassVar[dict[str, tuple[Any, str]]] = BaseTrainingArguments._FIXED | {
+        "average_tokens_across_devices": (True, "losses are divided by the objects of a whole step"),
+        "torch_compile": (False, "only for Sa2VA, see its `compile_layers`"),
+        "torch_compile_backend": (None, "only for Sa2VA, see its `compile_layers`"),
+        "torch_compile_mode": (None, "only for Sa2VA, see its `compile_layers`"),
+        "warmup_steps": (0, "compose a warm-up in `optimizer_schedules`"),
+        "lr_scheduler_type": ("linear", "see `final_learning_rate` and `optimizer_schedules`"),
+        "lr_scheduler_kwargs": (None, "see `optimizer_schedules`"),
+        "prediction_loss_only": (False, "evaluation measures J and F, no loss"),
+        "use_liger_kernel": (False, "only for language models"),
+        "deepspeed": (None, "SAM 2 fits one device; start one process per device with torchrun"),
+        "fsdp": (None, "SAM 2 fits one device; start one process per device with torchrun"),
+    }
+
     def __post_init__(self) -> None:
-        self._FIXED = Sa2VATrainingArguments._FIXED | {
-            "warmup_steps": (0, "compose a warm-up in `optimizer_schedules`"),
-            "learning_rate_scales": (None, "set `vision_learning_rate` or `optimizer_schedules`"),
-            "loss_normalization": ("batch", "losses are divided by the objects of a whole step"),
-            "nonfinite_loss": ("stop", "what clicks do depends on the masks before them"),
-            "bad_samples": ("raise", "a batch may be one clip"),
-            "count_flops": (False, "only for Sa2VA"),
-            "recompute_every": (1, "only for Sa2VA"),
-            "compile_layers": (False, "only for Sa2VA"),
-            "use_liger_kernel": (False, "only for language models"),
-            "deepspeed": (None, "SAM 2 fits one device; start one process per device with torchrun"),
-        }
-        if self.metric_for_best_model is None and IntervalStrategy(self.eval_strategy) != IntervalStrategy.NO:
-            self.metric_for_best_model = "J&F"
         if isinstance(self.optimizer_schedules, str):
             self.optimizer_schedules = json.loads(self.optimizer_schedules)
-        if self.fsdp:
-            raise ValueError("`fsdp`: SAM 2 fits one device; start one process per device with torchrun")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"`layer_decay`: expected a number above 0, up to 1, got {self.layer_decay}")
         super().__post_init__()

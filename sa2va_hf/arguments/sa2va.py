@@ -1,36 +1,20 @@
-"""What a run can be told: three dataclasses, filled from one YAML file, where the command line wins.
-
-    model, data, training = parse(["configs/quickstart.yaml", "--learning_rate", "1e-4"])
-
-Defaults are the released Sa2VA training: AdamW 4e-5, weight decay 0.05 on every parameter, gradient norm clipped at 1,
-linear warm-up over 5 % of the steps, then a cosine to 0, one epoch, LoRA on the language model.
-Relative paths, those inside YAML files too, are relative to the directory the command is started from.
+"""The arguments of a Sa2VA run. The defaults are the released training: AdamW 4e-5, weight decay 0.05 on every
+parameter, gradient norm clipped at 1, linear warm-up over 5 % of the steps, then a cosine to 0, one epoch, LoRA on the
+language model.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from argparse import Namespace
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
-import torch
-import yaml
-from transformers import HfArgumentParser, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy, SchedulerType
+from transformers.trainer_utils import SchedulerType
 
-from .mixtures import mixture
-from .yaml_values import coerce, read_yaml, suggest
+from ..mixtures import mixture
+from .base import BaseTrainingArguments, check_choice
 
 LLM_LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-CONFIG_NAME = "train_config.yaml"
-
-
-def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}`: expected one of {', '.join(choices)}; got {value!r}")
 
 
 @dataclass
@@ -91,9 +75,9 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if not self.model_name_or_path:
             raise ValueError("`model_name_or_path` is missing: set it to a Sa2VA folder or Hub id")
-        _choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
-        _choice("train_llm", self.train_llm, ("lora", "full", "none"))
-        _choice("train_grounding_encoder", self.train_grounding_encoder, ("decoder", "all", "none"))
+        check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        check_choice("train_llm", self.train_llm, ("lora", "full", "none"))
+        check_choice("train_grounding_encoder", self.train_grounding_encoder, ("decoder", "all", "none"))
         if self.lora_alpha is None:
             self.lora_alpha = 2 * self.lora_rank
         if self.lora_rank < 1 or self.lora_alpha < 1:
@@ -156,10 +140,9 @@ class DataArguments:
 
 
 @dataclass
-class Sa2VATrainingArguments(TrainingArguments):
+class Sa2VATrainingArguments(BaseTrainingArguments):
     """`transformers.TrainingArguments` with the released recipe as defaults; all its fields can be set."""
 
-    resolved: dict = field(init=False, repr=False, default_factory=dict)
     learning_rate: float = field(default=4e-5, metadata={"help": "Peak learning rate."})
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW weight decay, on every trained parameter."})
     learning_rate_scales: dict | str | None = field(
@@ -176,14 +159,6 @@ class Sa2VATrainingArguments(TrainingArguments):
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the mixture."})
     per_device_train_batch_size: int = field(default=2, metadata={"help": "Samples per device and micro-batch."})
     per_device_eval_batch_size: int = field(default=2, metadata={"help": "Samples per device in evaluation."})
-    bf16: bool | None = field(
-        default=None,
-        metadata={"nargs": "?", "const": True, "help": "bfloat16 autocast; default: where CUDA supports it."},
-    )
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "tensorboard, wandb, ..., or none."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false: media are no columns."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite stops the run."})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Not needed: every rank touches every trained parameter."}
     )
@@ -227,24 +202,12 @@ class Sa2VATrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Default where there is an evaluation: cIoU."}
     )
 
-    # Settings that would be silently ignored or break what the trainer promises.
-    _FIXED: ClassVar[dict[str, tuple[Any, str]]] = {
-        "remove_unused_columns": (False, "the dataset yields messages and pictures, which are no model inputs"),
-        "label_smoothing_factor": (0.0, "the model computes its own loss"),
-        "torch_compile": (False, "the model as a whole is no one graph; `compile_layers` compiles its layers"),
-        "torch_compile_backend": (None, "see `compile_layers`"),
-        "torch_compile_mode": (None, "see `compile_layers`"),
-        "auto_find_batch_size": (False, "the sampler's order depends on the batch size"),
-        "dataloader_drop_last": (False, "the sampler fills the last global batch"),
-    }
+    _DEFAULT_METRIC: ClassVar[str] = "cIoU"
 
     def __post_init__(self) -> None:
-        for name, (value, why) in self._FIXED.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"`{name}`: must stay {value} ({why}), got {getattr(self, name)}")
-        _choice("loss_normalization", self.loss_normalization, ("batch", "global"))
-        _choice("nonfinite_loss", self.nonfinite_loss, ("stop", "skip"))
-        _choice("bad_samples", self.bad_samples, ("raise", "skip"))
+        check_choice("loss_normalization", self.loss_normalization, ("batch", "global"))
+        check_choice("nonfinite_loss", self.nonfinite_loss, ("stop", "skip"))
+        check_choice("bad_samples", self.bad_samples, ("raise", "skip"))
         again = self.gradient_checkpointing or getattr(self, "activation_checkpointing", False)
         if self.recompute_every < 1 or (self.recompute_every > 1 and not again):
             raise ValueError(
@@ -253,117 +216,21 @@ class Sa2VATrainingArguments(TrainingArguments):
             )
         if isinstance(self.learning_rate_scales, str):
             self.learning_rate_scales = json.loads(self.learning_rate_scales)
-        if self.metric_for_best_model is None and IntervalStrategy(self.eval_strategy) != IntervalStrategy.NO:
-            self.metric_for_best_model = "cIoU"
-        if self.gradient_checkpointing and "activation_checkpointing" in {item.name for item in fields(self)}:
-            self.activation_checkpointing, self.gradient_checkpointing = True, None  # renamed in transformers 5.2x
-        deepspeed = self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-        if not torch.accelerator.is_available():
-            if deepspeed:
-                self._join_cpu_ranks()
-            else:
-                self.use_cpu = True
-                if self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-                    self._shard_on_cpus()
-        if self.bf16 is None:
-            cuda = torch.cuda.is_available() and not self.use_cpu
-            self.bf16 = bool(cuda and not self.fp16 and torch.cuda.is_bf16_supported(including_emulation=False))
         super().__post_init__()
+        self._refuse_for_engine()
 
-    @property
-    def device(self) -> torch.device:
-        """This process's device; of several CPU processes plain "cpu", since torch 2.6 cannot load onto "cpu:1"."""
-        device = super().device
-        return torch.device("cpu") if device.type == "cpu" else device
-
-    def _join_cpu_ranks(self) -> None:
-        """Let the ranks of a DeepSpeed run find each other without a GPU.
-
-        accelerate picks the MPI or NCCL backend for DeepSpeed and then counts one process; a state made beforehand
-        with gloo is kept (accelerate 1.15, `use_configured_state`).
-        """
-        if int(os.environ.get("LOCAL_RANK", -1)) < 0:
-            raise ValueError(
-                "`deepspeed` needs a launcher: accelerate launch --use_deepspeed --num_processes 2 --num_machines 1 "
-                "--mixed_precision no --dynamo_backend no scripts/train.py CONFIG.yaml"
-            )
-        from accelerate import PartialState
-
-        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-        PartialState(backend="gloo")
-        self._keep_state()
-
-    def _shard_on_cpus(self) -> None:
-        """Let FSDP2 work without a GPU, for tests.
-
-        accelerate (1.15) knows FSDP for every device but CPUs and would silently run DDP. torch's FSDP2 shards on CPUs
-        as well, so accelerate is told that the processes are of another kind; every tensor stays where it is.
-        """
-        if int(os.environ.get("WORLD_SIZE", 1)) < 2:
-            raise ValueError("FSDP needs several processes: torchrun --nproc_per_node 2 scripts/train.py CONFIG.yaml")
-        from accelerate import DistributedType, PartialState
-
-        PartialState(cpu=True, backend="gloo").distributed_type = DistributedType.MULTI_XPU
-        self._keep_state()
-
-    def _keep_state(self) -> None:
-        settings = self.accelerator_config or {}
-        if isinstance(settings, str):
-            settings = json.loads(settings if settings.startswith("{") else Path(settings).read_text())
-        self.accelerator_config = {**settings, "use_configured_state": True}
+    def _refuse_for_engine(self) -> None:
+        """Flags that cannot work with the engine or device of this run, before anything is loaded."""
+        plugin = self.deepspeed_plugin
+        if plugin is not None and plugin.zero_stage == 3:
+            for name, why in (
+                ("count_flops", "parts of the model are run by one rank alone, while the weights are spread over all"),
+                ("compile_layers", "the weights are exchanged while a layer runs"),
+            ):
+                if getattr(self, name):
+                    raise ValueError(f"`{name}`: not with ZeRO-3 ({why}); remove it, or use ZeRO-2 or FSDP2")
+        if self.use_liger_kernel and self.device.type == "cpu":
+            raise ValueError("`use_liger_kernel`: its kernels need a GPU, and this run is on a CPU; remove it")
 
 
 ARGUMENTS = (ModelArguments, DataArguments, Sa2VATrainingArguments)
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"command line: {message}")
-
-
-def parse(argv: list[str], kinds: tuple[type, ...] = ARGUMENTS) -> tuple[Any, ...]:
-    """Read `[CONFIG.yaml] [--name value ...]` into dataclasses, the last of which are training arguments: dataclass
-    default < YAML < command line.
-
-    Errors: ValueError naming the key, its file (or the command line), what was expected and what came.
-    """
-    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
-    names = [item.name for kind in kinds for item in fields(kind) if item.init]
-    parser = _Parser(kinds, allow_abbrev=False)
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        path, argv = argv[0], argv[1:]
-        config = read_yaml(path, dict)
-        for key in config:
-            if key not in names:
-                raise ValueError(f"{path}: unknown key `{key}`{suggest(key, names)}")
-        parser.set_defaults(**{key: coerce(value, hints[key], key, path) for key, value in config.items()})
-    namespace, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise ValueError(f"command line: unknown argument {unknown[0]!r}{suggest(unknown[0].lstrip('-'), names)}")
-    built = tuple(
-        kind(**{item.name: getattr(namespace, item.name) for item in fields(kind) if item.init}) for kind in kinds
-    )
-    built[-1].resolved = _resolved(namespace, kinds)
-    return built
-
-
-def _resolved(namespace: Namespace, kinds: tuple[type, ...]) -> dict[str, Any]:
-    """All model and data settings, and the training settings that differ from plain `TrainingArguments`."""
-    plain = {item.name: item.default for item in fields(TrainingArguments)}
-    plain["include_for_metrics"] = []
-    values = {}
-    for kind in kinds:
-        for item in fields(kind):
-            value = getattr(namespace, item.name, None)
-            if item.init and value is not None and "token" not in item.name and value != plain.get(item.name, item):
-                values[item.name] = getattr(value, "value", value)
-    return values
-
-
-def save_config(training: Sa2VATrainingArguments) -> Path:
-    """Write what `parse` resolved into the run's folder, as a YAML file that `parse` reads back."""
-    folder = Path(training.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / CONFIG_NAME
-    path.write_text(yaml.safe_dump(training.resolved, sort_keys=False, allow_unicode=True))
-    return path

@@ -10,14 +10,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Wrong arguments and data; files and processes; a loss that is not finite; memory that is used up.
+USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
+
 
 @contextmanager
 def mistakes() -> Iterator[None]:
-    """ValueError and OSError, which is what every mistake of a user's raises here, end the process with their message
-    on stderr and status 1. With SA2VA_TRACEBACK=1 in the environment they stay as they are."""
+    """The errors that a user can cause (`USER_ERRORS`) end the process with their message on stderr and status 1.
+
+    With SA2VA_TRACEBACK=1 in the environment they are raised as they are.
+    """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except USER_ERRORS as error:
         if os.environ.get("SA2VA_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")

@@ -114,7 +114,7 @@ def test_every_shipped_config_parses(path, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     # Without a launcher there is no second rank for DeepSpeed to find; the file it names is looked at instead.
     _, data, training = parse([str(path), "--deepspeed", ""])
-    assert data.train_parts
+    assert data.train_entries
     preset = yaml.safe_load(path.read_text()).get("deepspeed")
     assert preset is None or Path(preset).is_file()
 
@@ -131,13 +131,13 @@ def test_the_released_recipes_have_the_released_effective_batch_and_rank(monkeyp
         model, data, training = parse([f"configs/sa2va_internvl3_{size}.yaml", "--deepspeed", ""])
         assert training.per_device_train_batch_size * training.gradient_accumulation_steps * gpus == 256
         assert (model.lora_rank, model.lora_alpha) == (rank, 2 * rank)
-        repeats = {part.path.rsplit("/")[-1]: part.repeats for part in data.train_parts}
+        repeats = {part.path.rsplit("/")[-1]: part.repeats for part in data.train_entries}
         assert repeats["refcoco_train"] == 5 and repeats["revos_train"] == 10
         assert repeats["grand_f_train"] == (100 if size == "14b" else 50)
 
 
 def stock_defaults():
-    """(name, default) of every field of `TrainingArguments`; where ours differs from it, the saved file must say so."""
+    """(name, default) of every field of `TrainingArguments`."""
     return [
         (item.name, getattr(item.default, "value", item.default))
         for item in fields(TrainingArguments)
@@ -169,7 +169,10 @@ def test_the_saved_yaml_is_the_run_for_every_default_of_transformers(write):
         ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy`: must stay random"),
         ({"batch_eval_metrics": True}, "`batch_eval_metrics`: must stay False"),
         ({"accelerator_config": '{"split_batches": true}'}, "`accelerator_config`: split_batches must stay False"),
-        ({"accelerator_config": '{"dispatch_batches": true}'}, "`accelerator_config`: dispatch_batches must stay False"),
+        (
+            {"accelerator_config": '{"dispatch_batches": true}'},
+            "`accelerator_config`: dispatch_batches must stay False",
+        ),
         ({"accelerator_config": {"even_batches": False}}, "`accelerator_config`: even_batches must stay True"),
         ({"fp16": True, "use_cpu": True}, "`fp16`: float16 needs a GPU"),
         ({"bf16_full_eval": True}, "`bf16_full_eval`: must stay False"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sa2va_hf.data.sources import SOURCES
-from sa2va_hf.mixtures import Part, mixture
+from sa2va_hf.mixtures import MixtureEntry, mixture
 
 MIXTURES = sorted((Path(__file__).parents[1] / "configs" / "mixtures").glob("*.yaml"))
 
@@ -25,18 +25,12 @@ def write(tmp_path):
 
 def test_a_mixture_may_be_a_file_a_folder_or_a_list(write):
     path = write("- {path: a, repeats: 2.5}\n- b\n")
-    expected = [Part("a", 2.5), Part("b", 1.0)]
+    expected = [MixtureEntry("a", 2.5), MixtureEntry("b", 1.0)]
     assert mixture(path, "train_data") == expected
     assert mixture([{"path": "a", "repeats": 2.5}, {"path": "b"}], "train_data") == expected
     assert mixture('[{"path": "a", "repeats": 2.5}, "b"]', "train_data") == expected
-    assert mixture("folder", "train_data") == [Part("folder", 1.0)]
+    assert mixture("folder", "train_data") == [MixtureEntry("folder", 1.0)]
     assert mixture(None, "eval_data") == []
-
-
-def test_samples_are_held_whatever_the_size():
-    (part,) = mixture([{"path": "a", "samples": 300}], "train_data")
-    assert part.repeats_of(1000) == 0.3 and part.repeats_of(100) == 3
-    assert Part("a", 2.5).repeats_of(100) == 2.5
 
 
 def test_weights_share_out_an_epoch_level_by_level(write):
@@ -47,10 +41,10 @@ def test_weights_share_out_an_epoch_level_by_level(write):
         "  - d\n"
     )
     assert mixture(path, "train_data") == [
-        Part("a", samples=300),
-        Part("b", samples=600),
-        Part("c", samples=600, split="val"),
-        Part("d", samples=100),
+        MixtureEntry("a", samples=300),
+        MixtureEntry("b", samples=600),
+        MixtureEntry("c", samples=600, split="val"),
+        MixtureEntry("d", samples=100),
     ]
 
 

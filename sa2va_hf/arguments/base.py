@@ -1,4 +1,4 @@
-"""The training arguments that all trainers share: `transformers.TrainingArguments`, strict, and with engines on CPUs."""
+"""The training arguments that all trainers share: a strict `transformers.TrainingArguments`, with engines on CPUs."""
 
 from __future__ import annotations
 

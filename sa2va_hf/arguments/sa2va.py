@@ -126,14 +126,15 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        self.train_parts = mixture(self.train_data, "train_data")
-        self.eval_parts = mixture(self.eval_data, "eval_data")
-        if not self.train_parts:
+        self.train_entries = mixture(self.train_data, "train_data")
+        self.eval_entries = mixture(self.eval_data, "eval_data")
+        if not self.train_entries:
             raise ValueError("`train_data` is missing: a list of {path: DIR, repeats: 1.0}, a YAML file, or a folder")
-        for part in self.eval_parts:
-            if part.repeats_of(1) != 1:
-                key, amount = ("repeats", part.repeats) if part.samples is None else ("samples", part.samples)
-                raise ValueError(f"`eval_data` {part.path}: every sample counts once, got `{key}: {amount}`")
+        for entry in self.eval_entries:
+            given = {"repeats": entry.repeats} if entry.samples is None else {"samples": entry.samples}
+            if given != {"repeats": 1}:
+                key, amount = given.popitem()
+                raise ValueError(f"`eval_data` {entry.path}: every sample counts once, got `{key}: {amount}`")
         for name in ("num_frames", "max_expressions", "max_length", "eval_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}`: expected at least 1, got {getattr(self, name)}")

@@ -28,7 +28,7 @@ PARTIAL = "partial-"  # before the name of a checkpoint that is being written
 LOOK_AGAIN = "make room or repair the disk, then go on with --resume_from_checkpoint auto"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(OSError):
     """A checkpoint that could not be written; those before it are untouched."""
 
 

@@ -69,7 +69,7 @@ def test_recipes_are_runs_of_256_samples_per_step(path, monkeypatch):
     model, data, training = parse([str(path), *deepspeed])
     gpus = int(re.search(r"--num_processes (\d+)", path.read_text()).group(1))
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps * gpus == 256
-    assert Path(settings.get("deepspeed", str(path))).is_file() and data.train_parts and model.lora_rank == 128
+    assert Path(settings.get("deepspeed", str(path))).is_file() and data.train_entries and model.lora_rank == 128
 
 
 def test_the_slurm_script_is_a_shell_script():

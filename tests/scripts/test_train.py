@@ -16,9 +16,10 @@ from toy_run import tiny_folder
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_hf.arguments import CONFIG_NAME, parse
 from sa2va_hf.checkpoints.merge import merge
-from sa2va_hf.commands.train import main, open_part
+from sa2va_hf.commands.train import main
 from sa2va_hf.data.prepare.run import prepare
-from sa2va_hf.mixtures import Part
+from sa2va_hf.mixtures import MixtureEntry
+from sa2va_hf.training.mixture import open_entry
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,14 +114,13 @@ def test_a_folder_that_was_never_prepared_is_named(config, train):
         train([config(train_data="nowhere")])
 
 
-def test_parts_count_by_samples_and_may_lie_on_the_hub(prepared, monkeypatch):
-    rows, repeats = open_part(Part(str(prepared / "train"), samples=36))
-    assert (len(rows), repeats) == (24, 1.5)
+def test_an_entry_may_lie_on_the_hub(prepared, monkeypatch):
+    rows = open_entry(MixtureEntry(str(prepared / "train")))
     asked = []
     module = sys.modules["sa2va_hf.data.sources.prepared"]  # the package's attribute of this name is the source
     monkeypatch.setattr(module, "load_dataset", lambda place, **how: asked.append((place, how)) or rows)
-    opened, repeats = open_part(Part("hf://datasets/me/mine", 2.0, split="val"))
-    assert opened is rows and repeats == 2 and asked == [("me/mine", {"split": "val", "revision": None})]
+    assert open_entry(MixtureEntry("hf://datasets/me/mine", 2.0, split="val")) is rows
+    assert asked == [("me/mine", {"split": "val", "revision": None})]
 
 
 @pytest.mark.slow

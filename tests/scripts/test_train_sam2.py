@@ -21,13 +21,13 @@ from sa2va_hf import masks
 from sa2va_hf.arguments import parse
 from sa2va_hf.checkpoints.convert import convert
 from sa2va_hf.checkpoints.sam2 import load
-from sa2va_hf.commands.train_sam2 import build, open_part
 from sa2va_hf.data.clips.vos import to_square
 from sa2va_hf.data.prepare.run import prepare
 from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
 from sa2va_hf.model.grounding import build_sam2
 from sa2va_hf.model.tracking import follow_objects
-from sa2va_hf.training.sam2.arguments import SAM2_ARGUMENTS, Sam2Part
+from sa2va_hf.training.sam2.arguments import SAM2_ARGUMENTS
+from sa2va_hf.training.sam2.build import build
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs/sam2").glob("*.yaml"))
@@ -239,7 +239,7 @@ def losses(folder):
     ("change", "words"),
     [
         ({"train_data": [{"path": "x", "batchsize": 2}]}, "`train_data` entry 1: unknown key `batchsize`"),
-        ({"train_data": [{"path": "x", "batch_size": 0}]}, "`batch_size` of x: expected more than 0, got 0"),
+        ({"train_data": [{"path": "x", "batch_size": 0}]}, "`batch_size` of x: expected at least 1, got 0"),
         ({"clicks": 3}, "unknown key `clicks`"),
         ({"train_mask_decoder": "some"}, "`train_mask_decoder` expected one of full, lora, none"),
         ({"image_size": 100}, "`image_size`: expected a multiple of 32, got 100"),
@@ -252,11 +252,6 @@ def test_a_wrong_setting_is_named(tmp_path, change, words):
     path.write_text(yaml.safe_dump({"model_name_or_path": "m", "train_data": "d", "output_dir": "o"} | change))
     with pytest.raises(ValueError, match=words):
         parse([str(path)], SAM2_ARGUMENTS)
-
-
-def test_data_that_were_not_prepared():
-    with pytest.raises(ValueError, match=r"nowhere: no prepared dataset; run scripts/prepare_data\.py"):
-        open_part(Sam2Part("nowhere"))
 
 
 def test_weights_that_are_not_there():

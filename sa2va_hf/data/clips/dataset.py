@@ -5,6 +5,7 @@ An index says the epoch too (epoch * len + number), and all that is drawn is dra
 """
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils.data import Sampler
 
 from sa2va_hf import masks
 from sa2va_hf.data.clips.transforms import Augmentation, transform
-from sa2va_hf.data.dataset.parts import Part
+from sa2va_hf.data.dataset.parts import Part, Share
 from sa2va_hf.data.dataset.rows import Row, Rows, scan
 from sa2va_hf.data.media import describe, load_frames
 from sa2va_hf.data.schema import Media, Reject, Sample
@@ -30,7 +31,8 @@ NOTHING_SEEN = "no object has a pixel on the first frame of any clip of {} frame
 class ClipPart:
     """A prepared dataset in a mixture of clips and pictures.
 
-    repeats: how often each row counts in an epoch. batch_size: clips of it in a micro-batch of one device. num_frames:
+    repeats: how often each usable row counts in an epoch; samples: how many clips an epoch has of it. batch_size:
+    clips of it in a micro-batch of one device. num_frames:
     of a clip; default: the run's, or 1 where there are only pictures.
     """
 
@@ -38,6 +40,7 @@ class ClipPart:
     repeats: float = 1.0
     batch_size: int = 1
     num_frames: int | None = None
+    samples: float | None = None
 
 
 class ClipDataset(torch.utils.data.Dataset):
@@ -73,7 +76,8 @@ class ClipDataset(torch.utils.data.Dataset):
         if self.rejected:
             listed = "; ".join(f"{reject.id} ({reject.file}): {reject.reason}" for reject in self.rejected[:20])
             more = f"; and {len(self.rejected) - 20} more" if len(self.rejected) > 20 else ""
-            logger.warning("%d rows give no clip and are left out: %s%s", len(self.rejected), listed, more)
+            level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG  # once, not per process
+            logger.log(level, "%d rows give no clip and are skipped: %s%s", len(self.rejected), listed, more)
         for place, part in enumerate(self.parts):
             if not len(part):
                 first = f"; the first, {self.rejected[0].id}: {self.rejected[0].reason}" if self.rejected else ""
@@ -142,7 +146,9 @@ class ClipDataset(torch.utils.data.Dataset):
         numbers = np.setdiff1d(np.arange(len(facts)), np.array(list(reasons), int))
         nothing = np.zeros(len(numbers), int)
         part = Part(rows, numbers, np.stack([nothing, nothing], 1), facts.take(numbers), nothing.astype(bool))
-        part.repeat(given.repeats, np.random.default_rng((self.seed, place)))
+        part.repeat(
+            Share(given.repeats, given.samples).repeats_of(len(numbers)), np.random.default_rng((self.seed, place))
+        )
         return part
 
 

@@ -5,6 +5,7 @@ do not depend on the number of workers, on the order of access, or on anything t
 """
 
 import logging
+import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 
 from sa2va_hf import masks
 from sa2va_hf.data.dataset.length_cache import cached, fingerprint, processor_fingerprint
-from sa2va_hf.data.dataset.parts import Part
+from sa2va_hf.data.dataset.parts import Part, Share
 from sa2va_hf.data.dataset.planning import Plan, Planner, TokenCounter, region_masks
 from sa2va_hf.data.dataset.rows import Rows, scan
 from sa2va_hf.data.media import load_frames
@@ -25,6 +26,7 @@ from sa2va_hf.data.schema import Media, Reject, Sample
 
 logger = logging.getLogger(__name__)
 
+MOST_LISTED = 20  # rejects in the log; the others are counted
 CHUNK = 5000  # rows whose expressions are read at a time
 NO_TEXT = "it has neither expressions nor turns"
 REGIONS_ON_CLIP = "region prompts need a single image, it is a clip"
@@ -32,10 +34,10 @@ NO_REGIONS = "it has region prompts, which this model has no form for"
 
 
 class Sa2VADataset(torch.utils.data.Dataset):
-    """Rows of one or more Arrow caches, each with its repeats, as examples for `Sa2VACollator`.
+    """Rows of one or more Arrow caches, each with its `Share` or its repeats, as examples for `Sa2VACollator`.
 
     `dataset[epoch * len(dataset) + i]` is item i of that epoch. Repeats of 2.5 give every row twice and a random half
-    of the rows once more, in turn.
+    of the rows once more, in turn. Repeats and samples hold over the rows that can be used.
 
     Training: of a row's expressions at most `max_expressions` are drawn without replacement, and each becomes a turn
     with question and answer drawn from `prompts`; of a clip `num_frames` random frames are taken. Evaluation
@@ -53,12 +55,13 @@ class Sa2VADataset(torch.utils.data.Dataset):
     length_cache: a folder where `lengths` are kept from run to run (`length_cache.default_folder()`); None: nowhere.
 
     Raises:
-        ValueError: no items left; repeats that are not positive, or not 1 in evaluation; a dataset of another schema.
+        ValueError: no items left of a dataset; repeats that are not positive, or not 1 in evaluation; a dataset of
+            another schema.
     """
 
     def __init__(
         self,
-        parts: Sequence[tuple[datasets.Dataset, float]],
+        parts: Sequence[tuple[datasets.Dataset, float | Share]],
         processor: Any,
         *,
         seed: int = 0,
@@ -72,24 +75,41 @@ class Sa2VADataset(torch.utils.data.Dataset):
         self.length_cache = None if length_cache is None else Path(length_cache)
         self.planner = Planner(TokenCounter(processor), num_frames, max_expressions, max_length, train)
         self.rejected: list[Reject] = []
-        self.parts = [self._open(place, rows, repeats) for place, (rows, repeats) in enumerate(parts)]
+        shares = [share if isinstance(share, Share) else Share(share) for _, share in parts]
+        given = [(rows, share) for (rows, _), share in zip(parts, shares, strict=True)]
+        self.parts = [self._open(place, *one) for place, one in enumerate(given)]
         self._starts = np.cumsum([0] + [len(part) for part in self.parts])
         self._lengths: dict[int, np.ndarray] = {}  # of one epoch
         settings = (seed, num_frames, max_expressions, max_length, train)
-        self._facts = [(rows._fingerprint, repeats) for rows, repeats in parts], settings
+        self._facts = [(rows._fingerprint, str(share)) for rows, share in given], settings
         self._fixed_lengths: dict[int, np.ndarray] = {}  # of the items of a part that are the same in every epoch
-        if self.rejected:
-            listed = "; ".join(f"{reject.id}: {reject.reason}" for reject in self.rejected)
-            logger.warning("%d rows cannot be used and are left out: %s", len(self.rejected), listed)
-        if not len(self):
-            first = f", the first of them, {self.rejected[0].id}: {self.rejected[0].reason}" if self.rejected else ""
-            raise ValueError(
-                f"the dataset is empty: {len(self.parts)} parts, {len(self.rejected)} rows rejected{first}"
-            )
+        self._report()
         logger.info("%d items per epoch from %d parts", len(self), len(self.parts))
+
+    def _report(self) -> None:
+        """Log the rejects, and raise where a dataset of the mixture has no item left."""
+        listed = "; ".join(f"{reject.id}: {reject.reason}" for reject in self.rejected[:MOST_LISTED])
+        more = f"; and {len(self.rejected) - MOST_LISTED} more" if len(self.rejected) > MOST_LISTED else ""
+        if self.rejected:
+            level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG  # once, not per process
+            logger.log(level, "%d rows cannot be used and are skipped: %s%s", len(self.rejected), listed, more)
+        for place, part in enumerate(self.parts, start=1):
+            if not len(part):
+                first = f": {listed}{more}" if self.rejected else ""
+                raise ValueError(
+                    f"the dataset is empty: entry {place} of {len(self.parts)} has no row that can be used, "
+                    f"{len(self.rejected)} rows rejected{first}"
+                )
+        if not self.parts:
+            raise ValueError("the dataset is empty: no entries are given")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that the items follow from: the rows, their shares, and the settings of this dataset."""
+        return fingerprint(*self._facts)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """{"messages", "mask_labels": bool (num_seg, num_frames, H, W), "sample_id"}, and where pixels do not count
@@ -189,11 +209,11 @@ class Sa2VADataset(torch.utils.data.Dataset):
 
     # ---------------------------------------------------------------- construction
 
-    def _open(self, place: int, rows: datasets.Dataset, repeats: float) -> Part:
-        if not (np.isfinite(repeats) and repeats > 0):
-            raise ValueError(f"part {place}: repeats must be positive, got {repeats}")
-        if not self.train and repeats != 1:
-            raise ValueError(f"part {place}: in evaluation every row counts once, got repeats {repeats}")
+    def _open(self, place: int, rows: datasets.Dataset, share: Share) -> Part:
+        if not (np.isfinite(share.repeats) and share.repeats > 0):
+            raise ValueError(f"part {place}: repeats must be positive, got {share.repeats}")
+        if not self.train and share != Share():
+            raise ValueError(f"part {place}: in evaluation every row counts once, got {share}")
         facts = scan(rows)
         spans = np.stack([np.zeros_like(facts.num_expressions), facts.num_expressions], axis=1)
         tight = self.planner.may_be_too_long(facts)
@@ -203,7 +223,7 @@ class Sa2VADataset(torch.utils.data.Dataset):
         part = part.take(np.setdiff1d(np.arange(len(facts)), np.array(list(reasons), int)))
         if not self.train:
             return self._split(place, part)
-        part.repeat(repeats, np.random.default_rng((self.seed, place)))
+        part.repeat(share.repeats_of(len(part.numbers)), np.random.default_rng((self.seed, place)))
         return part
 
     def _reasons(self, part: Part) -> dict[int, str]:

@@ -8,6 +8,18 @@ from sa2va_hf.data.dataset.rows import Facts, Row, Rows
 
 
 @dataclass
+class Share:
+    """How much a dataset counts in an epoch: every usable row `repeats` times, or `samples` items of it in all."""
+
+    repeats: float = 1.0
+    samples: float | None = None
+
+    def repeats_of(self, usable: int) -> float:
+        """How often each of `usable` rows counts in an epoch; 0 where there is none."""
+        return self.repeats if self.samples is None else self.samples / usable if usable else 0.0
+
+
+@dataclass
 class Part:
     """One dataset of a mixture: its usable items, and how they fill an epoch.
 

@@ -29,6 +29,9 @@ COLUMNS = (
 )
 
 
+NAMES = ("cIoU", "gIoU", "seg_emission", "seg_precision", "token_accuracy", "masks")
+
+
 def sample_sums(
     logits: Tensor,
     input_ids: Tensor,
@@ -72,11 +75,11 @@ def _mask_sums(logits: Tensor, target: Tensor, ignore: Tensor | None) -> Tensor:
 
 
 def scores(prediction: EvalPrediction) -> dict[str, float]:
-    """Scores from the rows of all samples; one without anything to score is left out rather than made up.
+    """Scores from the rows of all samples; one without anything to score is omitted.
 
-    cIoU: sum of intersections over sum of unions. gIoU: mean IoU over masks. seg_emission: share of [SEG] tokens that
-    come first where the answer has them. seg_precision: share of first-coming [SEG] that the answer has there.
-    token_accuracy: share of answer tokens that come first.
+    cIoU: sum of intersections over sum of unions; 1 where all masks are empty and so are the predictions. gIoU: mean
+    IoU over masks. seg_emission: share of [SEG] tokens that come first where the answer has them. seg_precision: share
+    of first-coming [SEG] that the answer has there. token_accuracy: share of answer tokens that come first.
     """
     total = dict(zip(COLUMNS, prediction.predictions.reshape(-1, len(COLUMNS)).sum(0).tolist(), strict=True))
     ratios = {
@@ -87,4 +90,6 @@ def scores(prediction: EvalPrediction) -> dict[str, float]:
         "token_accuracy": (total["tokens_right"], total["tokens"]),
     }
     found = {name: part / whole for name, (part, whole) in ratios.items() if whole}
+    if total["masks"]:
+        found.setdefault("cIoU", 1.0)
     return found | {"masks": total["masks"]}

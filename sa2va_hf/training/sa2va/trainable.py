@@ -29,7 +29,20 @@ logger = logging.getLogger(__name__)
 def load(
     arguments: ModelArguments, training: Sa2VATrainingArguments
 ) -> tuple[Sa2VAForConditionalGeneration | PeftModel, Sa2VAProcessor]:
-    """The model as it will be trained, and its processor.
+    """The model as it will be trained, and its processor."""
+    return load_model(arguments, training), load_processor(arguments)
+
+
+def load_processor(arguments: ModelArguments) -> Sa2VAProcessor:
+    """The processor of the model, with the chat template of the run."""
+    options = {"template": arguments.template} if arguments.template else {}
+    return Sa2VAProcessor.from_pretrained(arguments.model_name_or_path, **options)
+
+
+def load_model(
+    arguments: ModelArguments, training: Sa2VATrainingArguments
+) -> Sa2VAForConditionalGeneration | PeftModel:
+    """The model as it will be trained.
 
     Under ZeRO-3 this must come after `training` was built: the weights are then partitioned while they are loaded.
     """
@@ -40,8 +53,6 @@ def load(
     if arguments.attn_implementation:
         options["attn_implementation"] = arguments.attn_implementation
     model = Sa2VAForConditionalGeneration.from_pretrained(arguments.model_name_or_path, **options)
-    processor_options = {"template": arguments.template} if arguments.template else {}
-    processor = Sa2VAProcessor.from_pretrained(arguments.model_name_or_path, **processor_options)
     for name, value in arguments.config_overrides().items():
         setattr(model.config, name, value)
     set_seed(training.seed)  # LoRA starts from the same numbers however the weights were loaded (ZeRO-3 draws others)
@@ -51,7 +62,7 @@ def load(
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     use_faster_kernels(model, training)
-    return model, processor
+    return model
 
 
 def make_trainable(
@@ -65,6 +76,7 @@ def make_trainable(
         grounding=arguments.train_grounding_encoder, projector=arguments.train_projector, vision=arguments.train_vision
     )
     model.text_hidden_fcs.requires_grad_(arguments.train_text_hidden_fcs)
+    model.trained_parts_are_set = True  # the trainer refuses a model on which nobody has decided
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     if arguments.train_llm == "full":
         model.mllm.model.language_model.requires_grad_(True)

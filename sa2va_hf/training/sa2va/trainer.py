@@ -20,15 +20,23 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_model_param_count
 
+from ...arguments import Sa2VATrainingArguments
 from ...data.sampler import Sa2VASampler
 from ...model.configuration_sa2va import IGNORE_INDEX
-from ..faults import SafeTrainer
-from .flops import StepFlops, peak_flops
+from ...model.modeling_sa2va import Sa2VAOutput
+from ...model.processing_sa2va import Sa2VAProcessor
+from ..meter import Meter
+from ..safe_trainer import SafeTrainer
+from .flops import StepFlops
+from .given import as_dataset, default_collator, processor_of, refuse_undecided, settle_metric
+from .progress import COUNTS, batch_counts, logged
 from .scores import sample_sums, scores
 from .speed import RecomputeEvery
 from .trainable import mark_zero3_leaves, name_fsdp_units
 
 logger = logging.getLogger(__name__)
+
+PARTS = tuple(item.name for item in fields(Sa2VAOutput) if item.name.endswith("_loss"))
 
 
 class Sa2VATrainer(SafeTrainer):
@@ -42,21 +50,54 @@ class Sa2VATrainer(SafeTrainer):
         With `count_flops`, tflops: of one device, per second; mfu: its share of the bfloat16 peak (`flops.py`).
         data_wait: share of that time in which a step waited for its samples. memory_gib: the device's peak so far.
     Evaluated: see `scores.py`; `metric_for_best_model` may name any of them.
+
+    Args:
+        model: as `make_trainable` returns it.
+        data_collator: default: `Sa2VACollator` with the processor.
+        train_dataset, eval_dataset: `Sa2VADataset`, or the Arrow rows of a prepared dataset, which become one.
+        processing_class: the processor; default: that of the collator or of a dataset.
+
+    Raises:
+        ValueError: a model in which every weight would be trained; a dataset or arguments of another class.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    arguments_class = Sa2VATrainingArguments
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: Sa2VATrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Sa2VAProcessor | None = None,
+        **kwargs: Any,
+    ) -> None:
+        refuse_undecided(model)
+        args = Sa2VATrainingArguments() if args is None else args
+        processing_class = processing_class or processor_of(data_collator, train_dataset, eval_dataset)
         kwargs.setdefault("compute_metrics", scores)
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or default_collator(processing_class),
+            train_dataset=as_dataset(train_dataset, "train_dataset", processing_class, args),
+            eval_dataset=as_dataset(eval_dataset, "eval_dataset", processing_class, args),
+            processing_class=processing_class,
+            **kwargs,
+        )
         if self.args.n_gpu > 1:
             raise ValueError(
                 f"one process sees {self.args.n_gpu} GPUs: start one process per GPU with accelerate launch "
                 "--multi_gpu, or show it a single one with CUDA_VISIBLE_DEVICES=0"
             )
+        if self.compute_metrics is scores:
+            settle_metric(self.args, self.eval_dataset)
         mark_zero3_leaves(self.model)
         if self.is_fsdp_enabled:
             name_fsdp_units(self.model, self.accelerator.state.fsdp_plugin)
         self.train_sampler: Sa2VASampler | None = None
-        self.meter = Meter()
+        self.meter = Meter((*COUNTS, *PARTS))
         self.step_flops: StepFlops | None = None
         self.add_callback(_Clock(self))
         self.add_callback(RecomputeEvery(self.args.recompute_every))
@@ -96,7 +137,7 @@ class Sa2VATrainer(SafeTrainer):
         """A step's micro-batches. How long they were waited for is measured, and what is in them counted."""
         start = time.perf_counter()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.meter.waiting += time.perf_counter() - start
+        self.meter.add({"waiting": time.perf_counter() - start})
         if self.args.loss_normalization == "global":
             amounts = torch.tensor([self._amounts(batch) for batch in batches], dtype=torch.float64).sum(0)
             self._step_amounts = self.accelerator.reduce(amounts.to(self.accelerator.device)).tolist()
@@ -136,7 +177,7 @@ class Sa2VATrainer(SafeTrainer):
         if model.training:
             inputs["return_logits"] = False  # only evaluation looks at them
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        parts = {item.name: getattr(outputs, item.name) for item in fields(outputs) if item.name.endswith("_loss")}
+        parts = {name: getattr(outputs, name) for name in PARTS}
         if model.training and self.args.loss_normalization == "global":
             loss = self._normalized(parts, inputs)
         zero = loss.new_zeros(())
@@ -145,16 +186,17 @@ class Sa2VATrainer(SafeTrainer):
         # One transfer for all: reading them one by one would wait for the device each time.
         value, tokens, *values = torch.stack([number.detach().double() for number in numbers]).tolist()
         parts = dict(zip(parts, values, strict=True))
-        if self.left_out(value, parts, sample_ids, model.training):
+        if self.skips_batch(value, parts, sample_ids, model.training):
             del loss, outputs
             return self._no_loss(model, inputs["input_ids"])
         if model.training:
             masks = sum(len(masks) * masks.shape[1] for masks in inputs.get("mask_labels") or [] if len(masks))
             samples = len(inputs["input_ids"]) if sample_ids is None else len(sample_ids)
-            self.meter.add(parts, masks=masks, tokens=tokens, padded=inputs["input_ids"].numel(), samples=samples)
+            padded = inputs["input_ids"].numel()
+            self.meter.add(batch_counts(parts, masks=masks, tokens=tokens, padded=padded, samples=samples))
             if self.args.count_flops:
                 self.step_flops = self.step_flops or StepFlops(self._unwrapped())
-                self.meter.flops += self.step_flops.count(inputs)
+                self.meter.add({"flops": self.step_flops.count(inputs)})
         return (loss, outputs) if return_outputs else loss
 
     def _no_loss(self, model: nn.Module, input_ids: Tensor) -> Tensor:
@@ -175,10 +217,11 @@ class Sa2VATrainer(SafeTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # a training log, written by all ranks at the same step
             steps = self.state.global_step - self.meter.step
-            logs = logs | self.meter.read(self.accelerator, steps)
+            totals = self.meter.totals(self.accelerator)
+            logs = logs | logged(totals, steps, self.accelerator.num_processes, self.accelerator.device)
             if self.args.device.type == "cuda":
                 logs["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-            self.meter = Meter(self.state.global_step)
+            self.meter = Meter((*COUNTS, *PARTS), self.state.global_step)
         super().log(logs, start_time)
 
     # ---- evaluation ----
@@ -266,60 +309,6 @@ def scaled_groups(model: nn.Module, learning_rate: float, scales: dict[str, floa
     return [{"params": found, "lr": learning_rate * scales.get(key, 1.0)} for key, found in groups.items()]
 
 
-class Meter:
-    """Sums of one rank since step `step`; read over all ranks."""
-
-    def __init__(self, step: int = 0) -> None:
-        self.step = step
-        self.parts: dict[str, float] = {}
-        self.batches = self.mask_batches = self.masks = self.tokens = self.padded = self.samples = 0.0
-        self.seconds = self.waiting = self.flops = 0.0
-
-    def add(self, parts: dict[str, float], *, masks: int, tokens: float, padded: int, samples: int) -> None:
-        """One micro-batch: loss parts, masks in it, real tokens, tokens after padding, samples."""
-        for name, value in parts.items():
-            self.parts[name] = self.parts.get(name, 0.0) + value
-        self.batches += 1
-        self.mask_batches += masks > 0
-        self.masks += masks
-        self.tokens += tokens
-        self.padded += padded
-        self.samples += samples
-
-    def read(self, accelerator: Any, steps: int) -> dict[str, float]:
-        """The logged numbers. A collective call: every rank must make it, with the same names of parts."""
-        mine = [self.batches, self.mask_batches, self.masks, self.tokens, self.padded, self.samples]
-        mine += [self.seconds, self.waiting, self.flops]
-        dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
-        sums = torch.tensor([*mine, *self.parts.values()], dtype=dtype, device=accelerator.device)
-        sums = accelerator.reduce(sums).tolist()
-        batches, mask_batches, masks, tokens, padded, samples, seconds, waiting, flops, *parts = sums
-        if not batches:
-            return {}
-        waited = waiting / max(seconds, 1e-9)
-        seconds = max(seconds / accelerator.num_processes, 1e-9)
-        counts = {name: batches if name == "lm_loss" else mask_batches for name in self.parts}
-        means = {name: part / counts[name] for name, part in zip(self.parts, parts, strict=True) if part}
-        return means | {
-            "mask_batches": mask_batches / batches,
-            "masks": masks / max(steps, 1),
-            "padding_efficiency": tokens / padded,
-            "tokens_per_second": tokens / seconds,
-            "samples_per_second": samples / seconds,
-            "masks_per_second": masks / seconds,
-            "data_wait": waited,
-            **self._speed(flops / accelerator.num_processes / seconds, accelerator.device),
-        }
-
-    @staticmethod
-    def _speed(flops: float, device: torch.device) -> dict[str, float]:
-        """TFLOP/s of a device, and its share of what the device can do, where that is known."""
-        if not flops:
-            return {}
-        peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-        return {"tflops": flops / 1e12} | ({"mfu": flops / peak} if peak else {})
-
-
 class _Clock(TrainerCallback):
     """Tells the sampler which epoch begins, and the meter how long the steps took."""
 
@@ -327,7 +316,7 @@ class _Clock(TrainerCallback):
         self.trainer, self.since = trainer, time.perf_counter()
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.trainer.meter = Meter(self.trainer.state.global_step)
+        self.trainer.meter = Meter((*COUNTS, *PARTS), self.trainer.state.global_step)
         self.since = time.perf_counter()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -336,7 +325,7 @@ class _Clock(TrainerCallback):
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         now = time.perf_counter()
-        self.trainer.meter.seconds += now - self.since
+        self.trainer.meter.add({"seconds": now - self.since})
         self.since = now
 
     def on_evaluate(self, *args: Any, **kwargs: Any) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal
 
 from ...arguments import BaseTrainingArguments
 from ...data.clips.transforms import Augmentation
-from ...yaml_values import coerce, read_yaml, suggest
+from ...mixtures import MixtureEntry, mixture
 from .losses import LossSettings
 from .prompting import PromptSettings
 from .schedules import LayerDecay
@@ -67,18 +67,17 @@ class Sam2ModelArguments:
 
 
 @dataclass
-class Sam2Part:
-    """A prepared dataset in a mixture: see `ClipPart`."""
+class Sam2Entry(MixtureEntry):
+    """A prepared dataset in a mixture of clips: see `ClipPart`."""
 
-    path: str
-    repeats: float = 1.0
     batch_size: int | None = None  # default: per_device_train_batch_size
     num_frames: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "batch_size", "num_frames"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` of {self.path}: expected more than 0, got {getattr(self, name)}")
+        super().__post_init__()
+        for name in ("batch_size", "num_frames"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` of {self.path}: expected at least 1, got {getattr(self, name)}")
 
 
 @dataclass
@@ -87,7 +86,9 @@ class Sam2DataArguments:
 
     train_data: list[dict] | str | None = field(
         default=None,
-        metadata={"help": "List of {path, repeats, batch_size, num_frames}, a YAML file with it, or one folder."},
+        metadata={
+            "help": "List of {path, repeats, samples, batch_size, num_frames}, a YAML file with it, or one folder."
+        },
     )
     eval_data: list[dict] | str | None = field(default=None, metadata={"help": "List of {path}, or one folder."})
     num_frames: int = field(default=8, metadata={"help": "Frames of a clip; pictures are clips of one."})
@@ -102,34 +103,15 @@ class Sam2DataArguments:
     )
 
     def __post_init__(self) -> None:
-        self.train_parts = parts(self.train_data, "train_data")
-        self.eval_parts = parts(self.eval_data, "eval_data")
-        if not self.train_parts:
+        self.train_entries = mixture(self.train_data, "train_data", Sam2Entry)
+        self.eval_entries = mixture(self.eval_data, "eval_data")
+        if not self.train_entries:
             raise ValueError("`train_data` is missing: a list of {path: DIR, repeats: 1.0}, a YAML file, or a folder")
         for name in ("num_frames", "max_objects", "phases_per_epoch", "eval_frames"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}`: expected at least 1, got {getattr(self, name)}")
         if not 0 <= self.reverse_probability <= 1:
             raise ValueError(f"`reverse_probability`: expected a number in [0, 1], got {self.reverse_probability}")
-
-
-def parts(value: Any, name: str) -> list[Sam2Part]:
-    """A mixture as a list. Errors: ValueError naming the entry and what it should look like."""
-    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
-        name, value = value, read_yaml(value, list)
-    elif isinstance(value, str):
-        value = json.loads(value) if value.lstrip().startswith("[") else [{"path": value}]
-    hints, found = get_type_hints(Sam2Part), []
-    for number, entry in enumerate(value or [], start=1):
-        source = f"`{name}` entry {number}"
-        entry = {"path": entry} if isinstance(entry, str) else entry
-        if not isinstance(entry, dict) or "path" not in entry:
-            raise ValueError(f"{source}: expected {{path: DIR, repeats: 1.0, batch_size: 1}}, got {entry!r}")
-        for key in entry:
-            if key not in hints:
-                raise ValueError(f"{source}: unknown key `{key}`{suggest(key, hints)}; known: {', '.join(hints)}")
-        found.append(Sam2Part(**{key: coerce(item, hints[key], key, source) for key, item in entry.items()}))
-    return found
 
 
 @dataclass

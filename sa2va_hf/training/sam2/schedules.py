@@ -230,6 +230,10 @@ class OptionScheduler(LRScheduler):
 
     def step(self, epoch: int | None = None) -> None:
         super().step(epoch)
+        self.apply()
+
+    def apply(self) -> None:
+        """Set the options of the present step."""
         for group, options in zip(self.optimizer.param_groups, self._options(), strict=True):
             group.update(options)
 

@@ -20,7 +20,10 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from ...data.clips.dataset import ClipBatchSampler, collate
-from ..faults import SafeTrainer, begin_worker
+from ..faults import begin_worker
+from ..meter import Meter
+from ..safe_trainer import SafeTrainer
+from .arguments import Sam2TrainingArguments
 from .schedules import OptionScheduler, parameter_groups
 from .trainable import has_lora, merged_state
 from .validation import score_clip
@@ -29,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS, UNMERGED = "model.safetensors", "unmerged.safetensors"
 PARTS = ("mask_loss", "dice_loss", "iou_loss", "score_loss")
+COUNTS = ("batches", "objects", *PARTS)
 PROMPTS = 1  # the stream of random numbers that prompts are drawn from
 
 
@@ -41,6 +45,7 @@ class Sam2Trainer(SafeTrainer):
     run goes on from is beside it.
     """
 
+    arguments_class = Sam2TrainingArguments
     steps_depend_on_processes = True  # the ranks' batches are of one dataset, accumulated ones may be of several
 
     def __init__(self, *args: Any, phases: int = 1, **kwargs: Any) -> None:
@@ -56,7 +61,7 @@ class Sam2Trainer(SafeTrainer):
             phases=phases,
         )
         self.objects, self.micro = 1.0, 0
-        self.meter = _Meter()
+        self.meter = Meter(COUNTS)
         self.add_callback(_Epochs(self))
 
     @property
@@ -104,6 +109,9 @@ class Sam2Trainer(SafeTrainer):
         self.lr_scheduler = OptionScheduler(optimizer or self.optimizer, self.groups, num_training_steps)
         return self.lr_scheduler
 
+    def _renew_rates(self) -> None:
+        self.lr_scheduler.apply()
+
     # ---- loss ----
     def compute_loss(
         self,
@@ -123,14 +131,16 @@ class Sam2Trainer(SafeTrainer):
         if not math.isfinite(numbers[0]):
             parts = dict(zip(PARTS, numbers[1:], strict=True))
             raise FloatingPointError(f"step {self.state.global_step}: loss {numbers[0]} ({parts}) of clips {names}")
-        self.meter.add([*numbers[1:], float(inputs["masks"].shape[1])])
+        counts = {"batches": 1, "objects": inputs["masks"].shape[1]}
+        self.meter.add(counts | dict(zip(PARTS, numbers[1:], strict=True)))
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # a training log, written by all ranks at the same step
-            means = self.meter.read(self.accelerator)
-            logs = logs | dict(zip((*PARTS, "objects"), means, strict=True))
-            self.meter = _Meter()
+            totals = self.meter.totals(self.accelerator)
+            batches = max(totals.pop("batches"), 1)
+            logs = logs | {name: total / batches for name, total in totals.items()}
+            self.meter = Meter(COUNTS)
         super().log(logs, start_time)
 
     # ---- evaluation ----
@@ -184,22 +194,6 @@ class Sam2Trainer(SafeTrainer):
 
 def _write(state: dict[str, Tensor], file: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, file, {"format": "pt"})
-
-
-class _Meter:
-    """Sums of one rank since the last log; read over all ranks, as means of micro-batches."""
-
-    def __init__(self) -> None:
-        self.sums, self.batches = np.zeros(len(PARTS) + 1), 0
-
-    def add(self, values: list[float]) -> None:
-        self.sums += values
-        self.batches += 1
-
-    def read(self, accelerator: Any) -> list[float]:
-        own = torch.tensor([*self.sums, self.batches], dtype=torch.float32, device=accelerator.device)
-        *sums, batches = accelerator.reduce(own).tolist()
-        return [value / max(batches, 1) for value in sums]
 
 
 class _Epochs(TrainerCallback):

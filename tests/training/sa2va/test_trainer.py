@@ -10,7 +10,8 @@ import torch
 from toy_run import PRESETS, build, evaluation, launch, losses, records, run, tiny_folder
 
 from sa2va_hf.arguments import Sa2VATrainingArguments
-from sa2va_hf.training.sa2va.trainer import Meter
+from sa2va_hf.training.meter import Meter
+from sa2va_hf.training.sa2va.progress import COUNTS, batch_counts, logged
 
 RANDOM = {"lora_dropout": 0.1, "num_points": 64}  # draws random numbers in every step
 
@@ -73,14 +74,14 @@ def test_the_meter_averages_mask_losses_over_batches_with_masks():
         def reduce(sums):
             return sums
 
-    meter = Meter()
-    meter.add({"lm_loss": 1.0, "mask_loss": 4.0}, masks=3, tokens=30, padded=40, samples=2)
-    meter.add({"lm_loss": 2.0, "mask_loss": 0.0}, masks=0, tokens=10, padded=10, samples=2)
-    read = meter.read(Alone, steps=1)
+    meter = Meter((*COUNTS, "lm_loss", "mask_loss"))
+    meter.add(batch_counts({"lm_loss": 1.0, "mask_loss": 4.0}, masks=3, tokens=30, padded=40, samples=2))
+    meter.add(batch_counts({"lm_loss": 2.0, "mask_loss": 0.0}, masks=0, tokens=10, padded=10, samples=2))
+    read = logged(meter.totals(Alone), 1, 1, Alone.device)
     assert read["lm_loss"] == 1.5 and read["mask_loss"] == 4.0 and read["mask_batches"] == 0.5
     assert read["masks"] == 3 and read["padding_efficiency"] == 40 / 50
-    meter.seconds, meter.waiting = 8.0, 2.0
-    read = meter.read(Alone, steps=1)
+    meter.add({"seconds": 8.0, "waiting": 2.0})
+    read = logged(meter.totals(Alone), 1, 1, Alone.device)
     assert (read["samples_per_second"], read["masks_per_second"], read["data_wait"]) == (0.5, 0.375, 0.25)
 
 

@@ -197,9 +197,8 @@ def test_it_learns_to_follow(tmp_path):
         ({"warmup_steps": 10}, "`warmup_steps`: must stay 0 .compose a warm-up"),
         ({"layer_decay": 0.0}, "`layer_decay`: expected a number above 0"),
         ({"deepspeed": "ds_configs/zero2.json"}, "`deepspeed`: must stay None"),
-        ({"nonfinite_loss": "skip"}, "`nonfinite_loss`: must stay stop"),
-        ({"compile_layers": True}, "`compile_layers`: must stay False"),
-        ({"learning_rate_scales": {"a": 1.0}}, "`learning_rate_scales`: must stay None"),
+        ({"lr_scheduler_type": "cosine"}, "`lr_scheduler_type`: must stay linear .see `final_learning_rate`"),
+        ({"fsdp": "full_shard"}, "`fsdp`: must stay None"),
     ],
 )
 def test_settings_that_would_be_ignored(tmp_path, settings, words):

@@ -1,0 +1,27 @@
+"""Opening the entries of a mixture: prepared folders, and prepared datasets on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import Dataset
+
+from ..data.prepare.verification import open_folder
+from ..data.sources.prepared import open_hub
+from ..mixtures import HUB, MixtureEntry
+
+
+def open_entry(entry: MixtureEntry, verify: bool = False) -> Dataset:
+    """The rows of a mixture entry. verify: compare a folder's files with its manifest (sha256).
+
+    Raises:
+        ValueError: there is no prepared dataset at its path, or a file of it is missing, cut or changed.
+    """
+    if entry.path.startswith(HUB):
+        return open_hub(entry.path.removeprefix(HUB), entry.split)
+    if not (Path(entry.path) / "dataset_info.json").is_file():
+        raise ValueError(
+            f"{entry.path}: no prepared dataset; run scripts/prepare_data.py with --output {entry.path}, or name one "
+            f"on the Hub as {HUB}OWNER/NAME"
+        )
+    return open_folder(entry.path, verify)

@@ -24,7 +24,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path, kind: type | tuple[type, ...]) -> Any:
-    """The file's content, which must be a `kind` (dict, list, or either). Errors: ValueError naming the file."""
+    """The file's content, which must be a `kind` (dict, list, or either).
+
+    Raises:
+        ValueError: naming the file.
+    """
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file (relative paths start at {Path.cwd()})")
     with open(path, encoding="utf-8") as file:

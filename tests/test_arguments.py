@@ -193,4 +193,4 @@ def test_a_setting_without_effect_is_refused_by_name(tmp_path, kind, setting, wo
 def test_each_trainer_declares_only_arguments_that_it_reads():
     """What SAM 2 cannot do is unknown to it, not known and forbidden."""
     ours = {item.name for item in fields(Sa2VATrainingArguments)} - {item.name for item in fields(TrainingArguments)}
-    assert {item.name for item in fields(Sam2TrainingArguments)} & ours == {"resolved"}
+    assert {item.name for item in fields(Sam2TrainingArguments)} & ours == {"resolved", "eval_only"}

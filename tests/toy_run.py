@@ -130,7 +130,7 @@ class RecordingTrainer(Sa2VATrainer):
             os.kill(os.getpid(), self.signal_at[2])
         result = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
-            line = {"step": self.state.global_step, "ids": inputs["sample_ids"], "loss": result.item()}
+            line = {"step": self.state.global_step, "ids": inputs.get("sample_ids", []), "loss": result.item()}
             with open(self.record, "a") as file:
                 file.write(json.dumps(line) + "\n")
         return result

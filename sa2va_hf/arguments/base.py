@@ -36,6 +36,10 @@ class BaseTrainingArguments(TrainingArguments):
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     report_to: None | str | list[str] = field(default="none", metadata={"help": "tensorboard, wandb, ..., or none."})
+    eval_only: bool = field(
+        default=False,
+        metadata={"help": "Train nothing: evaluate the given model, or the checkpoint in `resume_from_checkpoint`."},
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false: media are no columns."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite stops the run."})
 
@@ -72,6 +76,8 @@ class BaseTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._refuse_ignored()
+        if self.eval_only and (self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"):
+            raise ValueError("`eval_only`: not with DeepSpeed, which needs an optimiser; start it with torchrun alone")
         self.metric_is_default = self.metric_for_best_model is None
         if self.metric_is_default and IntervalStrategy(self.eval_strategy) != IntervalStrategy.NO:
             self.metric_for_best_model = "loss" if self.prediction_loss_only else self._DEFAULT_METRIC

@@ -88,7 +88,7 @@ class ModelArguments:
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"`lora_dropout`: expected a number in [0, 1), got {self.lora_dropout}")
         if self.train_llm == "lora" and not self.lora_targets:
-            raise ValueError("`lora_targets` is empty: leave it out for all linear layers, or set `train_llm: none`")
+            raise ValueError("`lora_targets` is empty: remove it for all linear layers, or set `train_llm: none`")
 
     def config_overrides(self) -> dict[str, Any]:
         """The loss settings that were given, as fields of `Sa2VAConfig`."""
@@ -101,7 +101,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """What is trained on, what is evaluated on, and how a row becomes a conversation."""
+    """The training and evaluation data, and how a row becomes a conversation."""
 
     train_data: list[dict] | str | None = field(
         default=None,
@@ -109,8 +109,8 @@ class DataArguments:
     )
     eval_data: list[dict] | str | None = field(default=None, metadata={"help": "As `train_data`; repeats must be 1."})
     num_frames: int = field(default=5, metadata={"help": "Frames taken from a video."})
-    max_expressions: int = field(default=5, metadata={"help": "Expressions of one picture or clip in one sample."})
-    max_length: int = field(default=8192, metadata={"help": "Tokens of a sample; turns are left out until it fits."})
+    max_expressions: int = field(default=5, metadata={"help": "Expressions of one image or clip in one item."})
+    max_length: int = field(default=8192, metadata={"help": "Tokens of a sample; turns are dropped until it fits."})
     join_samples: bool = field(
         default=False,
         metadata={
@@ -187,18 +187,16 @@ class Sa2VATrainingArguments(BaseTrainingArguments):
     nonfinite_loss: Literal["stop", "skip"] = field(
         default="stop",
         metadata={
-            "help": "A loss that is not finite: stop, or leave out that micro-batch on all ranks and list its samples "
+            "help": "A loss that is not finite: stop, or skip that micro-batch on all ranks and list its samples "
             "in skipped_samples.jsonl."
         },
     )
-    max_skipped: int = field(default=10, metadata={"help": "Stop when more micro-batches than this were left out."})
+    max_skipped: int = field(default=10, metadata={"help": "Stop when more micro-batches than this were skipped."})
     bad_samples: Literal["raise", "skip"] = field(
         default="raise",
-        metadata={
-            "help": "A sample that cannot be read: stop, or go on without it and list it in skipped_samples.jsonl."
-        },
+        metadata={"help": "A sample that cannot be read: stop, or skip it and list it in skipped_samples.jsonl."},
     )
-    max_bad_samples: int = field(default=10, metadata={"help": "Stop when more samples than this were left out."})
+    max_bad_samples: int = field(default=10, metadata={"help": "Stop when more samples than this were skipped."})
     metric_for_best_model: str | None = field(
         default=None, metadata={"help": "Default where there is an evaluation: cIoU."}
     )

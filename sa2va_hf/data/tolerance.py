@@ -43,8 +43,10 @@ class TolerantDataset(Dataset):
 class TolerantCollator:
     """A collator that makes its batch of the examples that can be used, with the others in `rejects`.
 
+    Where none is left the batch has nothing but `rejects`: another sample in its place would count twice.
+
     Raises:
-        ValueError: none is left. An empty batch has no loss, and another sample in its place would count twice.
+        ValueError: examples that can be used one by one, but not together.
     """
 
     def __init__(self, collator: Any):
@@ -55,8 +57,7 @@ class TolerantCollator:
         usable = [example for example in examples if not isinstance(example, Reject)]
         batch = self._collate(usable, rejects)
         if batch is None:
-            reasons = "; ".join(f"{reject.id}: {reject.reason}" for reject in rejects)
-            raise ValueError(f"none of the {len(examples)} samples of a micro-batch can be used: {reasons}")
+            batch = {}
         if rejects:
             batch[REJECTS] = [{"id": reject.id, "reason": reject.reason} for reject in rejects]
         return batch

@@ -82,17 +82,36 @@ class SafeTrainer(Trainer):
         self._signal = signal.Signals(number)
 
     def run(self, checkpoint: str | None) -> None:
-        """A whole run: its settings into the output folder, the training, the results; then all processes leave."""
-        if self.is_world_process_zero():
-            save_config(self.args)
-        result = self.train(resume_from_checkpoint=checkpoint)
-        if self.stopped_by is None:
+        """A whole run: its settings into the output folder, the training, the results; then all processes leave.
+
+        Raises:
+            ValueError: `eval_only` without evaluation data.
+        """
+        if self.args.eval_only:
             with explained(self.args.output_dir), workers_ended():
-                self.finish(result.metrics)
+                self.only_evaluate(checkpoint)
+        else:
+            if self.is_world_process_zero():
+                save_config(self.args)
+            result = self.train(resume_from_checkpoint=checkpoint)
+            if self.stopped_by is None:
+                with explained(self.args.output_dir), workers_ended():
+                    self.finish(result.metrics)
         # gloo now and then aborts a process that leaves while another still talks to it.
         self.accelerator.wait_for_everyone()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+    def only_evaluate(self, checkpoint: str | None) -> dict[str, float]:
+        """The scores of the model as it was given, or of a checkpoint: into the output folder, and returned."""
+        if self.eval_dataset is None:
+            raise ValueError("`eval_only`: expected `eval_data`, there is none")
+        if checkpoint is not None:
+            self._load_from_checkpoint(checkpoint)
+        metrics = self.evaluate()
+        self.log_metrics("eval", metrics)
+        self.save_metrics("eval", metrics, combined=False)
+        return metrics
 
     def finish(self, metrics: dict[str, float]) -> None:
         """The model, and the scores of training and of an evaluation, into the output folder. A run that was stopped
@@ -159,7 +178,7 @@ class SafeTrainer(Trainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         for reject in inputs.pop(REJECTS, []):
             self._rejects.append({"step": self.state.global_step} | reject)
-        return super()._prepare_inputs(inputs)
+        return super()._prepare_inputs(inputs) if inputs else {}  # of a micro-batch no sample may be left
 
     # ---- losses that are not finite ----
     def skips_batch(
@@ -195,14 +214,15 @@ class SafeTrainer(Trainer):
         super().log(logs, start_time)
 
     # ---- agreement ----
-    def _sums(self, *numbers: int) -> list[int]:
-        """Over all ranks. Every rank must ask."""
+    def _sums(self, *numbers: float) -> list[float]:
+        """Over all ranks. A collective call: every rank must make it."""
         if self.accelerator.num_processes == 1:
             return list(numbers)
-        return self.accelerator.reduce(torch.tensor(numbers, device=self.accelerator.device)).tolist()
+        dtype = torch.float32 if self.accelerator.device.type == "mps" else torch.float64
+        return self.accelerator.reduce(torch.tensor(numbers, dtype=dtype, device=self.accelerator.device)).tolist()
 
     def _list(self, lines: list[dict[str, Any]]) -> None:
-        """Append the lines of all ranks to the file of what was left out. Every rank must call."""
+        """Append the lines of all ranks to the list of what was skipped. A collective call of every rank."""
         lines = gather_object(lines) if self.accelerator.num_processes > 1 else lines
         if self.is_world_process_zero():
             with open(self.skipped_file, "a", encoding="utf-8") as file:
@@ -214,7 +234,7 @@ class SafeTrainer(Trainer):
         if bad:
             self._list(self._rejects)
             self._rejects = []
-            self.bad += bad
+            self.bad += int(bad)
         if self.skips_samples and self.bad > self.args.max_bad_samples:
             raise ValueError(
                 f"{self.bad} samples could not be read, `max_bad_samples` is {self.args.max_bad_samples}: see "

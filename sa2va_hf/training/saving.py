@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or not there: written beside, synced to the disk, renamed; found and checked on resuming.
+"""Complete checkpoints: written under another name, synced to the disk, renamed; found and checked on resuming.
 
 A checkpoint folder has `checkpoint.json` (`NOTE`): the size of every file in it, and the facts of the run that its
-place in the data follows from. Nothing in it depends on clocks or on the names of machines.
+position in the data follows from. Nothing in it depends on clocks or on the names of machines.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 NOTE = "checkpoint.json"
 STATE = "trainer_state.json"
 PARTIAL = "partial-"  # before the name of a checkpoint that is being written
-LOOK_AGAIN = "make room or repair the disk, then go on with --resume_from_checkpoint auto"
+LOOK_AGAIN = "make room or repair the disk, then resume with --resume_from_checkpoint auto"
 
 
 class CheckpointError(OSError):
@@ -121,8 +121,8 @@ def _refuse_broken_weights(model: nn.Module, step: int) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not bool(torch.isfinite(_local(parameter)).all()):
             raise FloatingPointError(
-                f"step {step}: the weight {name} is not finite and was not saved; go on from the last checkpoint with "
-                "a lower learning rate"
+                f"step {step}: the weight {name} is not finite and was not saved; resume from the last checkpoint "
+                "with a lower learning rate"
             )
 
 
@@ -172,7 +172,7 @@ def remove_partial(output_dir: Path | str) -> None:
 
 
 def find_checkpoint(choice: str | None, training: TrainingArguments) -> str | None:
-    """The checkpoint to go on from: None, a path, or with "auto" the newest complete one in `output_dir`.
+    """The checkpoint to resume from: None, a path, or with "auto" the newest complete one in `output_dir`.
 
     Raises:
         ValueError: naming the files that a chosen checkpoint lacks; with "auto", when there are checkpoints and all of
@@ -196,12 +196,12 @@ def find_checkpoint(choice: str | None, training: TrainingArguments) -> str | No
 
 
 def newest_complete(output_dir: Path) -> str | None:
-    """The complete checkpoint of the highest step; those passed over are named in the log."""
+    """The complete checkpoint of the highest step; skipped ones are named in the log."""
     for folder in reversed(_by_step(output_dir)):
         missing = problems(folder)
         if not missing:
             return str(folder)
-        logger.warning("%s is incomplete and passed over: %s", folder, "; ".join(missing))
+        logger.warning("%s is incomplete and skipped: %s", folder, "; ".join(missing))
     return None
 
 
@@ -231,7 +231,7 @@ def _by_step(output_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[11:]))
 
 
-# ---- going on ----
+# ---- resuming ----
 
 
 def facts(trainer: Trainer) -> dict[str, Any]:
@@ -243,6 +243,7 @@ def facts(trainer: Trainer) -> dict[str, Any]:
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "seed": args.seed if args.data_seed is None else args.data_seed,
         "samples": len(trainer.train_dataset),
+        "data": getattr(trainer.train_dataset, "fingerprint", None),
         "engine": _engine(trainer),
     }
 
@@ -254,7 +255,7 @@ def _engine(trainer: Trainer) -> str:
 
 
 def check_fits(trainer: Trainer, checkpoint: Path | str) -> None:
-    """Whether this run can go on where a checkpoint's stopped: the same samples in every step, a state it can read.
+    """Whether this run can resume where a checkpoint's run stopped: the same samples in every step, a readable state.
 
     A step's samples follow from seed, data and batch size over all ranks; how many ranks share them does not matter
     to DDP and FSDP, but ZeRO's state is cut into as many pieces as there were ranks. `ignore_data_skip` allows other
@@ -280,9 +281,15 @@ def check_fits(trainer: Trainer, checkpoint: Path | str) -> None:
     for name, advice in (("seed", "`seed` or `data_seed`"), ("samples", "`train_data`")):
         if before[name] != now[name]:
             raise ValueError(
-                f"{checkpoint} was written with {name} {before[name]}, this run has {now[name]}: its place in the "
+                f"{checkpoint} was written with {name} {before[name]}, this run has {now[name]}: its position in the "
                 f"data is lost. Restore {advice}, or begin the data anew with --ignore_data_skip true"
             )
+    if None not in (before.get("data"), now["data"]) and before["data"] != now["data"]:
+        raise ValueError(
+            f"{checkpoint} was written with other training items, though as many: its position in the data is lost. "
+            "Restore the data and its shares, the processor, and the arguments that items follow from (`num_frames`, "
+            "`max_expressions`, `max_length`, ...), or begin the data anew with --ignore_data_skip true"
+        )
     if trainer.steps_depend_on_processes and any(before[name] != now[name] for name in _STEP):
         raise ValueError(
             f"{checkpoint} was written with {_arithmetic(before)} samples per step, this run has {_arithmetic(now)}: "
@@ -293,7 +300,7 @@ def check_fits(trainer: Trainer, checkpoint: Path | str) -> None:
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"{checkpoint} was written with {_arithmetic(before)} samples per step, this run has {_arithmetic(now)}: "
-            "its place in the data is lost. Choose per_device_train_batch_size and gradient_accumulation_steps so "
+            "its position in the data is lost. Choose per_device_train_batch_size and gradient_accumulation_steps so "
             f"that the product is {sizes[0]} again, or begin the data anew with --ignore_data_skip true"
         )
 

@@ -10,6 +10,7 @@ import forks
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from safetensors.torch import load_file
 from toy_run import tiny_folder
 
@@ -18,6 +19,7 @@ from sa2va_hf.arguments import CONFIG_NAME, parse
 from sa2va_hf.checkpoints.merge import merge
 from sa2va_hf.commands.train import main
 from sa2va_hf.data.prepare.run import prepare
+from sa2va_hf.data.schema import FEATURES, Sample, Turn, to_row
 from sa2va_hf.mixtures import MixtureEntry
 from sa2va_hf.training.mixture import open_entry
 
@@ -112,6 +114,31 @@ def test_a_run_in_which_nothing_fits_names_a_sample_and_its_length(config, train
 def test_a_folder_that_was_never_prepared_is_named(config, train):
     with pytest.raises(SystemExit, match=r"nowhere: no prepared dataset; run scripts/prepare_data\.py"):
         train([config(train_data="nowhere")])
+
+
+def test_evaluation_alone_gives_the_scores_of_the_run_to_the_last_digit(config, train, tmp_path):
+    train([config(max_steps=2, save_steps=2, load_best_model_at_end=False)])
+    scores = json.loads((tmp_path / "run/eval_results.json").read_text())
+    last = str(tmp_path / "run/checkpoint-2")
+    alone = ["--eval_only", "true", "--output_dir", str(tmp_path / "alone"), "--resume_from_checkpoint", last]
+    train([config(train_data="nowhere"), *alone])
+    again = json.loads((tmp_path / "alone/eval_results.json").read_text())
+    names = [name for name in scores if "per_second" not in name and name not in ("eval_runtime", "epoch")]
+    assert "eval_cIoU" in names and [again[name] for name in names] == [scores[name] for name in names]
+    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["eval_results.json"]
+    with pytest.raises(SystemExit, match="`eval_only`: expected `eval_data`"):
+        train([config(eval_data=None, eval_strategy="no", load_best_model_at_end=False), *alone])
+
+
+def test_evaluation_data_without_masks_are_scored_by_the_loss(config, train, tmp_path):
+    """`metric_for_best_model` is not given: its default is a score of masks."""
+    rows = [Sample(f"t{n}", "question", turns=[Turn("What is this?", "It is red.")]) for n in range(4)]
+    folder = tmp_path / "text"
+    Dataset.from_list([to_row(row) for row in rows], features=FEATURES).save_to_disk(str(folder))
+    train([config(max_steps=2, eval_data=str(folder), save_steps=2)])
+    state = json.loads((tmp_path / "run/trainer_state.json").read_text())
+    assert state["best_metric"] == pytest.approx(state["log_history"][-1].get("eval_loss", state["best_metric"]))
+    assert state["best_model_checkpoint"].endswith("checkpoint-2")
 
 
 def test_an_entry_may_lie_on_the_hub(prepared, monkeypatch):

@@ -9,6 +9,9 @@ pytest -m slow tests/training/test_engines.py
 """
 
 import json
+import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,3 +176,66 @@ def test_one_process_goes_on_where_two_stopped(base, model, tmp_path):
     (part / "logs.json").unlink()
     launch(part, 1, **settings, gradient_accumulation_steps=2, resume_from_checkpoint="auto")
     assert losses(part) == pytest.approx(losses(whole), rel=1e-5)
+
+
+# Of the engines x {LoRA, full fine-tuning}: each engine once, and FSDP2, whose weights are spread over the ranks in
+# either case, with both. LoRA under DDP and ZeRO-2 is resumed in the tests above and in tests/training/test_faults.py.
+RESUMED = [("ddp", "full"), ("zero2", "full"), ("zero3", "lora"), ("fsdp2", "lora"), ("fsdp2", "full")]
+
+
+def trained_weights(folder, trained):
+    name = "adapter_model.safetensors" if trained == "lora" else "model.safetensors"
+    return load_file(folder / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "trained"), RESUMED)
+def test_a_resumed_run_ends_as_one_that_was_not_and_with_its_best_checkpoint(model, tmp_path, engine, trained):
+    """Resumed from checkpoint-2 of 4. The rate rises until the loss does: the best checkpoint is not the last one."""
+    settings = {"model": model, "model_arguments": EXACT | {"train_llm": trained}, "max_steps": 4, "save_steps": 2}
+    settings |= {"save_strategy": "steps", "eval_strategy": "steps", "eval_steps": 2, "evaluate": True}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "optim": "sgd"}
+    settings |= {"learning_rate": 0.01, "warmup_steps": 3} | ENGINES[engine]
+    whole = launch(tmp_path / "whole", 2, **settings)
+    state = json.loads((whole / "checkpoint-4/trainer_state.json").read_text())
+    best = whole / Path(state["best_model_checkpoint"]).name
+    for name, weight in trained_weights(whole, trained).items():
+        assert torch.equal(weight, trained_weights(best, trained)[name]), name
+    shutil.copytree(whole / "checkpoint-2", tmp_path / "part/checkpoint-2")
+    part = launch(tmp_path / "part", 2, **settings, resume_from_checkpoint="auto")
+    assert losses(part) == pytest.approx(losses(whole), rel=1e-6)
+    for name, weight in trained_weights(part / "checkpoint-4", trained).items():
+        other = trained_weights(whole / "checkpoint-4", trained)[name]
+        assert torch.allclose(weight, other, rtol=0, atol=1e-7), name
+
+
+FLAGS = {
+    "count_flops": True,
+    "gradient_checkpointing": True,
+    "recompute_every": 2,
+    "loss_normalization": "global",
+    "nonfinite_loss": "skip",
+    "bad_samples": "skip",
+    "learning_rate_scales": {"lora_": 0.5},
+    "join": True,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 2,
+}
+NOT_WITH = {"zero3": {"count_flops", "compile_layers"}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_flag_works_under_every_engine_or_is_refused(model, tmp_path, engine):
+    """All of them at once, with a sample that cannot be read and a loss that is not finite."""
+    refused = NOT_WITH.get(engine, set())
+    flags = {name: value for name, value in FLAGS.items() if name not in refused}
+    settings = {"model": model, "max_steps": 5, "size": 20, "faults": {"bad": [3], "nan": [6]}}
+    folder = launch(tmp_path / "run", 2, **settings, **flags, **ENGINES[engine])
+    logged = [entry for entry in json.loads((folder / "logs.json").read_text()) if "loss" in entry]
+    assert len(logged) == 5 and logged[-1]["bad_samples"] == 1 and logged[-1]["skipped_batches"] == 1
+    assert all(math.isfinite(entry["loss"]) for entry in logged)
+    assert ("tflops" in logged[0]) is ("count_flops" not in refused)
+    for name in refused:
+        launch(tmp_path / name, 2, expect=1, **settings, **{name: True}, **ENGINES[engine])
+        assert f"`{name}`: not with ZeRO-3" in (tmp_path / name / "log.txt").read_text()

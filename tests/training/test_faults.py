@@ -5,10 +5,14 @@ The slow ones start processes: pytest -m slow tests/training/test_faults.py
 
 import errno
 import json
+import logging
 import math
+import multiprocessing
 import os
 import signal
 import threading
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import forks
@@ -16,10 +20,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from toy_run import build, records, run, tiny_folder
+from transformers import TrainerCallback
 
 from sa2va_hf.data.schema import Reject
 from sa2va_hf.data.tolerance import REJECTS, TolerantCollator, TolerantDataset
-from sa2va_hf.training import saving
+from sa2va_hf.training import faults, saving
 from sa2va_hf.training.faults import explained, signals_noted
 from sa2va_hf.training.safe_trainer import SKIPPED
 
@@ -183,9 +188,9 @@ def test_a_loss_that_is_not_finite_is_left_out_and_listed(model, tmp_path):
 
 
 def test_too_many_of_them_stop_the_run(model, tmp_path):
-    faults = {"nan": [1, 2, 3, 4]}
+    broken = {"nan": [1, 2, 3, 4]}
     with pytest.raises(FloatingPointError, match=r"loss nan .*toy-.* 2 micro-batches .* `max_skipped` is 1: see"):
-        run(output_dir=tmp_path, model=model, nonfinite_loss="skip", max_skipped=1, faults=faults, max_steps=10)
+        run(output_dir=tmp_path, model=model, nonfinite_loss="skip", max_skipped=1, faults=broken, max_steps=10)
     assert len(lines(tmp_path)) == 2
 
 
@@ -203,9 +208,10 @@ def test_broken_weights_are_not_skipped_and_never_saved(model, tmp_path):
 # ---- bad samples ----
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_bad_samples_are_left_out_counted_and_listed(model, tmp_path, workers):
-    settings = {"model": model, "max_steps": 10, "dataloader_num_workers": workers}
+@pytest.mark.parametrize(("workers", "batch"), [(0, 2), (2, 2), (0, 1)])
+def test_bad_samples_are_skipped_counted_and_listed_at_every_batch_size(model, tmp_path, workers, batch):
+    settings = {"model": model, "max_steps": 20 // batch, "dataloader_num_workers": workers}
+    settings |= {"per_device_train_batch_size": batch, "loss_normalization": "global" if batch == 1 else "batch"}
     run(output_dir=tmp_path / "good", **settings)
     trainer = run(output_dir=tmp_path / "bad", bad_samples="skip", faults={"bad": [3, 5]}, **settings)
     good, left = seen(tmp_path / "good"), seen(tmp_path / "bad")
@@ -255,8 +261,8 @@ def test_a_batch_has_the_samples_that_can_be_used_and_says_which_cannot():
         {"id": "n-1", "reason": "negative"},
         {"id": "n3", "reason": "cannot: [3]"},
     ]
-    with pytest.raises(ValueError, match=r"none of the 2 samples .*n-1: negative; n1: cannot"):
-        collator([dataset[-1], dataset[1]])
+    none_left = collator([dataset[-1], dataset[1]])
+    assert list(none_left) == [REJECTS] and [one["id"] for one in none_left[REJECTS]] == ["n-1", "n1"]
     with pytest.raises(ValueError, match=r"cannot: \[0, 4\]"):
         collator([dataset[0], dataset[4]])
 
@@ -272,6 +278,73 @@ def test_a_loading_process_that_is_killed_is_explained_and_the_run_can_go_on(mod
     (tmp_path / "record_0.jsonl").unlink()
     resumed = run(**settings, resume_from_checkpoint="auto")
     assert_equal(weights(resumed), whole[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"dataloader_persistent_workers": True}, None),
+        ({"dataloader_persistent_workers": True, "evaluate": True, "eval_strategy": "steps", "eval_steps": 2}, None),
+        ({"faults": {"bad": [7]}}, ValueError),
+        ({"dataloader_persistent_workers": True, "faults": {"nan": [7]}}, FloatingPointError),
+    ],
+    ids=["persistent", "evaluated", "bad sample", "failing step"],
+)
+def test_no_loading_process_is_left_when_a_run_has_ended(model, tmp_path, settings, error):
+    """Python would wait for them at its exit, for ever: they ignore the SIGTERM that it sends."""
+    trainer = build(output_dir=tmp_path, model=model, max_steps=10, dataloader_num_workers=1, **settings)
+    with pytest.raises(error) if error else nullcontext():
+        trainer.train()
+    assert not multiprocessing.active_children()
+    if error is None and settings.get("evaluate"):
+        assert trainer.evaluate()["eval_masks"] > 0  # its workers ended with the training, others begin
+
+
+def test_the_error_of_a_loading_process_is_one_line(model, tmp_path):
+    with pytest.raises(ValueError) as caught:
+        run(output_dir=tmp_path, model=model, max_steps=10, dataloader_num_workers=1, faults={"bad": [3]})
+    assert str(caught.value).startswith("sample 'toy-3'") and "\n" not in str(caught.value)
+
+
+def test_a_worker_ignores_the_signal_of_the_job_and_ends_on_one_of_its_own(monkeypatch):
+    monkeypatch.setattr(faults, "SAME_SIGNAL", 1.0)
+    started = multiprocessing.get_context("fork").Event()
+
+    def work():
+        faults.begin_worker(lambda worker: started.set(), 0)
+        while True:
+            time.sleep(0.01)
+
+    worker = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    worker.start()
+    assert started.wait(60)
+    for _ in range(2):  # a launcher passes it on
+        os.kill(worker.pid, signal.SIGTERM)
+        time.sleep(0.2)
+    assert worker.is_alive()
+    time.sleep(1.0)
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(60)
+    assert worker.exitcode == 128 + signal.SIGTERM
+
+
+def test_a_run_extended_by_steps_resumes_at_the_rate_of_its_own_schedule(model, tmp_path, caplog):
+    """A finished run's rate is 0: it would hold for one more step."""
+    settings = {"output_dir": tmp_path, "model": model, "warmup_steps": 0, "lr_scheduler_type": "linear"}
+    settings |= {"save_strategy": "steps", "save_steps": 2}
+    run(**settings, max_steps=2)
+    rates = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, optimizer, **kwargs):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    trainer = build(**settings, max_steps=4)
+    trainer.add_callback(Watch())
+    with caplog.at_level(logging.WARNING):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert rates == pytest.approx([5e-4, 2.5e-4])
+    assert "the schedule of the learning rate is another one" in caplog.text
 
 
 def test_other_errors_are_passed_on_as_they_are():

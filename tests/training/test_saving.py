@@ -88,7 +88,19 @@ def test_what_was_never_finished_is_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
-def trainer(processes=2, batch=3, accumulation=4, seed=0, samples=50, engine="DDP", skip=False, by_rank=False):
+class Data:
+    """So many items; fingerprint None: a dataset that has none."""
+
+    def __init__(self, samples, fingerprint):
+        self.samples, self.fingerprint = samples, fingerprint
+
+    def __len__(self):
+        return self.samples
+
+
+def trainer(
+    processes=2, batch=3, accumulation=4, seed=0, samples=50, engine="DDP", skip=False, by_rank=False, data=None
+):
     """As much of a trainer as is looked at."""
     args = SimpleNamespace(
         world_size=processes,
@@ -103,7 +115,7 @@ def trainer(processes=2, batch=3, accumulation=4, seed=0, samples=50, engine="DD
     return SimpleNamespace(
         args=args,
         steps_depend_on_processes=by_rank,
-        train_dataset=range(samples),
+        train_dataset=Data(samples, data),
         is_deepspeed_enabled=stage > 0,
         is_fsdp_enabled=engine == "FSDP",
         accelerator=SimpleNamespace(state=state),
@@ -118,6 +130,9 @@ def trainer(processes=2, batch=3, accumulation=4, seed=0, samples=50, engine="DD
         ({"engine": "FSDP"}, {"engine": "FSDP", "processes": 1, "batch": 6}),
         ({"engine": "ZeRO-3"}, {"engine": "ZeRO-3", "batch": 6, "accumulation": 2}),
         ({}, {"seed": 1, "samples": 7, "skip": True}),
+        ({"data": "a"}, {"data": "a"}),
+        ({"data": "a"}, {"data": "b", "skip": True}),
+        ({}, {"data": "b"}),  # a checkpoint from before it was noted
     ],
 )
 def test_a_run_goes_on_while_each_step_has_the_samples_it_would_have_had(tmp_path, then, now):
@@ -130,6 +145,7 @@ def test_a_run_goes_on_while_each_step_has_the_samples_it_would_have_had(tmp_pat
         ({}, {"processes": 1}, r"2 x 3 x 4 = 24 samples per step, this run has 1 x 3 x 4 = 12: .* product is 24"),
         ({}, {"processes": 4, "accumulation": 2, "by_rank": True}, r"depends on each of these .processes, per_dev"),
         ({}, {"seed": 1}, r"with seed 0, this run has 1: .*Restore `seed` or `data_seed`"),
+        ({"data": "a"}, {"data": "b"}, r"with other training items, though as many.*`max_expressions`"),
         ({}, {"samples": 51}, r"with samples 50, this run has 51: .*Restore `train_data`"),
         ({}, {"engine": "ZeRO-2"}, r"written by DDP, this run uses ZeRO-2"),
         ({"engine": "ZeRO-2"}, {"engine": "ZeRO-3"}, r"written by ZeRO-2, this run uses ZeRO-3"),

@@ -17,6 +17,7 @@ from torch.utils.data import Sampler
 
 from sa2va_hf import masks
 from sa2va_hf.data.clips.transforms import Augmentation, transform
+from sa2va_hf.data.dataset.length_cache import fingerprint
 from sa2va_hf.data.dataset.parts import Part, Share
 from sa2va_hf.data.dataset.rows import Row, Rows, scan
 from sa2va_hf.data.media import describe, load_frames
@@ -67,6 +68,8 @@ class ClipDataset(torch.utils.data.Dataset):
         seed: int = 0,
     ):
         self.image_size, self.max_objects, self.reverse, self.seed = image_size, max_objects, reverse, seed
+        shares = [(p.rows._fingerprint, p.repeats, p.batch_size, p.num_frames, p.samples) for p in parts]
+        self._facts = shares, image_size, num_frames, max_objects, reverse, augmentation, seed
         self.augmentation = augmentation
         self.rejected: list[Reject] = []
         self.frames: list[int] = []  # per part
@@ -87,6 +90,11 @@ class ClipDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that the clips follow from."""
+        return fingerprint(*self._facts)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, number = divmod(int(index), len(self))

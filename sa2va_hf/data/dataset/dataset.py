@@ -94,6 +94,11 @@ class Sa2VADataset(torch.utils.data.Dataset):
             level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG  # once, not per process
             logger.log(level, "%d rows cannot be used and are skipped: %s%s", len(self.rejected), listed, more)
         for place, part in enumerate(self.parts, start=1):
+            if not len(part) and len(part.numbers):
+                raise ValueError(
+                    f"entry {place} of {len(self.parts)}: its share of the epoch is less than one of its "
+                    f"{len(part.numbers)} rows; raise `repeats`, `samples` or its weight, or remove it"
+                )
             if not len(part):
                 first = f": {listed}{more}" if self.rejected else ""
                 raise ValueError(
@@ -108,8 +113,8 @@ class Sa2VADataset(torch.utils.data.Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that the items follow from: the rows, their shares, and the settings of this dataset."""
-        return fingerprint(*self._facts)
+        """A hash of all that the items and their order follow from: rows, shares, settings, and the processor."""
+        return fingerprint(processor_fingerprint(self.processor), *self._facts)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """{"messages", "mask_labels": bool (num_seg, num_frames, H, W), "sample_id"}, and where pixels do not count

@@ -67,7 +67,10 @@ def build_trainer(
     seed = training.seed if training.data_seed is None else training.data_seed
     datasets = {
         name: build_dataset(entries, data, processor, seed, train=name == "train_data") if entries else None
-        for name, entries in (("train_data", data.train_entries), ("eval_data", data.eval_entries))
+        for name, entries in (
+            ("train_data", [] if training.eval_only else data.train_entries),
+            ("eval_data", data.eval_entries),
+        )
     }
     list_rejects(training, datasets)
     return Sa2VATrainer(

@@ -3,7 +3,7 @@
 What the model needs, not what is computed: activations that are computed again do not count. A multiply-add is two.
 A matrix product costs as much again for the gradient of its input, and once more for that of its weight: frozen parts
 that no gradient passes cost 1, frozen ones on its way (the LLM under LoRA) 2, trained ones 3 times the forward pass.
-Attention counts in full, as in PaLM (arXiv 2204.02311, appendix B). Softmax, norms and the losses are left out.
+Attention counts in full, as in PaLM (arXiv 2204.02311, appendix B). Softmax, norms and the losses are not counted.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class StepFlops:
 
     def _vision(self, inputs: dict[str, Any]) -> float:
         pixels, model = inputs["pixel_values"], self.model
-        if inputs.get("image_grid_thw") is not None:  # Qwen-VL: patches of all pictures in one row
+        if inputs.get("image_grid_thw") is not None:  # Qwen-VL: patches of all images in one row
             grids = inputs["image_grid_thw"]
             visual = model.mllm.model.visual
             return self._ran("vision", len(pixels), lambda: visual(pixels.to(visual.dtype), grid_thw=grids))
@@ -101,7 +101,7 @@ def _operations(call: Any) -> int:
 
 
 def _lengths(inputs: dict[str, Any]) -> list[int]:
-    """Tokens of each sample, padding left out."""
+    """Tokens of each sample, without padding."""
     positions = inputs.get("position_ids")
     if positions is None:
         return inputs["attention_mask"].sum(1).tolist()

@@ -7,10 +7,13 @@ do not depend on how many there are.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import EvalPrediction
 
 from ...evaluation.metrics import intersection_union, ratio
@@ -32,8 +35,31 @@ COLUMNS = (
 NAMES = ("cIoU", "gIoU", "seg_emission", "seg_precision", "token_accuracy", "masks")
 
 
+@contextmanager
+def first_tokens(head: nn.Module) -> Iterator[list[Tensor]]:
+    """While this lasts, the ids of the likeliest tokens, (n,) for each call of the LM head `head`, are collected.
+
+    With `return_logits=False` the model calls the head a few positions at a time: its logits of a whole batch,
+    (B, L, V), would take 12 GB in float32 at 4096 tokens and a vocabulary of 151,000.
+    """
+    found: list[Tensor] = []
+    handle = head.register_forward_hook(lambda module, inputs, logits: found.append(logits.detach().argmax(-1)))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def predicted_ids(firsts: Tensor, labels: Tensor) -> Tensor:
+    """The likeliest next tokens (n,), in the order in which `labels` (B, L) ask for them -> (B, L - 1); else -1."""
+    asked = labels[:, 1:] != IGNORE_INDEX
+    predicted = torch.full_like(labels[:, 1:], -1)
+    predicted[asked] = firsts
+    return predicted
+
+
 def sample_sums(
-    logits: Tensor,
+    predicted: Tensor,
     input_ids: Tensor,
     labels: Tensor,
     seg_token_id: int,
@@ -44,12 +70,12 @@ def sample_sums(
     """One row per sample, `COLUMNS` wide: (B, 9) float64.
 
     Args:
-        logits (B, L, V), input_ids and labels (B, L).
+        predicted: (B, L - 1) ids of the likeliest next tokens, see `predicted_ids`. input_ids, labels: (B, L).
         pred_masks: per sample (num_seg, num_frames, h, w) mask logits; mask_labels: per sample bool
             (num_seg, num_frames, H, W), the size at which the two are compared; ignore_labels: per sample None or bool
             (num_frames, H, W), pixels that do not count.
     """
-    predicted, wanted = logits[:, :-1].argmax(-1), input_ids[:, 1:]
+    wanted = input_ids[:, 1:]
     answer = labels[:, 1:] != IGNORE_INDEX
     seg = answer & (wanted == seg_token_id)
     said = predicted == seg_token_id

@@ -14,19 +14,20 @@ from ...arguments import Sa2VATrainingArguments
 
 
 def use_faster_kernels(model: nn.Module, training: Sa2VATrainingArguments) -> None:
-    """What `use_liger_kernel` and `compile_layers` ask for, in place.
+    """Apply what `use_liger_kernel` and `compile_layers` ask for, in place.
 
-    Errors: ValueError where they cannot work here.
+    Raises:
+        ValueError: they cannot work here.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if training.use_liger_kernel:
         if training.device.type == "cpu":
-            raise ValueError("`use_liger_kernel`: its kernels need a GPU, and this run is on a CPU; leave it out")
+            raise ValueError("`use_liger_kernel`: its kernels need a GPU, and this run is on a CPU; remove it")
         use_liger(base.mllm.model.language_model, training.liger_kernel_config)
     if training.compile_layers:
         if is_deepspeed_zero3_enabled():
             raise ValueError(
-                "`compile_layers`: not with ZeRO-3, which swaps the weights while a layer runs; leave it out"
+                "`compile_layers`: not with ZeRO-3, which swaps the weights while a layer runs; remove it"
             )
         compile_layers(base)
 
@@ -34,11 +35,13 @@ def use_faster_kernels(model: nn.Module, training: Sa2VATrainingArguments) -> No
 def use_liger(language_model: nn.Module, options: dict[str, bool] | None = None) -> None:
     """Liger's norms, MLPs and rotary embedding in the language model (https://github.com/linkedin/Liger-Kernel).
 
-    Trainer does this for models that Liger knows by name, which Sa2VA is not. Its cross entropies are left out: the
+    Trainer does this for models that Liger lists by name, which Sa2VA is not. Its cross entropies are not used: the
     loss here is computed at the answers alone, in chunks (`model.losses.answer_cross_entropy`).
     """
     if find_spec("liger_kernel") is None:
-        raise ValueError("`use_liger_kernel`: Liger is not installed; pip install liger-kernel, or leave it out")
+        raise ValueError(
+            "`use_liger_kernel`: Liger is not installed; pip install liger-kernel, or remove the argument"
+        )
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
     chosen = (options or {}) | {"cross_entropy": False, "fused_linear_cross_entropy": False}

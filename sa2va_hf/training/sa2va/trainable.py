@@ -55,7 +55,9 @@ def load_model(
     model = Sa2VAForConditionalGeneration.from_pretrained(arguments.model_name_or_path, **options)
     for name, value in arguments.config_overrides().items():
         setattr(model.config, name, value)
-    set_seed(training.seed)  # LoRA starts from the same numbers however the weights were loaded (ZeRO-3 draws others)
+    set_seed(
+        training.seed
+    )  # LoRA starts from the same numbers however the weights were loaded (ZeRO-3 uses other random numbers)
     model = make_trainable(model, arguments)
     if training.deepspeed_plugin is None:  # AdamW steps of 4e-5 vanish in bfloat16; DeepSpeed has its own copies
         for parameter in model.parameters():
@@ -68,15 +70,16 @@ def load_model(
 def make_trainable(
     model: Sa2VAForConditionalGeneration, arguments: ModelArguments
 ) -> Sa2VAForConditionalGeneration | PeftModel:
-    """Freeze what is not trained; with `train_llm: lora` the model comes back wrapped by peft.
+    """Freeze what is not trained; with `train_llm: lora` the returned model is wrapped by peft.
 
-    Errors: ValueError when nothing is left to train or no layer has the name of a LoRA target.
+    Raises:
+        ValueError: nothing is left to train, or no layer has the name of a LoRA target.
     """
     model.freeze_for_training(
         grounding=arguments.train_grounding_encoder, projector=arguments.train_projector, vision=arguments.train_vision
     )
     model.text_hidden_fcs.requires_grad_(arguments.train_text_hidden_fcs)
-    model.trained_parts_are_set = True  # the trainer refuses a model on which nobody has decided
+    model.trained_parts_are_set = True  # the trainer refuses a model without this mark that would train everything
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     if arguments.train_llm == "full":
         model.mllm.model.language_model.requires_grad_(True)
@@ -94,7 +97,7 @@ def add_lora(model: Sa2VAForConditionalGeneration, arguments: ModelArguments) ->
     """LoRA on the language model's linear layers; every other trainable weight as a copy that is saved with it."""
     prefix = next(name for name, _ in model.named_modules() if name.endswith("language_model"))
     names = "|".join(re.escape(target) for target in arguments.lora_targets)
-    # Anchored at the language model: the vision tower and SAM 2 have layers of the same names.
+    # Anchored at the language model: the vision encoder and SAM 2 have layers of the same names.
     pattern = rf"{re.escape(prefix)}\..*\.(?:{names})"
     found = {name.rsplit(".")[-1] for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
     missing = sorted(set(arguments.lora_targets) - found)
@@ -145,7 +148,7 @@ def trained_modules(model: nn.Module) -> list[str]:
 
 
 def mark_zero3_leaves(model: nn.Module) -> None:
-    """Under ZeRO-3, have the modules that not every rank runs alike gathered whole, so that no rank waits for ever."""
+    """Under ZeRO-3, gather the modules that not every rank runs alike as a whole, so that no rank waits for ever."""
     if not is_deepspeed_zero3_enabled():
         return
     from deepspeed.utils import set_z3_leaf_modules
@@ -157,8 +160,8 @@ def mark_zero3_leaves(model: nn.Module) -> None:
 def name_fsdp_units(model: nn.Module, plugin: Any) -> None:
     """Under FSDP2, cut only the language model's layers into units of their own (`plugin`: accelerate's).
 
-    All ranks run these in every step. Picture encoder, SAM 2 and the heads are gathered once a step, with the whole:
-    a rank whose batch has no picture, or no masks, would not take part in gathering units of theirs.
+    All ranks run these in every step. The vision encoder, SAM 2 and the heads are gathered once a step, with
+    the whole: a rank whose batch has no image, or no masks, would not take part in gathering units of theirs.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     layers = base.mllm.model.language_model.layers

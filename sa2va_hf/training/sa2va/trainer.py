@@ -1,7 +1,7 @@
 """`Sa2VATrainer`: transformers' Trainer with our order of data, our loss parts in the log and mask scores.
 
 Only hooks are overridden, never the loop. What they keep: a run that was killed and resumed sees the same samples,
-draws the same random points and logs the same losses as one that was not.
+uses the same random points and logs the same losses as one that was not.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import get_model_param_count
@@ -23,14 +25,14 @@ from transformers.trainer_pt_utils import get_model_param_count
 from ...arguments import Sa2VATrainingArguments
 from ...data.sampler import Sa2VASampler
 from ...model.configuration_sa2va import IGNORE_INDEX
-from ...model.modeling_sa2va import Sa2VAOutput
+from ...model.modeling_sa2va import Sa2VAForConditionalGeneration, Sa2VAOutput
 from ...model.processing_sa2va import Sa2VAProcessor
 from ..meter import Meter
 from ..safe_trainer import SafeTrainer
 from .flops import StepFlops
 from .given import as_dataset, default_collator, processor_of, refuse_undecided, settle_metric
 from .progress import COUNTS, batch_counts, logged
-from .scores import sample_sums, scores
+from .scores import first_tokens, predicted_ids, sample_sums, scores
 from .speed import RecomputeEvery
 from .trainable import mark_zero3_leaves, name_fsdp_units
 
@@ -145,6 +147,8 @@ class Sa2VATrainer(SafeTrainer):
 
     def _amounts(self, inputs: dict[str, Any]) -> tuple[int, int]:
         """Answer tokens, and masks as the mask losses weigh them, in a micro-batch."""
+        if "labels" not in inputs:  # no sample of it could be read
+            return 0, 0
         limit = self._unwrapped().config.objects_per_frame
         masks = sum(len(one[0]) * (limit or len(one)) for one in inputs.get("mask_labels") or [] if len(one))
         return int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum()), masks
@@ -171,11 +175,15 @@ class Sa2VATrainer(SafeTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The model's own loss. Errors: FloatingPointError naming the samples when it is not finite."""
-        inputs = dict(inputs)
+        """The model's own loss.
+
+        Raises:
+            FloatingPointError: naming the samples, when it is not finite.
+        """
+        if not inputs:
+            return self._loss_of_nothing(model)
+        inputs = dict(inputs) | {"return_logits": False}  # they are not used
         sample_ids = inputs.pop("sample_ids", None)
-        if model.training:
-            inputs["return_logits"] = False  # only evaluation looks at them
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         parts = {name: getattr(outputs, name) for name in PARTS}
         if model.training and self.args.loss_normalization == "global":
@@ -188,7 +196,7 @@ class Sa2VATrainer(SafeTrainer):
         parts = dict(zip(parts, values, strict=True))
         if self.skips_batch(value, parts, sample_ids, model.training):
             del loss, outputs
-            return self._no_loss(model, inputs["input_ids"])
+            return self._no_loss(model)
         if model.training:
             masks = sum(len(masks) * masks.shape[1] for masks in inputs.get("mask_labels") or [] if len(masks))
             samples = len(inputs["input_ids"]) if sample_ids is None else len(sample_ids)
@@ -199,18 +207,26 @@ class Sa2VATrainer(SafeTrainer):
                 self.meter.add({"flops": self.step_flops.count(inputs)})
         return (loss, outputs) if return_outputs else loss
 
-    def _no_loss(self, model: nn.Module, input_ids: Tensor) -> Tensor:
+    def _loss_of_nothing(self, model: nn.Module) -> Tensor:
+        """The loss, 0, of a micro-batch without a sample that could be read; all ranks make the same collective calls
+        as for one with samples."""
+        loss = self._no_loss(model)
+        skipped = self.skips_batch(0.0, {}, [], model.training)
+        return self._no_loss(model) if skipped else loss
+
+    def _no_loss(self, model: nn.Module) -> Tensor:
         """A loss of 0 with a gradient of 0 for every trained weight, which all ranks and engines can reduce.
 
-        It comes from a few words without a picture: a loss that is not finite, times 0, has no finite gradient.
+        It comes from a few words without an image: a loss that is not finite, times 0, has no finite gradient.
         """
-        words = torch.arange(4, device=input_ids.device).unsqueeze(0)  # in every vocabulary
-        empty = [torch.zeros(0, 1, 1, 1, dtype=torch.bool, device=input_ids.device)]
+        device = self.args.device
+        words = torch.arange(4, device=device).unsqueeze(0)  # in every vocabulary
+        empty = [torch.zeros(0, 1, 1, 1, dtype=torch.bool, device=device)]
         loss = model(input_ids=words, attention_mask=torch.ones_like(words), labels=words, mask_labels=empty).loss
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"step {self.state.global_step}: the loss is {loss.item()} on any text, so the weights are not "
-                "finite; go on from the last checkpoint with a lower learning rate"
+                "finite; resume from the last checkpoint with a lower learning rate"
             )
         return loss * 0
 
@@ -252,12 +268,13 @@ class Sa2VATrainer(SafeTrainer):
         """Loss and one row of sums per sample (`scores.COLUMNS`); full-size masks never leave the device."""
         inputs = self._prepare_inputs(inputs)
         torch.manual_seed(self.args.seed)  # the loss is taken at random points; the same ones every time
-        with torch.no_grad(), self.compute_loss_context_manager():
+        head = self._unwrapped().get_output_embeddings()
+        with torch.no_grad(), self.compute_loss_context_manager(), first_tokens(head) as firsts:
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss.detach(), None, None
         sums = sample_sums(
-            outputs.logits,
+            predicted_ids(torch.cat(firsts), inputs["labels"]),
             inputs["input_ids"],
             inputs["labels"],
             self.model.config.seg_token_id,
@@ -288,15 +305,26 @@ def _load_weights(model: nn.Module, folder: str) -> None:
 
     Trainer's own way reads the file's names as the module's and ignores what does not fit; but `save_pretrained`
     writes InternVL's published names, so the whole language model would silently keep its old weights.
+
+    Under FSDP2 every rank holds a part of each weight. The first rank reads the folder and sends the others theirs:
+    transformers loads nothing on the others.
     """
-    saved = type(model).from_pretrained(folder, dtype=torch.float32)
-    model.load_state_dict(saved.state_dict())
+    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    state = {}
+    if not sharded or torch.distributed.get_rank() == 0:
+        state = Sa2VAForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+    if sharded:
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(model, state, options=options)
+    else:
+        model.load_state_dict(state)
 
 
 def scaled_groups(model: nn.Module, learning_rate: float, scales: dict[str, float]) -> list[dict[str, Any]]:
     """Parameter groups with learning_rate * factor of the first regex that matches the name, 1 where none does.
 
-    Errors: ValueError for a regex that matches no trained parameter.
+    Raises:
+        ValueError: a regex matches no trained parameter.
     """
     groups: dict[str | None, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

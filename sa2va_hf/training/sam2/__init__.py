@@ -1,1 +1,1 @@
-"""Fine-tuning of SAM 2 on clips and pictures."""
+"""Fine-tuning of SAM 2 on clips and images."""

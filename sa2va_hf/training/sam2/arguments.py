@@ -1,4 +1,4 @@
-"""What a SAM 2 fine-tuning can be told, from one YAML file and the command line, which wins. The defaults are those
+"""The arguments of a SAM 2 fine-tuning, from one YAML file and the command line, which wins. The defaults are those
 of SAM 2's fine-tuning on MOSE (sam2: `sam2.1_hiera_b+_MOSE_finetune.yaml`).
 
     model, data, prompts, losses, augmentation, training = parse(["configs/sam2/mose_finetune.yaml"], SAM2_ARGUMENTS)
@@ -82,7 +82,7 @@ class Sam2Entry(MixtureEntry):
 
 @dataclass
 class Sam2DataArguments:
-    """What is trained on, what is validated on, and how a row becomes a clip."""
+    """The training and validation data, and how a row becomes a clip."""
 
     train_data: list[dict] | str | None = field(
         default=None,
@@ -91,8 +91,8 @@ class Sam2DataArguments:
         },
     )
     eval_data: list[dict] | str | None = field(default=None, metadata={"help": "List of {path}, or one folder."})
-    num_frames: int = field(default=8, metadata={"help": "Frames of a clip; pictures are clips of one."})
-    max_objects: int = field(default=3, metadata={"help": "Objects of a clip, drawn from those on its first frame."})
+    num_frames: int = field(default=8, metadata={"help": "Frames of a clip; images are clips of one."})
+    max_objects: int = field(default=3, metadata={"help": "Objects of a clip, sampled from those on its first frame."})
     reverse_probability: float = field(default=0.0, metadata={"help": "Chance that a clip runs backwards."})
     augment: bool = field(default=True, metadata={"help": "Vary the clips (see `Augmentation`)."})
     phases_per_epoch: int = field(

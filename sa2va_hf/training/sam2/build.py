@@ -84,7 +84,7 @@ def build_trainer(
     if training.use_cpu:  # the CPU's flash kernel is slow backwards on SAM 2's many small windows
         torch.backends.cuda.enable_flash_sdp(False)
     model = build_model(arguments, prompts, losses, training.seed)
-    dataset = build_dataset(data, augmentation, training, model.config.image_size)
+    dataset = None if training.eval_only else build_dataset(data, augmentation, training, model.config.image_size)
     list_rejects(training, {"train_data": dataset})
     clips = VosClips([open_entry(one) for one in data.eval_entries], data.eval_frames) if data.eval_entries else None
     training.num_train_epochs *= data.phases_per_epoch

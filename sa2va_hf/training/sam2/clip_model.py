@@ -1,6 +1,6 @@
 """SAM 2 over clips, as it is trained: prompts, correction clicks, memory, and the losses of every answer on the way.
 
-The network is the `sam2` package's `SAM2Base`, unchanged; a picture is a clip of one frame. Each answer's losses at
+The network is the `sam2` package's `SAM2Base`, unchanged; an image is a clip of one frame. Each answer's losses at
 full size are turned into the gradient of its small mask at once, so that no full-size map waits for the backward pass.
 With checkpointing frames are encoded when it is their turn.
 """
@@ -106,7 +106,7 @@ class Sam2ClipModel(nn.Module):
 
     gradient_checkpointing_enable = activation_checkpointing_enable  # its name before transformers 5.2x
 
-    # ---- the walk over a clip ----
+    # ---- the frames of a clip in order ----
     def forward(
         self,
         images: Tensor,
@@ -121,7 +121,7 @@ class Sam2ClipModel(nn.Module):
         Args:
             images: uint8 (B, T, 3, S, S). masks: bool (T, O, S, S), empty where the object is absent.
             clip_of_object: (O,) in 0..B-1. ignore: bool (T, B, S, S), pixels that do not count.
-            rng: decides about the prompts; the same one on all ranks, or DDP waits for gradients that do not come.
+            rng: decides about the prompts; it must be the same on all ranks, or DDP waits for gradients without end.
             objects: the mean number of objects over ranks and accumulated batches; default: O.
         """
         prompter = Prompter(self.prompts, rng, self.training)
@@ -148,7 +148,7 @@ class Sam2ClipModel(nn.Module):
                 steps[number].append(_step(answer, points, parts))
 
             answer, points = self._track(number, frame, plan, masks[number], kept, frames, prompter, learn)
-            if number != order[-1]:  # nobody looks back at the last one
+            if number != order[-1]:  # no later frame reads the memory of the last one
                 prompted = number in plan.prompted
                 corrected = number in plan.corrected and self.prompts.add_all_frames_to_correct_as_cond
                 group = kept["cond_frame_outputs" if prompted or corrected else "non_cond_frame_outputs"]

@@ -50,7 +50,7 @@ class Losses(NamedTuple):
 
     def total(self, settings: LossSettings) -> Tensor:
         weights = (settings.mask_weight, settings.dice_weight, settings.iou_weight, settings.score_weight)
-        # a part of weight 0 is left out: it may be infinite
+        # a part of weight 0 is not added: it may be infinite
         return sum((w * part for w, part in zip(weights, self, strict=True) if w), start=self.mask.new_zeros(()))
 
 

@@ -1,8 +1,8 @@
-"""Who is told what: simulated prompts, clicks, and the frames that get them (arXiv 2408.00714, section D.2.2).
+"""Simulated prompts and correction clicks, and the frames that get them (arXiv 2408.00714, section D.2.2).
 
-The decisions are drawn from one numpy generator, in the order of the original (sam2: `training/model/sam2.py`), so
-that the same generator gives the same training; the places of points come from torch's default generator. All objects
-of a batch, of all its clips, are prompted alike.
+The decisions are sampled with one numpy generator, in the order of the original (sam2: `training/model/sam2.py`), so
+that the same generator gives the same training; the positions of points come from torch's default generator. All
+objects of a batch, of all its clips, are prompted alike.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class PromptSettings:
 
     Every `..._for_train` has an `..._for_eval`, which counts while the model is in eval mode.
 
-    prob_to_use_pt_input: prompts are points or boxes, and get corrected; else they are masks. Pictures: always points.
+    prob_to_use_pt_input: prompts are points or boxes, and get corrected; else they are masks. Images: always points.
     prob_to_use_box_input: of those, boxes. prob_to_sample_from_gt: a correction click is anywhere in the object, not
         where the prediction is wrong.
     num_frames_to_correct: that get correction clicks (rand: at most so many), the prompted ones first.
@@ -72,7 +72,7 @@ class PromptSettings:
 
 
 class Points(NamedTuple):
-    """Prompts of O objects on a frame: `coordinates` (O, P, 2), x and y in pixels of the model's picture, and
+    """Prompts of O objects on a frame: `coordinates` (O, P, 2), x and y in pixels of the model's input image, and
     `labels` int32 (O, P): 1 inside, 0 outside, 2 and 3 the corners of a box."""
 
     coordinates: Tensor
@@ -107,7 +107,7 @@ class Prompter:
         return getattr(self.settings, f"{name}_for_{self._mode}")
 
     def plan(self, masks: Tensor) -> ClipPlan:
-        """masks: bool (T, O, H, W). The order of the draws is the original's."""
+        """masks: bool (T, O, H, W). The order of the random choices is the original's."""
         rng, frames = self.rng, len(masks)
         use_points, corrected, prompted = 1.0, 1, 1
         if frames > 1:
@@ -135,7 +135,7 @@ class Prompter:
         return self._click(masks, None)
 
     def correct(self, masks: Tensor, predicted: Tensor) -> Points:
-        """One more click per object: bool (O, H, W) twice, how it is and how it was drawn."""
+        """One more click per object: bool (O, H, W) twice, the ground truth and the prediction."""
         anywhere = False
         if self.training and self.settings.prob_to_sample_from_gt_for_train > 0:
             anywhere = self.rng.random() < self.settings.prob_to_sample_from_gt_for_train
@@ -148,10 +148,10 @@ class Prompter:
 
 
 def uniform_clicks(masks: Tensor, predicted: Tensor | None) -> Points:
-    """One pixel per object, drawn evenly from where the prediction is wrong: bool (O, H, W) -> one point each.
+    """One pixel per object, sampled uniformly from where the prediction is wrong: bool (O, H, W) -> one point each.
 
-    Positive where the object was missed, negative where it was drawn in vain; where all is right, negative somewhere
-    outside of the object. Without a prediction: anywhere in the object.
+    Positive where the object was missed, negative where it was predicted wrongly; where all is right, negative
+    somewhere outside of the object. Without a prediction: anywhere in the object.
     """
     missed, vain = _errors(masks, predicted)
     right = ~(missed | vain).flatten(1).any(1)
@@ -171,7 +171,7 @@ def center_clicks(masks: Tensor, predicted: Tensor | None) -> Points:
 
 
 def _errors(masks: Tensor, predicted: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(missed, drawn in vain)."""
+    """(missed, predicted wrongly)."""
     predicted = torch.zeros_like(masks) if predicted is None else predicted
     return masks & ~predicted, predicted & ~masks
 
@@ -195,7 +195,7 @@ def _deepest(missed: np.ndarray, vain: np.ndarray) -> tuple[int, int]:
 def distance_to_border(mask: np.ndarray) -> np.ndarray:
     """Squared Euclidean distance of each pixel of a bool mask (H, W) to the nearest outside of it: int64 (H, W).
 
-    Beyond the picture is outside. Exact: down the columns first, then along the rows the lowest of the parabolas that
+    Beyond the image is outside. Exact: down the columns first, then along the rows the lowest of the parabolas that
     the columns' distances are the feet of (Felzenszwalb and Huttenlocher, Theory of Computing 8, 2012).
     """
     height, width = mask.shape
@@ -232,7 +232,7 @@ def _lower_envelope(feet: np.ndarray) -> np.ndarray:
 
 def noisy_boxes(masks: Tensor, noise: float = BOX_NOISE, most: float = MAX_BOX_NOISE) -> Points:
     """The boxes of masks bool (O, H, W) as two corners, the far one inside the mask, each coordinate moved by up to
-    `noise` of the box's side, at most `most` pixels, and kept inside the picture."""
+    `noise` of the box's side, at most `most` pixels, and kept inside the image."""
     height, width = masks.shape[-2:]
     corners = []
     for across, length in ((masks.any(1), width), (masks.any(2), height)):  # (O, W), (O, H)

@@ -87,7 +87,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def read_schedule(given: Any, name: str) -> Schedule:
-    """A value, or {type: ..., its numbers}. Errors: ValueError with `name` and what was expected."""
+    """A value, or {type: ..., its numbers}. Raises ValueError with `name` and what was expected."""
     if isinstance(given, int | float | list):
         return constant(given)
     if not isinstance(given, dict) or given.get("type") not in SCHEDULES:
@@ -156,8 +156,9 @@ def parameter_groups(
 ) -> list[Group]:
     """The trained parameters of `module`, grouped by which entry of each option applies to them and by their scale.
 
-    Errors: ValueError when an option has not exactly one entry without conditions, or an entry matches no parameter of
-    the module, or two entries match the same one.
+    Raises:
+        ValueError: an option has not exactly one entry without conditions, an entry matches no parameter of the
+            module, or two entries match the same one.
     """
     if "lr" not in options:
         raise ValueError(f"`lr` has no schedule; there are some for {', '.join(options) or 'nothing'}")
@@ -193,7 +194,7 @@ def _entry(given: Any, option: str, number: int) -> _Entry:
 
 
 def _assign(module: nn.Module, entries: list[_Entry], option: str) -> dict[str, int]:
-    """Which entry applies to each parameter, by its place."""
+    """Which entry applies to each parameter, by its index."""
     defaults = [place for place, entry in enumerate(entries) if not entry.match and not entry.modules]
     if len(defaults) != 1:
         raise ValueError(

@@ -26,7 +26,7 @@ def make_trainable(
     """Freeze what is not trained, and put LoRA where it is asked for, in place.
 
     modes: of every part in `LORA_TARGETS`. others: whether everything else is trained (prompt and memory encoder, and
-    the embeddings beside them). Errors: ValueError when nothing is left to train.
+    the embeddings beside them). Raises ValueError when nothing is left to train.
     """
     wanted = [LORA_TARGETS[part] for part, mode in modes.items() if mode == "lora"]
     if wanted:

@@ -1,7 +1,7 @@
 """`Sam2Trainer`: transformers' Trainer over clips, with its own optimiser groups, and J&F of videos as scores.
 
-Only hooks are overridden. Prompts are drawn with rng(seed, step, micro-batch): alike on all ranks, and alike in a run
-that was resumed.
+Only hooks are overridden. Prompts are sampled with rng(seed, step, micro-batch): alike on all ranks, and alike in a
+resumed run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS, UNMERGED = "model.safetensors", "unmerged.safetensors"
 PARTS = ("mask_loss", "dice_loss", "iou_loss", "score_loss")
 COUNTS = ("batches", "objects", *PARTS)
-PROMPTS = 1  # the stream of random numbers that prompts are drawn from
+PROMPTS = 1  # the stream of random numbers of the prompts
 
 
 class Sam2Trainer(SafeTrainer):
@@ -41,8 +41,8 @@ class Sam2Trainer(SafeTrainer):
 
     Logged with the loss: mask_loss, dice_loss, iou_loss and score_loss without their weights, summed over the frames
     and clicks of a clip; objects per step. Evaluated: J, F, J&F (means over all objects of all videos) and objects.
-    A checkpoint holds config.json and model.safetensors, the stock SAM 2 with LoRA merged; with LoRA, what a resumed
-    run goes on from is beside it.
+    A checkpoint holds config.json and model.safetensors, the stock SAM 2 with LoRA merged; with LoRA, what a run is
+    resumed from is beside it.
     """
 
     arguments_class = Sam2TrainingArguments
@@ -53,13 +53,15 @@ class Sam2Trainer(SafeTrainer):
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:
             raise ValueError(f"one process sees {self.args.n_gpu} GPUs: start one process per GPU with torchrun")
-        self.train_sampler = ClipBatchSampler(
-            self.train_dataset,
-            world_size=self.args.world_size,
-            rank=self.args.process_index,
-            seed=self._data_seed,
-            phases=phases,
-        )
+        self.train_sampler: ClipBatchSampler | None = None
+        if self.train_dataset is not None:
+            self.train_sampler = ClipBatchSampler(
+                self.train_dataset,
+                world_size=self.args.world_size,
+                rank=self.args.process_index,
+                seed=self._data_seed,
+                phases=phases,
+            )
         self.objects, self.micro = 1.0, 0
         self.meter = Meter(COUNTS)
         self.add_callback(_Epochs(self))
@@ -120,7 +122,11 @@ class Sam2Trainer(SafeTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Errors: FloatingPointError naming the clips when the loss is not finite."""
+        """The model's own loss.
+
+        Raises:
+            FloatingPointError: naming the clips, when it is not finite.
+        """
         inputs = dict(inputs)
         names = inputs.pop("sample_ids")
         rng = np.random.default_rng((PROMPTS, self.args.seed, self.state.global_step, self.micro))
@@ -147,22 +153,24 @@ class Sam2Trainer(SafeTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """J, F and J&F of all objects of all videos; the ranks share the videos."""
+        """J, F and J&F of all objects of all videos; the ranks share the videos.
+
+        The ranks add up their sums after every round of one video each: one that has the longer videos would else keep
+        the others waiting for longer than the process group's time-out (`ddp_timeout`).
+        """
         clips = self.eval_dataset if eval_dataset is None else eval_dataset
-        sam2, scores = self.model.sam2, []
+        sam2, sums = self.model.sam2, np.zeros(3)
         was_training = self.model.training
         self.model.eval()
         with self.compute_loss_context_manager():
-            for number in range(self.args.process_index, len(clips), self.args.world_size):
-                scores += score_clip(sam2, clips[number], self.args.device)
+            for first in range(0, len(clips), self.args.world_size):
+                index = first + self.args.process_index
+                scores = score_clip(sam2, clips[index], self.args.device) if index < len(clips) else []
+                sums += self._sums(*(sum(score[name] for score in scores) for name in ("J", "F")), len(scores))
         self.model.train(was_training)
-        own = [sum(score[name] for score in scores) for name in ("J", "F")] + [len(scores)]
-        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
-        j, f, objects = self.accelerator.reduce(torch.tensor(own, dtype=dtype, device=self.args.device)).tolist()
+        j, f, objects = sums.tolist()
         if not objects:
-            raise ValueError(
-                "no object of the videos in `eval_data` can be followed: they need three annotated frames"
-            )
+            raise ValueError("no object of the videos in `eval_data` can be scored: they need three annotated frames")
         values = {"J": j / objects, "F": f / objects, "J&F": (j + f) / 2 / objects, "objects": objects}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)

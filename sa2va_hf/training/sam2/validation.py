@@ -1,4 +1,4 @@
-"""How well SAM 2 follows the objects of whole videos: J and F of every object, from its first mask on."""
+"""How well SAM 2 tracks the objects of whole videos: J and F of every object, from its first mask on."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from ...model.tracking import follow_objects
 @torch.no_grad()
 def score_clip(sam2: SAM2Base, clip: VosClip, device: torch.device) -> list[dict[str, float]]:
     """{"J", "F", "J&F"} of each object, over the annotated frames between the one it is given on and the last one,
-    which do not count (as in DAVIS and SA-V); an object that is given on one of the last two frames is left out."""
-    given = {thing: first for thing, first in clip.firsts.items() if first < len(clip) - 2}
+    which do not count (as in DAVIS and SA-V); an object that is given on one of the last two frames is skipped."""
+    given = {obj: first for obj, first in clip.firsts.items() if first < len(clip) - 2}
     if not given:
         return []
-    prompts = {thing: {first: torch.from_numpy(clip.mask(thing, first)).to(device)} for thing, first in given.items()}
+    prompts = {obj: {first: torch.from_numpy(clip.mask(obj, first)).to(device)} for obj, first in given.items()}
     height, width = next(iter(next(iter(prompts.values())).values())).shape
-    drawn: dict[int, list[np.ndarray]] = {thing: [] for thing in given}
-    truth: dict[int, list[np.ndarray]] = {thing: [] for thing in given}
+    predicted: dict[int, list[np.ndarray]] = {obj: [] for obj in given}
+    truth: dict[int, list[np.ndarray]] = {obj: [] for obj in given}
     frames = follow_objects(sam2, lambda n: clip.frame(n, sam2.image_size).to(device), len(clip) - 1, prompts)
     for number, logits in frames:
-        for thing, mask in zip(logits, exclusive(torch.stack([*logits.values()]), height, width), strict=True):
-            if number > given[thing] and clip.known[thing, number]:
-                drawn[thing].append(mask.cpu().numpy())
-                truth[thing].append(clip.mask(thing, number))
-    return [j_and_f(np.stack(drawn[thing]), np.stack(truth[thing])) for thing in given if drawn[thing]]
+        for obj, mask in zip(logits, exclusive(torch.stack([*logits.values()]), height, width), strict=True):
+            if number > given[obj] and clip.known[obj, number]:
+                predicted[obj].append(mask.cpu().numpy())
+                truth[obj].append(clip.mask(obj, number))
+    return [j_and_f(np.stack(predicted[obj]), np.stack(truth[obj])) for obj in given if predicted[obj]]
 
 
 def exclusive(logits: Tensor, height: int, width: int) -> Tensor:
-    """Masks of objects at the picture's size, a pixel belonging to the likeliest: (O, h, w) -> bool (O, H, W)."""
+    """Masks of objects at the image's size, a pixel belonging to the likeliest: (O, h, w) -> bool (O, H, W)."""
     full = F.interpolate(logits.unsqueeze(0).float(), size=(height, width), mode="bilinear", align_corners=False)[0]
     owner = torch.arange(len(full), device=full.device).view(-1, 1, 1) == full.argmax(0)
     return (full > 0) & owner

@@ -17,6 +17,7 @@ from words import WordProcessor
 from sa2va_hf import masks
 from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.data.dataset.dataset import NO_REGIONS, Sa2VADataset
+from sa2va_hf.data.dataset.parts import Share
 from sa2va_hf.data.dataset.planning import Plan
 from sa2va_hf.data.sampler import Sa2VASampler
 from sa2va_hf.data.schema import FEATURES, Expression, Object, Sample, Turn, to_row
@@ -385,6 +386,60 @@ def test_rows_that_cannot_fit_are_rejected_once_and_listed(caplog):
     assert "tokens, max_length is 40" in dataset.rejected[0].reason
     assert [record.message for record in caplog.records if "1 rows cannot be used" in record.message]
     assert {dataset.plan(index).sample_id for index in range(len(dataset))} == {"good", "chat"}
+
+
+@pytest.mark.parametrize(
+    ("share", "items"), [(Share(samples=30), 30), (Share(samples=3), 3), (Share(2.5), 15), (Share(), 6), (2.5, 15)]
+)
+def test_a_stated_share_holds_over_the_rows_that_can_be_used(share, items):
+    """6 of 10 rows: `samples` is the number of items, `repeats` counts the usable rows."""
+    bad = [picture(f"bad{n}", expressions=[]) for n in range(4)]
+    rows = cache([picture(f"good{n}") for n in range(6)] + bad)
+    dataset = Sa2VADataset([(rows, share)], WordProcessor())
+    assert len(dataset) == items and len(dataset.rejected) == 4
+
+
+@pytest.mark.parametrize(
+    ("samples", "share", "words"),
+    [
+        (
+            [picture("bad", expressions=[])],
+            Share(samples=5),
+            r"entry 2 of 2 has no row that can be used, 1 rows rej.*bad",
+        ),
+        ([picture("good")], Share(samples=0.2), "entry 2 of 2: its share of the epoch is less than one of its 1 rows"),
+    ],
+)
+def test_an_entry_that_gives_nothing_is_an_error_beside_one_that_does(samples, share, words):
+    with pytest.raises(ValueError, match=words):
+        Sa2VADataset([(cache([picture("other")]), 1), (cache(samples), share)], WordProcessor())
+
+
+def test_the_log_lists_twenty_rejects_and_counts_the_others(caplog, monkeypatch):
+    samples = [picture("good"), *(picture(f"bad{n}", expressions=[]) for n in range(30))]
+    with caplog.at_level(logging.WARNING):
+        dataset = dataset_of(*samples)
+    (message,) = [record.message for record in caplog.records if "cannot be used" in record.message]
+    assert message.startswith("30 rows") and message.count("bad") == 20 and message.endswith("; and 10 more")
+    assert len(dataset.rejected) == 30
+    caplog.clear()
+    monkeypatch.setenv("RANK", "1")
+    with caplog.at_level(logging.WARNING):
+        dataset_of(*samples)
+    assert not caplog.records, "once, not per process"
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"num_frames": 4}, {"max_expressions": 2}, {"max_length": 60}, {"repeats": 2}]
+)
+def test_the_fingerprint_covers_all_that_changes_items(change):
+    rows = cache([picture("a"), clip("b", ["xxxxxx"])])
+
+    def fingerprint(repeats=1, rows=rows, **options):
+        return Sa2VADataset([(rows, repeats)], WordProcessor(), **options).fingerprint
+
+    assert fingerprint() == fingerprint() != fingerprint(**change)
+    assert fingerprint(rows=cache([picture("a")])) != fingerprint()
 
 
 def test_evaluation_cuts_where_it_must_and_rejects_single_expressions(caplog):

@@ -106,7 +106,7 @@ class Sa2VADataset(torch.utils.data.Dataset):
                     f"{len(self.rejected)} rows rejected{first}"
                 )
         if not self.parts:
-            raise ValueError("the dataset is empty: no entries are given")
+            raise ValueError("the dataset is empty: 0 parts are given")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -218,7 +218,8 @@ class Sa2VADataset(torch.utils.data.Dataset):
         if not (np.isfinite(share.repeats) and share.repeats > 0):
             raise ValueError(f"part {place}: repeats must be positive, got {share.repeats}")
         if not self.train and share != Share():
-            raise ValueError(f"part {place}: in evaluation every row counts once, got {share}")
+            given = f"repeats {share.repeats}" if share.samples is None else f"samples {share.samples}"
+            raise ValueError(f"part {place}: in evaluation every row counts once, got {given}")
         facts = scan(rows)
         spans = np.stack([np.zeros_like(facts.num_expressions), facts.num_expressions], axis=1)
         tight = self.planner.may_be_too_long(facts)

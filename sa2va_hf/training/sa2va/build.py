@@ -23,6 +23,7 @@ from ...model.processing_sa2va import Sa2VAProcessor
 from ..mixture import open_entry
 from ..rejects import list_rejects
 from ..saving import find_checkpoint
+from .given import settle_metric
 from .trainable import load_model, load_processor
 from .trainer import Sa2VATrainer
 
@@ -73,6 +74,7 @@ def build_trainer(
         )
     }
     list_rejects(training, datasets)
+    settle_metric(training, datasets["eval_data"])
     return Sa2VATrainer(
         model=load_model(model_arguments, training),
         args=training,

@@ -90,6 +90,7 @@ def settle_metric(arguments: Sa2VATrainingArguments, eval_dataset: Any) -> None:
         if chosen != metric:
             logger.warning("no sample of `eval_data` has masks: the best checkpoint is the one of the lowest loss")
         arguments.metric_for_best_model = chosen if first is None else f"{first}_{chosen}"
+        arguments.metric_is_default = False
         if arguments.greater_is_better is not None:
             arguments.greater_is_better = chosen != "loss"
         return
@@ -97,9 +98,7 @@ def settle_metric(arguments: Sa2VATrainingArguments, eval_dataset: Any) -> None:
     if name not in NAMES and name != "loss":
         raise ValueError(f"`metric_for_best_model`: expected loss or one of {', '.join(NAMES)}, got {metric!r}")
     if name in ("cIoU", "gIoU", "masks") and not masks:
-        raise ValueError(
-            f"`metric_for_best_model`: {metric} needs masks, and no sample of `eval_data` has any; use loss"
-        )
+        raise ValueError(f"`metric_for_best_model`: {metric} needs masks, no sample of `eval_data` has any; use loss")
 
 
 def _has_masks(dataset: Any) -> bool:

@@ -79,12 +79,12 @@ class Sa2VATrainer(SafeTrainer):
         args = Sa2VATrainingArguments() if args is None else args
         processing_class = processing_class or processor_of(data_collator, train_dataset, eval_dataset)
         kwargs.setdefault("compute_metrics", scores)
+        given = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         super().__init__(
             model=model,
             args=args,
+            **{name: as_dataset(one, name, processing_class, args) for name, one in given.items()},
             data_collator=data_collator or default_collator(processing_class),
-            train_dataset=as_dataset(train_dataset, "train_dataset", processing_class, args),
-            eval_dataset=as_dataset(eval_dataset, "eval_dataset", processing_class, args),
             processing_class=processing_class,
             **kwargs,
         )

@@ -64,6 +64,13 @@ def decode(rle: dict) -> np.ndarray:
     return mask
 
 
+def decode_at(rle: dict, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """`decode(rle)[np.ix_(rows, columns)]`, bool (len(rows), len(columns)), without painting the mask."""
+    height, _ = _size(rle)
+    ends = np.cumsum(_runs(rle))
+    return np.searchsorted(ends, columns[None, :] * height + rows[:, None], side="right") % 2 == 1
+
+
 def area(rle: dict) -> int:
     """Number of pixels of the mask. ValueError when the RLE is garbage."""
     return int(_runs(rle)[1::2].sum())

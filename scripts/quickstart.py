@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +27,13 @@ from tqdm import tqdm
 
 from sa2va_hf import Sa2VAPredictor
 from sa2va_hf.data.media import load_frames
+from sa2va_hf.data.prepare.manifest import Manifest
 from sa2va_hf.data.prepare.run import PrepareError, prepare
 from sa2va_hf.data.schema import Sample, from_row
+from sa2va_hf.data.sources.recognise import recognise
 from sa2va_hf.drawing import contact_sheet, overlay
 from sa2va_hf.evaluation.metrics import CumulativeIoU
+from sa2va_hf.listings import LIMIT, listed
 from sa2va_hf.masks import decode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,19 +72,30 @@ def draw_world(output: Path, smoke: bool) -> None:
 
 
 def read_own(folder: Path, output: Path, phrase: str | None) -> None:
-    """The user's own photos and masks; one in five photos is held out."""
-    if (folder / "annotations.json").exists():
-        source, options = "finetune_json", {}
-    elif list(folder.glob("**/instances*.json")):
-        source, options = "coco_json", {}
-    else:
-        source, options = "png_masks", {"phrase": phrase} if phrase else {}
+    """The user's own photos and masks, in any form that is known; without a validation split one in five is held out.
+
+    Raises:
+        ValueError: the folder has none of the forms, or a phrase is given for data that name their objects.
+    """
+    form = recognise(folder)
+    print(f"    reading {folder} as `{form.source}`, told by {form.file}")
+    if phrase and form.source != "png_masks":
+        raise ValueError(f"--phrase is for photos with mask pictures; the labels of {form.file} say what is what")
     for split in ("train", "val"):
-        print(f"    reading {folder} as `{source}`, split {split}")
-        chosen = options | {"val_fraction": 0.2}
-        prepare(source, folder, split, output / split, overwrite=True, skip_bad=True, options=chosen)
-        for reject in json.loads((output / split / "manifest.json").read_text())["rejects"]:
-            print(f"    left out: {reject['id']}: {reject['reason']}")
+        options = form.options(split, val_fraction=0.2) | ({"phrase": phrase} if phrase else {})
+        made = prepare(form.source, folder, split, output / split, overwrite=True, skip_bad=True, options=options)
+        tell_what_was_read(split, made, output / split)
+
+
+def tell_what_was_read(split: str, made: Manifest, folder: Path) -> None:
+    """The phrases that were found, to be confirmed, and what had to be skipped."""
+    found = Counter(one["text"] for row in load_from_disk(str(folder))["expressions"] for one in row)
+    phrases = listed(f"{text!r} ({count})" for text, count in found.most_common())
+    print(f"    {split}: {made.samples} pictures, phrases {phrases}")
+    for reject in made.rejects[:LIMIT]:
+        print(f"    skipped: {reject.id}: {reject.reason}")
+    if len(made.rejects) > LIMIT:
+        print(f"    ... {len(made.rejects)} were skipped in total; all are in {folder}/manifest.json")
 
 
 def union(sample: Sample, targets: list[int], frame: int = 0) -> np.ndarray:
@@ -173,8 +188,10 @@ def fine_tune(output: Path, smoke: bool, extra: list[str]) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with your photos and masks")
-    parser.add_argument("--phrase", help="what your masks show, where no file name says it")
+    parser.add_argument(
+        "--data", type=Path, help="folder with your photos and masks, or the export of a labelling tool"
+    )
+    parser.add_argument("--phrase", help="what your mask pictures show, whatever their names say")
     parser.add_argument("--output", type=Path, default=ROOT / "outputs/quickstart")
     parser.add_argument("--smoke", action="store_true", help="a minute: too short to learn")
     arguments, extra = parser.parse_known_args()

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "boxes": set(),
     "drawing": set(),
     "model": set(),
-    "data": {"boxes", "masks", "model.configuration_sa2va"},
+    "data": {"boxes", "listings", "masks", "model.configuration_sa2va", "model.visuals"},
     "argument_help": set(),
     "training": {
         "data",

@@ -177,6 +177,15 @@ def test_a_segmentation_of_another_size_is_refused():
         masks.from_segmentation("abc", 20, 30)
 
 
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 1.0])
+def test_single_pixels_are_read_from_the_runs(density):
+    mask = np.random.default_rng(1).random((37, 53)) < density
+    rows, columns = np.arange(16) * 37 // 16, np.arange(16) * 53 // 16
+    rle = masks.encode(mask)
+    assert np.array_equal(masks.decode_at(rle, rows, columns), mask[np.ix_(rows, columns)])
+    assert np.array_equal(masks.decode_at(rle, np.arange(37), np.arange(53)), mask)
+
+
 # ---------------------------------------------------------------- mask pictures
 
 

@@ -7,6 +7,11 @@
     python scripts/prepare_data.py --source folder_parts --root generated --split train --output arrow/parts \\
         --option part="{part} of a {object}"
 
+    python scripts/prepare_data.py --source auto --root export_of_a_tool --split train --output arrow/mine
+
+--source auto tells the form of own data by what the files hold, says which it took, and lists the known forms where
+none fits. Where the data have no validation split, --option val_fraction=0.1 makes one.
+
 Exit status 1 with every problem listed when records cannot be used; nothing is written then, unless --skip_bad. A run
 that was killed goes on where it was when the same command is given again.
 
@@ -41,8 +46,9 @@ class _Source(argparse.Action):
         if values == "list":
             print("\n".join(SOURCES))
             parser.exit()
-        if values not in SOURCES:
-            parser.error(f"argument {option}: invalid choice: {values!r} (choose from {', '.join(SOURCES)})")
+        if values not in (*SOURCES, "auto"):
+            known = ", ".join((*SOURCES, "auto"))
+            parser.error(f"argument {option}: invalid choice: {values!r} (choose from {known})")
         namespace.source = values
 
 
@@ -50,7 +56,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--source", required=True, action=_Source, help="family of the dataset; list: print the names")
+    parser.add_argument(
+        "--source",
+        required=True,
+        action=_Source,
+        help="family of the dataset; auto: as its files tell; list: print the names",
+    )
     parser.add_argument("--root", help="its folder")
     parser.add_argument("--split", required=True, help="train, val, testA, ...")
     parser.add_argument("--output", help="folder to write")
@@ -91,13 +102,29 @@ def run(arguments: dict[str, Any]) -> Manifest:
     from sa2va_hf.data.sources import SOURCES
     from sa2va_hf.data.sources.options import parse_options
 
-    arguments["options"] = parse_options(arguments.pop("option"), SOURCES[arguments["source"]])
+    _recognise(arguments)
+    arguments["options"] |= parse_options(arguments.pop("option"), SOURCES[arguments["source"]])
     known = RELEASES.get(arguments["source"], {}).get(arguments["split"], {}).get("samples")
     with tqdm(unit=" records", desc=arguments["source"], mininterval=1, total=arguments["limit"] or known) as bar:
         if arguments.pop("check"):
             kept = ("source", "root", "split", "num_proc", "limit", "exclude", "options")
             return check(**{name: arguments[name] for name in kept}, progress=bar.update)
         return prepare(**arguments, progress=bar.update)
+
+
+def _recognise(arguments: dict[str, Any]) -> None:
+    """Enters the source that "auto" stands for, and its options, into the arguments."""
+    arguments["options"] = {}
+    if arguments["source"] != "auto":
+        return
+    if not arguments["root"]:
+        raise ValueError("--source auto needs the folder of the data: --root DIR")
+    from sa2va_hf.data.sources.recognise import recognise
+
+    found = recognise(arguments["root"])
+    print(f"{arguments['root']} is read as `{found.source}`, told by {found.file}")
+    arguments["source"] = found.source
+    arguments["options"] = found.options(arguments["split"])
 
 
 def tell(rejects: list[Reject], how: str = "") -> None:

@@ -5,7 +5,7 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ def load_image(source: Media | Path) -> Image.Image:
     """The picture of a file (a path, or its encoded bytes) as upright RGB.
 
     Upright: the EXIF orientation is applied. Every mode is accepted: grey, palette and 1-bit; 16-bit grey is scaled
-    from 0..65535 to 0..255 (Pillow's own conversion clips at 255); CMYK is converted. Transparency is dropped and the
-    colour below it shows, as in the reference (Pillow's convert("RGB")). Of an animation the first picture is taken.
+    to 0..255 by the bits that are filled (Pillow's own conversion clips at 255); CMYK is converted. Transparency is
+    dropped and the colour below it shows, as in the reference (Pillow's convert("RGB")). Of an animation the first
+    picture is taken.
 
     Raises:
         ValueError: the file is missing, truncated, no picture, or of a mode without a defined range (float).
@@ -41,6 +42,7 @@ def load_image(source: Media | Path) -> Image.Image:
     except FileNotFoundError as error:
         raise ValueError(f"{name}: no such file") from error
     except Image.UnidentifiedImageError as error:
+        check_no_pointer(source if isinstance(source, bytes) else Path(source).read_bytes()[: len(LFS)], name)
         raise ValueError(f"{name}: not a picture in a format that Pillow knows") from error
     except (*_UNREADABLE, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: cannot be read as a picture: {error}") from error
@@ -52,8 +54,15 @@ def load_frames(sample: Sample, numbers: Sequence[int]) -> list[Image.Image]:
     Raises:
         ValueError: no such frame, an unreadable file, or frames that are not width x height.
     """
+    return _read_frames(sample, numbers, None)
+
+
+def _read_frames(sample: Sample, numbers: Sequence[int], film: "VideoFrames | None") -> list[Image.Image]:
+    """film: the sample's video, already open."""
     try:
-        if sample.video is not None:
+        if film is not None:
+            pictures = [film[number] for number in numbers]
+        elif sample.video is not None:
             pictures = decode_video(sample.video, numbers)
         else:
             _counted(len(sample.frames), numbers)
@@ -76,6 +85,7 @@ class Frames(Sequence[Image.Image]):
 
     def __init__(self, sample: Sample) -> None:
         self.sample = sample
+        self._film = None if sample.video is None else VideoFrames(sample.video)
 
     def __len__(self) -> int:
         return self.sample.num_frames
@@ -83,7 +93,30 @@ class Frames(Sequence[Image.Image]):
     def __getitem__(self, number: int) -> Image.Image:
         if not 0 <= number < len(self):
             raise IndexError(f"sample {self.sample.id!r}: frame {number} of {len(self)}")
-        return load_frames(self.sample, [number])[0]
+        return _read_frames(self.sample, [number], self._film)[0]
+
+
+class VideoFrames:
+    """The frames of a video file by index, as upright RGB. The file is opened once: a frame that comes soon after the
+    one before costs the frames between them, wherever in the file they are. Errors as `decode_video`."""
+
+    def __init__(self, source: Media | Path) -> None:
+        self.source = source
+        self._read: Callable[[int], Image.Image] | None = None
+
+    def __getitem__(self, number: int) -> Image.Image:
+        if self._read is None:
+            self._read = _with_decoder(self.source, _opened)
+        try:
+            return self._read(number)
+        except _CannotDecode:  # this decoder opened the file and fails on this frame; the other one may not
+            return decode_video(self.source, [number])[0]
+        except ValueError as error:
+            raise ValueError(f"{describe(self.source)}: {error}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the decoder, which cannot be pickled; it is opened again where it is needed."""
+        return {"source": self.source, "_read": None}
 
 
 def decode_video(source: Media | Path, numbers: Sequence[int]) -> list[Image.Image]:
@@ -109,6 +142,15 @@ def video_shape(source: Media | Path) -> tuple[int, int, int]:
     return _with_decoder(source, measure)
 
 
+LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def check_no_pointer(data: bytes, name: Path | str) -> None:
+    """ValueError when the beginning of a file is that of a git-lfs pointer, which stands for the file."""
+    if data[: len(LFS)] == LFS:
+        raise ValueError(f"{name} is a git-lfs pointer, not the file itself: run `git lfs pull` where it comes from")
+
+
 def describe(source: Media | Path) -> str:
     """How errors name a file: its path, or that it is embedded."""
     return f"embedded file of {len(source)} bytes" if isinstance(source, bytes) else str(source)
@@ -130,9 +172,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bit(values: np.ndarray) -> Image.Image:
+    """8-bit grey as `model.visuals.open_image` makes it: a file of 16 bits does not say how many of them a camera
+    filled, so white is the largest value of the fewest of 8, 10, 12, 14 or 16 bits that hold the picture's."""
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"integer pixels from {values.min()} to {values.max()}; expected 16 bits, 0 to 65535")
-    grey = (values.astype(np.uint32) * 255 + 32767) // 65535
+    white = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
+    grey = (values.astype(np.int64) * 255 + white // 2) // white
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
@@ -197,7 +242,7 @@ def _pyav(stream: Any, numbers: Sequence[int] | None) -> list[Image.Image] | int
             wanted, pictures, count = set(numbers), {}, 0
             for count, frame in enumerate(container.decode(video=0), start=1):
                 if count - 1 in wanted:
-                    pictures[count - 1] = frame.to_image().rotate(frame.rotation, expand=True)  # degrees, 0 for most
+                    pictures[count - 1] = _upright(frame)
                 if len(pictures) == len(wanted):
                     break
             if len(pictures) < len(wanted):
@@ -205,6 +250,65 @@ def _pyav(stream: Any, numbers: Sequence[int] | None) -> list[Image.Image] | int
             return [pictures[number] for number in numbers]
     except av.error.FFmpegError as error:
         raise _CannotDecode(f"PyAV: {error}") from error
+
+
+def _opened(decoder: Callable, stream: Any) -> Callable[[int], Image.Image]:
+    """What reads frames by index, with the file kept open."""
+    return (_OpenDecord if decoder is _decord else _OpenPyav)(stream)
+
+
+class _OpenDecord:
+    def __init__(self, stream: Any) -> None:
+        import decord
+
+        try:
+            self.reader = decord.VideoReader(stream, num_threads=1)
+        except (decord.DECORDError, RuntimeError) as error:
+            raise _CannotDecode(f"decord: {str(error).strip().splitlines()[-1]}") from error
+        if len(self.reader) == 0:
+            raise _CannotDecode("decord: it finds no frames")
+
+    def __call__(self, number: int) -> Image.Image:
+        import decord
+
+        _counted(len(self.reader), [number])
+        try:
+            return Image.fromarray(self.reader[number].asnumpy())
+        except (decord.DECORDError, RuntimeError) as error:
+            raise _CannotDecode(f"decord: {str(error).strip().splitlines()[-1]}") from error
+
+
+class _OpenPyav:
+    """Decodes forward; an earlier frame starts it over."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.frames, self.next = stream, _pyav_frames(stream), 0
+
+    def __call__(self, number: int) -> Image.Image:
+        if number < self.next:
+            self.frames, self.next = _pyav_frames(_rewound(self.stream)), 0
+        for frame in self.frames:
+            self.next += 1
+            if self.next > number:
+                return _upright(frame)
+        count, self.next = self.next, number + 1  # it is at its end: whatever comes next starts it over
+        _counted(count, [number])
+
+
+def _pyav_frames(stream: Any) -> Iterator[Any]:
+    import av
+
+    try:
+        with av.open(stream) as container:
+            if not container.streams.video:
+                raise _CannotDecode("PyAV: it has no video stream")
+            yield from container.decode(video=0)
+    except av.error.FFmpegError as error:
+        raise _CannotDecode(f"PyAV: {error}") from error
+
+
+def _upright(frame: Any) -> Image.Image:
+    return frame.to_image().rotate(frame.rotation, expand=True)  # degrees, 0 for most
 
 
 def _counted(count: int, numbers: Sequence[int] | None) -> int:

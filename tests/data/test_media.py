@@ -2,7 +2,9 @@
 
 import builtins
 import io
+import pickle
 import struct
+from functools import partial
 
 import av
 import numpy as np
@@ -10,8 +12,9 @@ import pytest
 from PIL import Image
 
 from sa2va_hf.data import media
-from sa2va_hf.data.media import decode_video, load_frames, load_image, video_shape
+from sa2va_hf.data.media import Frames, decode_video, load_frames, load_image, video_shape
 from sa2va_hf.data.schema import Sample
+from sa2va_hf.data.sources.files import read_annotation, upright_size
 
 WIDTH, HEIGHT = 64, 32
 
@@ -72,6 +75,25 @@ def test_16_bit_is_scaled_not_clipped(format, dtype):
     values = np.linspace(0, 65535, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
     loaded = pixels(load_image(encoded(Image.fromarray(values.astype(dtype)), format)))
     np.testing.assert_allclose(loaded, np.repeat(values[..., None] / 257, 3, axis=-1), atol=0.51)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_grey_of_fewer_bits_than_its_file_has_is_scaled_by_its_own_range(bits):
+    """12-bit grey in a 16-bit file would be black otherwise. The same rule for training and for inference."""
+    values = np.linspace(0, 2**bits - 1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint16)
+    image = Image.fromarray(values)
+    loaded = pixels(load_image(encoded(image)))
+    np.testing.assert_allclose(loaded[..., 0], values / (2**bits - 1) * 255, atol=0.51)
+
+
+@pytest.mark.parametrize("pointer", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"])
+def test_a_git_lfs_pointer_is_named_as_such(tmp_path, pointer):
+    (tmp_path / "a.png").write_bytes(pointer)
+    for read in (load_image, upright_size, read_annotation):
+        with pytest.raises(
+            ValueError, match=r"a\.png.* is a git-lfs pointer, not the file itself: run `git lfs pull`"
+        ):
+            read(tmp_path / "a.png")
 
 
 def test_cmyk_is_converted():
@@ -268,6 +290,31 @@ def test_only_the_chosen_frames_are_opened(tmp_path):
 def test_frames_of_a_video_sample():
     frames = load_frames(sample_of(video=clip(4), num_frames=4), [1, 3])
     assert [round(pixels(frame).mean() / 10) for frame in frames] == [1, 3]
+
+
+def test_a_video_is_opened_once_and_every_frame_is_decoded_once(decoder, monkeypatch):
+    """The time of a frame does not depend on where in the clip it is."""
+    opened, decoded = [], []
+
+    def counted(kind, stream):
+        reader = kind(stream)
+        opened.append(reader)
+        return reader
+
+    for name in ("_OpenDecord", "_OpenPyav"):
+        monkeypatch.setattr(media, name, partial(counted, getattr(media, name)))
+    upright = media._upright
+    monkeypatch.setattr(media, "_upright", lambda frame: decoded.append(frame) or upright(frame))
+    frames = Frames(sample_of(video=clip(20), num_frames=20))
+    read = [pixels(frame) for frame in frames]
+    assert len(opened) == 1 and len(decoded) == (20 if decoder == "av" else 0)
+    for number in (3, 19, 0):
+        expected = load_frames(frames.sample, [number])[0]
+        np.testing.assert_array_equal(read[number], pixels(expected))
+        np.testing.assert_array_equal(pixels(frames[number]), pixels(expected))
+    np.testing.assert_array_equal(pixels(pickle.loads(pickle.dumps(frames))[5]), read[5])
+    with pytest.raises(ValueError, match="it has 20 frames, but frames \\[20\\] are asked for"):
+        media.VideoFrames(clip(20))[20]
 
 
 def test_a_picture_of_another_size_than_prepared_is_an_error():

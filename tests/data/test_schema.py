@@ -132,6 +132,7 @@ BAD = [
     (image(expressions=[Expression("a", [0]), Expression(None, [0])]), "expressions\\[1\\].text .* got None"),
     (image(expressions=[Expression("the [SEG]", [0])]), "must not contain \\[SEG\\]"),
     (image(expressions=[Expression("<image> dog", [0])]), "must not contain <image>"),
+    (image(expressions=[Expression("the <Image> button", [0])]), "must not contain <image>, in any case"),
     (image(expressions=[Expression("dog", [2])]), "targets must be indices of the 2 objects, got \\[2\\]"),
     (image(expressions=[Expression("dog", [-1])]), "targets must be indices"),
     (image(expressions=[Expression("dog", [0, 0])]), "names an object twice"),

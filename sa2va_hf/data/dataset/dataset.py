@@ -240,8 +240,8 @@ class Sa2VADataset(torch.utils.data.Dataset):
         if not self.processor.takes_regions:
             reasons |= dict.fromkeys(np.flatnonzero(facts.num_regions).tolist(), NO_REGIONS)
         for number in set(np.flatnonzero(facts.num_regions).tolist()) - set(reasons):
-            prompts = region_masks(part.open(number).row)
-            missed = [n for n, mask in enumerate(prompts, 1) if not self.processor.region_cells(mask).any()]
+            prompts = self.planner.regions(part.open(number).row)
+            missed = [n for n, cells in enumerate(prompts, 1) if not cells.any()]
             if missed:
                 reasons[number] = f"region{missed[0]} is too small: it covers no cell of the model's grid"
         for number in set(np.flatnonzero(part.tight).tolist()) - set(reasons):

@@ -177,13 +177,17 @@ class Planner:
         if item.size is None:
             return self.counter.count([ask.turn for ask in asks], None)
         frames = min(self.num_frames, len(_choices(item, asks)))
-        regions = region_masks(item.row) if item.num_regions else ()
+        regions = self.regions(item.row) if item.num_regions else ()
         return self.counter.count([ask.turn for ask in asks], item.size, frames, item.is_video, regions)
 
     def length(self, plan: Plan) -> int:
         """Tokens of a plan, exactly."""
-        regions = region_masks(plan.row) if plan.size else ()
+        regions = self.regions(plan.row) if plan.size else ()
         return self.counter.count(plan.turns, plan.size, len(plan.frames), plan.is_video, regions)
+
+    def regions(self, row: Row) -> list[np.ndarray]:
+        """The region prompts of a row as the processor counts them: bool (grid, grid), which it leaves as they are."""
+        return region_cells(row, self.counter.processor.pictures.region_grid) if row["regions"] else []
 
     def usual_frames(self, facts: Facts) -> np.ndarray:
         """Frames that an item gets where nothing is missing: (n,)."""
@@ -226,6 +230,17 @@ class Planner:
 def region_masks(row: Row) -> list[np.ndarray]:
     """The region prompts of a row: bool (H, W) each."""
     return [masks.decode(row.mask(thing, 0)) for thing in row["regions"]]
+
+
+def region_cells(row: Row, grid: int) -> list[np.ndarray]:
+    """The region prompts of a row on the grid of the model's regions: bool (grid, grid) each, by nearest sampling as
+    `processor.region_cells`. No mask is painted: a dataset may have millions of regions."""
+    cells = []
+    for item in row["regions"]:
+        rle = row.mask(item, 0)
+        rows, columns = (np.arange(grid) * side // grid for side in rle["size"])
+        cells.append(masks.decode_at(rle, rows, columns))
+    return cells
 
 
 def _meant(asks: Sequence[Ask]) -> list[int]:

@@ -65,7 +65,7 @@ def read_exclusions(files: Sequence[Path | str]) -> tuple[frozenset[str], dict[s
 
 def _of_list(path: Path) -> set[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         names = json.loads(text) if path.suffix == ".json" else text.splitlines()
     except (OSError, ValueError) as error:
         raise ValueError(f"exclude list {path} cannot be read: {error}") from error

@@ -13,10 +13,13 @@ from sa2va_hf.data.shapes.source import shapes
 from sa2va_hf.data.sources.ade20k_full import ade20k_full
 from sa2va_hf.data.sources.box_json import box_json
 from sa2va_hf.data.sources.coco_json import coco_json
+from sa2va_hf.data.sources.cvat import cvat
 from sa2va_hf.data.sources.describe_anything import describe_anything
 from sa2va_hf.data.sources.finetune_json import finetune_json
 from sa2va_hf.data.sources.folder_parts import folder_parts
 from sa2va_hf.data.sources.gcg import gcg
+from sa2va_hf.data.sources.labelme import labelme
+from sa2va_hf.data.sources.labelstudio import labelstudio
 from sa2va_hf.data.sources.llava import llava
 from sa2va_hf.data.sources.lvis import lvis
 from sa2va_hf.data.sources.mdetr import mdetr
@@ -38,6 +41,7 @@ from sa2va_hf.data.sources.spatial_relations import spatial_relations
 from sa2va_hf.data.sources.video_referring import video_referring
 from sa2va_hf.data.sources.vos_folders import vos_folders
 from sa2va_hf.data.sources.vos_relations import vos_relations
+from sa2va_hf.data.sources.yolo_seg import yolo_seg
 from sa2va_hf.data.sources.youtube_vos import youtube_vos
 
 SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
@@ -78,6 +82,10 @@ SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "finetune_json": finetune_json,
     "coco_json": coco_json,
     "png_masks": png_masks,
+    "labelme": labelme,
+    "labelstudio": labelstudio,
+    "cvat": cvat,
+    "yolo_seg": yolo_seg,
     "mevis": partial(video_referring, name="mevis"),
     "revos": partial(video_referring, name="revos"),
     "ref_youtube_vos": partial(video_referring, name="ref_youtube_vos"),

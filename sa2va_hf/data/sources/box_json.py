@@ -241,6 +241,7 @@ def _sample(
         return
     sample = Sample(picture.name, "referring", *size, frames=[os.path.abspath(file)], source="box_json")
     targets_of: dict[tuple[str, bool], list[int]] = {}
+    broken: set[tuple[str, bool] | None] = set()  # phrases of which a box is missing: they do not mean the others
     for number, entry in enumerate(picture.entries):
         try:
             if isinstance(entry, ValueError):
@@ -248,11 +249,16 @@ def _sample(
             text, is_category, numbers = entry
             box = from_numbers(numbers, form, sample.height, sample.width)
         except ValueError as error:
-            yield Reject(f"{picture.name}/box {number}", str(error), str(path))
+            known = not isinstance(entry, ValueError)
+            broken.add(entry[:2] if known else None)
+            reason = f"{error}; so {entry[0]!r} is not asked for in this picture" if known else str(error)
+            yield Reject(f"{picture.name}/box {number}", reason, str(path))
             continue
         targets_of.setdefault((text, is_category), []).append(len(sample.objects))
         sample.objects.append(Object([None], [box], text if is_category else None))
     for (text, is_category), targets in targets_of.items():
+        if (text, is_category) in broken:
+            continue
         phrase = phrases[len(targets) > 1].replace("{}", text) if is_category else text
         sample.expressions.append(Expression(phrase, targets, "category" if is_category else "phrase"))
     if sample.expressions:

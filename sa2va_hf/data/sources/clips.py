@@ -193,7 +193,7 @@ def read_mask_dict(path: Path) -> dict[str, Any]:
 def read_names(path: Path) -> list[str]:
     """The names of a list file, one per line; empty lines do not count. ValueError when it cannot be read."""
     try:
-        lines = read_annotation(path).decode("utf-8").splitlines()
+        lines = read_annotation(path).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file: {error}") from error
     return [line.strip() for line in lines if line.strip()]

@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image
 
 from sa2va_hf import masks
+from sa2va_hf.data.media import LFS, check_no_pointer
 from sa2va_hf.data.sources.json_stream import read_list
+from sa2va_hf.listings import listed
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -41,6 +43,7 @@ def read_annotation(path: Path) -> bytes:
         raise ValueError(f"annotation file {path} cannot be read: {error.strerror}") from error
     if (hashes := _hashes.get()) is not None:
         hashes[str(path)] = hashlib.sha256(data).hexdigest()
+    check_no_pointer(data, path)
     return data
 
 
@@ -49,6 +52,7 @@ def opened_annotation(path: Path) -> Iterator[io.BufferedReader]:
     """An annotation file to be read to its end piece by piece. ValueError when it is missing or not readable."""
     try:
         with io.BufferedReader(_Hashed(path)) as file:
+            check_no_pointer(file.peek(len(LFS)), path)
             yield file
             if (hashes := _hashes.get()) is not None:
                 hashes[str(path)] = file.raw.hash.hexdigest()
@@ -125,12 +129,17 @@ def annotation_file(root: Path, given: Path | str | None, usual: Sequence[Path])
 
 
 def find_picture(name: str, folders: Iterable[Path]) -> Path:
-    """The file `name` in the first folder that has it. ValueError that lists the folders."""
+    """The file `name` in the first folder that has it. ValueError that lists the folders.
+
+    A name that was written on Windows is read as one: "images\\a.jpg" is images/a.jpg.
+    """
     folders = list(folders)
-    for folder in folders:
-        if (path := folder / name).is_file():
+    names = (name, name.replace("\\", "/")) if "\\" in name else (name,)
+    for path in (folder / one for one in names for folder in folders):
+        if path.is_file():
             return path
-    raise ValueError(f"image {name} not found; looked in {', '.join(map(str, folders))}")
+    hint = f" (also as {names[-1]}: its name is written with backslashes, as on Windows)" if len(names) > 1 else ""
+    raise ValueError(f"image {name} not found; looked in {listed(folders)}{hint}")
 
 
 def upright_size(path: Path) -> tuple[int, int]:
@@ -140,6 +149,7 @@ def upright_size(path: Path) -> tuple[int, int]:
             turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)  # these swap the sides
             width, height = image.size
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        check_no_pointer(path.read_bytes()[: len(LFS)] if path.is_file() else b"", path)
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
     return (height, width) if turned else (width, height)
 

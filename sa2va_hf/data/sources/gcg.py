@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from sa2va_hf import masks
 from sa2va_hf.data.prompts.templates import GCG_QUESTIONS, draw
 from sa2va_hf.data.schema import Object, Reject, Sample, Turn
-from sa2va_hf.data.sources.coco_json import picture_of
+from sa2va_hf.data.sources.coco_json import annotation_name, picture_of
 from sa2va_hf.data.sources.dialogue import seeded
 from sa2va_hf.data.sources.files import (
     annotation_file,
@@ -180,8 +180,8 @@ def _of_instances(path: Path, name: str) -> Iterator[Caption | Reject]:
         # with the picture's name: the number alone would be taken for that of a COCO picture by `exclusion`
         sample_id = f"{name}/{Path(picture['file_name']).stem}#{image_id}"
         caption = Caption(sample_id, picture["file_name"], picture["caption"], [], [])
-        for annotation in annotations:
-            label = f"annotation {annotation['id']}"
+        for number, annotation in enumerate(annotations):
+            label = annotation_name(annotation, number)
             try:
                 expect_keys(annotation, {"tokens_positive": list, "sam_mask": (dict, list)}, label)
                 spans = annotation["tokens_positive"]
@@ -213,6 +213,7 @@ def _unquoted(caption: str) -> str:
 def _fill(sample: Sample, caption: Caption, file: str) -> Iterator[Reject]:
     """Adds the turn and its objects to the sample; yields the phrases that had to be left out."""
     things: dict[tuple[int, int], list[Object]] = {}
+    broken: set[tuple[int, int]] = set()  # phrases of which a mask is missing: they are not marked at all
     labels: dict[tuple[int, int], str] = {}
     for grounding in caption.groundings:
         try:
@@ -220,10 +221,12 @@ def _fill(sample: Sample, caption: Caption, file: str) -> Iterator[Reject]:
             if rle is None or masks.area(rle) == 0:
                 raise ValueError("its mask covers no pixel")
         except ValueError as error:
-            yield Reject(f"{sample.id}/{grounding.label}", str(error), file)
+            broken.add(grounding.span)
+            yield Reject(f"{sample.id}/{grounding.label}", f"{error}; its phrase is not marked", file)
             continue
         things.setdefault(grounding.span, []).append(Object([rle], [masks.rle_to_box(rle)]))
         labels.setdefault(grounding.span, grounding.label)
+    things = {span: meant for span, meant in things.items() if span not in broken}
     pieces, targets, done = [], [], 0
     for (start, given_end), (begin, end) in zip(sorted(things), trimmed(sorted(things), caption.text), strict=True):
         if begin == end:

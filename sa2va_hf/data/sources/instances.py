@@ -2,8 +2,8 @@
 
     {"images": [{"id", ...}, ...], "annotations": [{"id", "image_id", ...}, ...], "categories": [{"id", ...}, ...]}
 
-Reading goes over the file twice: once for ids and the places of the annotations (32 bytes in memory each), and, as the
-pictures are asked for one by one, again for what stands at these places.
+The file is read twice: once for the ids and the positions of the annotations (32 bytes in memory each), and, as the
+pictures are asked for one by one, again for what stands at these positions.
 """
 
 import json
@@ -23,35 +23,40 @@ from sa2va_hf.data.sources.json_stream import Element, read_object
 TABLES = ("images", "annotations", "categories")
 
 
+Key = int | str  # an id: JSON has 7, 7.0, "7" and "0007"; the first two are one
+
+
 @dataclass
 class Instances:
     """An instances json, indexed.
 
     pictures, categories: record and name by id. of_image: annotations by id of their picture, pictures without any
-    left out. rejects: entries that belong nowhere.
+    left out. rejects: entries that belong nowhere. crowds_only: every annotation has iscrowd 1, which is how CVAT and
+    others mark a mask that was painted with a brush.
     """
 
     path: Path
-    pictures: dict[int, Any]
-    of_image: dict[int, Sequence[dict]]
-    categories: dict[int, str | None]
+    pictures: dict[Key, Any]
+    of_image: dict[Key, Sequence[dict]]
+    categories: dict[Key, str | None]
     rejects: list[Reject]
+    crowds_only: bool = False
 
 
 def read_instances(path: Path) -> Instances:
     """The file as `Instances`, whose annotations are read when a picture is asked for.
 
-    An annotation whose id occurs twice, or whose picture is not there, is a reject. ValueError when the file is not of
-    this form.
+    An annotation whose picture is not there is a reject. Raises ValueError when the file is not of this form.
     """
     pictures, categories, places = _ById("images", path), _ById("categories", path), _Places(path)
     _read_tables(path, {"images": pictures.take, "annotations": places.take, "categories": categories.take})
     rejects = pictures.rejects + places.rejects + categories.rejects
     of_image, homeless = places.by_picture(pictures.records)
-    return Instances(path, pictures.records, of_image, _names(categories.records), rejects + homeless)
+    crowds_only = 0 < places.crowds == len(places.starts)
+    return Instances(path, pictures.records, of_image, _names(categories.records), rejects + homeless, crowds_only)
 
 
-def index_instances(path: Path) -> tuple[dict[int, Any], dict[int, Any], dict[int, str | None], list[Reject]]:
+def index_instances(path: Path) -> tuple[dict[Key, Any], dict[Key, Any], dict[Key, str | None], list[Reject]]:
     """Pictures, annotations and names of categories of an instances json, each by id, all of them in memory.
 
     An id that occurs twice maps to None: it is not known which is meant. Entries without an id come as rejects.
@@ -64,13 +69,24 @@ def index_instances(path: Path) -> tuple[dict[int, Any], dict[int, Any], dict[in
     return pictures, annotations, _names(categories), rejects
 
 
-def _names(categories: dict[int, Any]) -> dict[int, str | None]:
+def _names(categories: dict[Key, Any]) -> dict[Key, str | None]:
     return {key: record and _name(record) for key, record in categories.items()}
 
 
 def _name(category: dict) -> str | None:
     """The name of a category; None when it has none that is a text."""
     return name if isinstance(name := category.get("name"), str) and name.strip() else None
+
+
+def is_instances(path: Path) -> bool:
+    """Whether a file holds the lists of an instances json. Reads it, one entry at a time."""
+    try:
+        with opened_annotation(path) as file:
+            if not starts_with(file, b"{"):
+                return False
+            return set(TABLES) <= {key for key, value in read_object(file, str(path)) if hasattr(value, "__next__")}
+    except ValueError:
+        return False
 
 
 # ---------------------------------------------------------------- the file, once
@@ -92,15 +108,30 @@ def _read_tables(path: Path, take: dict[str, Callable[[int, Element], None]]) ->
         raise ValueError(f"{path} must have a list {missing[0]!r}; it has {', '.join(sorted(found))}")
 
 
-def _id(record: Any, name: str) -> int:
-    expect_keys(record, {"id": int}, name)
-    if not _is_id(record["id"]):
-        raise ValueError(f"{name}: 'id' must be an integer of 64 bits, got {record['id']}")
-    return record["id"]
+def id_key(value: Any) -> Key | None:
+    """An id as a key: whole numbers as int, texts as they are; None for what is no id."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int | str) else None
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+def lookup(table: dict[Key, Any], value: Any) -> Key | None:
+    """The key of a table that an id means; None when it has none. "7" finds 7 and the other way round."""
+    key = id_key(value)
+    if key is None or key in table:
+        return key
+    other = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else str(key)
+    return other if other in table else None
+
+
+def _id(record: Any, name: str) -> Key:
+    expect_keys(record, {"id": (int, float, str)}, name)
+    key = id_key(record["id"])
+    if key is None:
+        raise ValueError(f"{name}: 'id' must be a whole number or a text, got {record['id']!r:.80}")
+    return key
 
 
 class _ById:
@@ -108,7 +139,7 @@ class _ById:
 
     def __init__(self, name: str, path: Path):
         self.name, self.path = name, path
-        self.records: dict[int, Any] = {}
+        self.records: dict[Key, Any] = {}
         self.rejects: list[Reject] = []
 
     def take(self, number: int, element: Element) -> None:
@@ -121,63 +152,64 @@ class _ById:
 
 
 class _Places:
-    """Where in the file annotations are, and which picture each belongs to."""
+    """Where in the file annotations are, and which picture each belongs to.
+
+    An annotation needs no id of its own: its picture is the one that its image_id names. Ids that are missing, or that
+    start anew in every picture, are no fault.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self.ids, self.pictures, self.starts, self.ends = (array("q") for _ in range(4))
-        self.odd: dict[int, Any] = {}  # position -> an image_id that is no number
+        self.pictures, self.starts, self.ends, self.indices = (array("q") for _ in range(4))
+        self.numbers: dict[Key, int] = {}  # image_id -> its number in `pictures`
         self.rejects: list[Reject] = []
+        self.crowds = 0
 
     def take(self, number: int, element: Element) -> None:
-        name = f"annotations[{number}]"
         try:
-            key = _id(element.value, name)
+            if not isinstance(element.value, dict):
+                raise ValueError(f"annotations[{number}] must be a dict, got {type(element.value).__name__}")
+            key = id_key(element.value.get("image_id"))
+            if key is None:
+                raise ValueError(f"its image_id {element.value.get('image_id')!r:.80} is not among the images")
         except ValueError as error:
-            self.rejects.append(Reject(name, str(error), str(self.path)))
+            self.rejects.append(Reject(_name_of(element.value, number), str(error), str(self.path)))
             return
-        picture = element.value.get("image_id")
-        if not _is_id(picture):
-            self.odd[len(self.ids)] = picture
-            picture = 0
-        for values, value in zip(
-            (self.ids, self.pictures, self.starts, self.ends), (key, picture, element.start, element.end), strict=True
-        ):
-            values.append(value)
+        self.pictures.append(self.numbers.setdefault(key, len(self.numbers)))
+        self.starts.append(element.start)
+        self.ends.append(element.end)
+        self.indices.append(number)
+        self.crowds += bool(element.value.get("iscrowd"))
 
-    def by_picture(self, known: dict[int, Any]) -> tuple[dict[int, Sequence[dict]], list[Reject]]:
+    def by_picture(self, known: dict[Key, Any]) -> tuple[dict[Key, Sequence[dict]], list[Reject]]:
         """The annotations of each picture, in the order of the file, and those that belong to none."""
-        ids, pictures = np.asarray(self.ids), np.asarray(self.pictures)
-        twice, first = _repeated(ids)
-        homeless = ~np.isin(pictures, np.fromiter(known, np.int64, len(known)))
-        homeless[list(self.odd)] = True
+        pictures = np.asarray(self.pictures)
+        meant = {number: lookup(known, key) for key, number in self.numbers.items()}
+        homeless = np.isin(pictures, [number for number, key in meant.items() if key is None])
+        text = _Text(self.path, np.asarray(self.starts), np.asarray(self.ends))
         rejects = []
-        for place in np.flatnonzero((twice & first) | (homeless & ~twice)).tolist():
-            number = int(ids[place])
-            reason = f"annotation id {number} occurs twice"
-            if not twice[place]:
-                image_id = self.odd.get(place, int(pictures[place]))
-                reason = f"its image_id {image_id!r:.80} is not among the images"
-            rejects.append(Reject(f"annotation {number}", reason, str(self.path)))
-        good = np.flatnonzero(~(twice | homeless))
-        good = good[np.argsort(pictures[good], kind="stable")]
-        cuts = (np.flatnonzero(np.diff(pictures[good])) + 1).tolist()
-        groups = list(zip([0, *cuts], [*cuts, len(good)], strict=True)) if len(good) else []
-        text = _Text(self.path, np.asarray(self.starts)[good], np.asarray(self.ends)[good])
-        groups.sort(key=lambda group: good[group[0]])  # in the order in which the file comes to the pictures
-        return {int(pictures[good[first]]): Annotations(text, first, last) for first, last in groups}, rejects
+        for place in np.flatnonzero(homeless).tolist():
+            record = text.read(place)
+            reason = f"its image_id {record.get('image_id')!r:.80} is not among the images"
+            rejects.append(Reject(_name_of(record, self.indices[place]), reason, str(self.path)))
+        order = np.argsort(pictures, kind="stable")
+        order = order[~homeless[order]]
+        cuts = (np.flatnonzero(np.diff(pictures[order])) + 1).tolist()
+        groups = list(zip([0, *cuts], [*cuts, len(order)], strict=True)) if len(order) else []
+        groups.sort(key=lambda group: order[group[0]])  # in the order in which the file comes to the pictures
+        text = _Text(self.path, text.starts[order], text.ends[order])
+        found: dict[Key, Sequence[dict]] = {}
+        for first, last in groups:
+            key = meant[int(pictures[order[first]])]
+            of_picture = Annotations(text, first, last)
+            found[key] = [*found[key], *of_picture] if key in found else of_picture  # by 7 and by "7"
+        return found, rejects
 
 
-def _repeated(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which ids are there more than once, and which of all are the first of their number: bool (n,) each."""
-    twice, first = np.zeros(len(ids), bool), np.ones(len(ids), bool)
-    ordered = np.sort(ids)
-    if repeated := set(ordered[1:][ordered[1:] == ordered[:-1]].tolist()):
-        seen: set[int] = set()
-        for place in np.flatnonzero(np.isin(ids, list(repeated))).tolist():
-            twice[place], first[place] = True, ids[place] not in seen
-            seen.add(int(ids[place]))
-    return twice, first
+def _name_of(record: Any, number: int) -> str:
+    """How messages call an annotation: by its id, or else by its index in the file."""
+    own = record.get("id") if isinstance(record, dict) else None
+    return f"annotations[{number}]" if own is None else f"annotation {own}"
 
 
 # ---------------------------------------------------------------- and again

@@ -20,7 +20,7 @@ from typing import Any
 
 from sa2va_hf.boxes import from_numbers
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
-from sa2va_hf.data.sources.coco_json import picture_of
+from sa2va_hf.data.sources.coco_json import annotation_name, picture_of
 from sa2va_hf.data.sources.files import annotation_file, expect_keys, find_picture
 from sa2va_hf.data.sources.instances import read_instances
 
@@ -98,12 +98,15 @@ def _fill(sample: Sample, caption: str, annotations: list[dict], file: str) -> I
     """Adds objects and expressions to the sample; yields the annotations that had to be left out."""
     index_of: dict[tuple, int] = {}  # box -> object
     targets_of: dict[str, list[int]] = {}
-    for annotation in annotations:
+    broken: set[str | None] = set()
+    for number, annotation in enumerate(annotations):
+        phrase = None
         try:
             phrase = phrase_of(caption, annotation.get("tokens_positive"))
             box = from_numbers(annotation.get("bbox"), "xywh", sample.height, sample.width)
         except ValueError as error:
-            yield Reject(f"{sample.id}/annotation {annotation['id']}", str(error), file)
+            broken.add(phrase)  # one of its boxes is missing: it does not mean the others
+            yield Reject(f"{sample.id}/{annotation_name(annotation, number)}", str(error), file)
             continue
         if box not in index_of:
             index_of[box] = len(sample.objects)
@@ -111,7 +114,9 @@ def _fill(sample: Sample, caption: str, annotations: list[dict], file: str) -> I
         targets = targets_of.setdefault(phrase, [])
         if index_of[box] not in targets:
             targets.append(index_of[box])
-    sample.expressions = [Expression(phrase, targets, "phrase") for phrase, targets in targets_of.items()]
+    sample.expressions = [
+        Expression(phrase, targets, "phrase") for phrase, targets in targets_of.items() if phrase not in broken
+    ]
 
 
 def phrase_of(caption: str, spans: Any) -> str:

@@ -94,15 +94,22 @@ def open_images(
 def _records(
     sample: Sample, rows: list[Row], names: dict[str, str], folders: list[Path], phrases: tuple[str, str], file: str
 ) -> Iterator[Sample | Reject]:
+    broken: set[str | None] = set()  # classes of which a mask is missing: no phrase of theirs would be whole
     for row in rows:
         try:
             sample.objects.append(_object(row, names, folders, sample.width, sample.height))
         except ValueError as error:
-            yield Reject(f"{sample.id}/{Path(row[0]).stem}", str(error), file)
+            broken.add(names.get(row[2]))
+            reason = (
+                f"{error}; so {names[row[2]]!r} is not asked for in this picture" if row[2] in names else str(error)
+            )
+            yield Reject(f"{sample.id}/{Path(row[0]).stem}", reason, file)
     targets: dict[str, list[int]] = {}
     for index, thing in enumerate(sample.objects):
         targets.setdefault(thing.category, []).append(index)
     for category, indices in targets.items():
+        if category in broken:
+            continue
         text = phrases[len(indices) > 1].replace("{}", category)
         sample.expressions.append(Expression(text, indices, "category"))
     if sample.expressions:

@@ -113,18 +113,21 @@ def _fill(
     areas = dict(zip(values.tolist(), counts.tolist(), strict=True))
     targets: dict[str, list[int]] = {}
     many: set[str] = set()
+    broken: set[str | None] = set()  # categories of which a segment is missing: no phrase of theirs would be whole
     given = Counter(one["id"] for one in segments if isinstance(one, dict) and isinstance(one.get("id"), int))
     for number, segment in enumerate(segments):
-        name = f"{sample.id}/segments_info[{number}]"
+        name, category = f"{sample.id}/segments_info[{number}]", None
         try:
             expect_keys(segment, {"id": int, "category_id": int, "area": (int, float)}, f"segments_info[{number}]")
             name = f"{sample.id}/segment {segment['id']}"
+            category, is_thing = _category(segment, categories)
             if given[segment["id"]] > 1:
                 raise ValueError(f"segment id {segment['id']} occurs twice")
-            category, is_thing = _category(segment, categories)
             _check_area(segment, areas)
         except ValueError as error:
-            yield Reject(name, str(error), file)
+            broken.add(category)
+            reason = f"{error}; so {category!r} is not asked for in this picture" if category else str(error)
+            yield Reject(name, reason, file)
             continue
         mask = ids == segment["id"]
         del areas[segment["id"]]
@@ -138,6 +141,8 @@ def _fill(
     ignored = np.isin(ids, list(areas))
     sample.ignore = [masks.encode(ignored)] if ignored.any() else []
     for category, indices in targets.items():
+        if category in broken:
+            continue
         text = phrases[category in many].replace("{}", category)
         sample.expressions.append(Expression(text, indices, "category"))
 

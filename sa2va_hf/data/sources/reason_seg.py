@@ -83,7 +83,7 @@ def _explanations(path: Path | None) -> tuple[dict[str, str], list[Reject]]:
 def read_shapes_json(path: Path) -> Any:
     """The json in UTF-8 or, as some of the published files are, in cp1252."""
     data = read_annotation(path)
-    for encoding in ("utf-8", "cp1252"):
+    for encoding in ("utf-8-sig", "cp1252"):
         try:
             return json.loads(data.decode(encoding))
         except UnicodeDecodeError:

@@ -141,7 +141,7 @@ def _names(root: Path, name: str, words: dict[str, str], given: Path | str | Non
     if path.suffix == ".json":
         texts = read_json(path, list)
     else:
-        lines = [line for line in read_annotation(path).decode("utf-8", "replace").splitlines() if line.strip()]
+        lines = [line for line in read_annotation(path).decode("utf-8-sig", "replace").splitlines() if line.strip()]
         tables = [re.match(r"\d+: *(.+)", line) or re.match(r"\d+\t.*\t(.+)", line) for line in lines]
         texts = [found[1].strip() for found in tables if found]
         texts = texts[1:] if texts[:1] == ["unlabeled"] else texts

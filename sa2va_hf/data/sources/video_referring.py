@@ -282,7 +282,7 @@ def _davis_texts(root: Path, split: str) -> dict[str, dict]:
     for path in sorted(files, key=lambda one: one.stem):
         data = read_annotation(path)
         try:
-            lines = data.decode("utf-8")
+            lines = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             lines = data.decode("cp1252")
         for number, line in enumerate(lines.splitlines(), start=1):

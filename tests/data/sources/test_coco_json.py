@@ -62,11 +62,24 @@ def test_phrases_are_options(tmp_path):
             read(tmp_path, several=wrong)
 
 
+BRUSH = {"iscrowd": 1, "segmentation": {"size": [50, 60], "counts": [0, 500, 2500]}}
+
+
 def test_a_crowd_belongs_to_every(tmp_path):
-    crowd = annotation(1, iscrowd=1, segmentation={"size": [50, 60], "counts": [0, 500, 2500]})
-    write(tmp_path, [crowd])
+    write(tmp_path, [annotation(1, **BRUSH), annotation(2, category_id=90)])
     (sample,), _ = read(tmp_path)
-    assert sample.expressions[0].text == "every dog" and masks.area(sample.objects[0].masks[0]) == 500
+    assert [one.text for one in sample.expressions] == ["every dog", "cat"]
+    assert masks.area(sample.objects[0].masks[0]) == 500
+
+
+@pytest.mark.parametrize(("crowd", "phrase"), [("auto", "dog"), ("single", "dog"), ("group", "every dog")])
+def test_where_every_annotation_is_a_crowd_it_says_how_the_mask_was_made(tmp_path, crowd, phrase):
+    """CVAT gives iscrowd 1 to all masks that were painted with a brush."""
+    write(tmp_path, [annotation(1, **BRUSH), annotation(2, category_id=90, image_id=2, **BRUSH)])
+    first, _ = read(tmp_path, crowd=crowd)[0]
+    assert [one.text for one in first.expressions] == [phrase]
+    with pytest.raises(ValueError, match="option crowd must be one of auto, group, single, got 'no'"):
+        read(tmp_path, crowd="no")
 
 
 BAD = [
@@ -79,23 +92,35 @@ BAD = [
     (annotation(5, image_id=77), "its image_id 77 is not among the images"),
     (annotation(5, image_id=[1]), "its image_id [1] is not among the images"),
     (annotation(5, category_id=[3]), "its category_id [3] has no name among the categories"),
-    ({"image_id": 1}, "annotations[1] has no 'id'"),
     ("x", "annotations[1] must be a dict"),
 ]
 
 
 @pytest.mark.parametrize(("bad", "message"), BAD, ids=[message[:40] for _, message in BAD])
 def test_a_bad_annotation_is_one_reject_and_the_rest_remains(tmp_path, bad, message):
-    write(tmp_path, [annotation(1), bad, annotation(2)])
+    write(tmp_path, [annotation(1), bad, annotation(2), annotation(3, category_id=90)])
     (sample,), (reject,) = read(tmp_path)
-    assert len(sample.objects) == 2 and message in reject.reason
+    assert len(sample.objects) == 3 and message in reject.reason
     assert reject.file == str(tmp_path / "annotations" / "instances_train.json")
 
 
-def test_doubled_ids_are_rejected_because_it_is_not_known_which_is_meant(tmp_path):
-    write(tmp_path, [annotation(1), annotation(2), annotation(2)])
-    (sample,), (reject,) = read(tmp_path)
-    assert len(sample.objects) == 1 and reject.reason == "annotation id 2 occurs twice"
+@pytest.mark.parametrize("bad", [
+    {"segmentation": []}, {"segmentation": [SQUARE, [32.0, 24.0]]}, {"segmentation": {"size": [50, 60], "counts": ""}},
+])  # fmt: skip
+def test_what_a_phrase_claims_is_whole_or_it_is_not_asked_for(tmp_path, bad):
+    """One dog of two cannot be used: neither "dog" nor "every dog" is true of the other one. The cat is."""
+    write(tmp_path, [annotation(1), annotation(2, **bad), annotation(3, category_id=90), annotation(4, image_id=2)])
+    (first, second), (reject,) = read(tmp_path)
+    assert [(one.text, one.targets) for one in first.expressions] == [("cat", [1])]
+    assert [(one.text, one.targets) for one in second.expressions] == [("dog", [0])]
+    assert reject.id == "1/annotation 2" and "so 'dog' is not asked for in this picture" in reject.reason
+
+
+def test_ids_that_come_twice(tmp_path):
+    """Of annotations they do not matter, unless it is the same annotation; of categories and pictures they do."""
+    write(tmp_path, [annotation(1), annotation(2), annotation(2), annotation(2, image_id=2)])
+    samples, rejects = read(tmp_path)
+    assert not rejects and [len(sample.objects) for sample in samples] == [2, 1]
     write(tmp_path, [annotation(1)], categories=[{"id": 3, "name": 7}])
     assert "its category_id 3 has no name" in read(tmp_path)[1][0].reason
     picture = {"id": 1, "file_name": "1.jpg", "width": 60, "height": 50}
@@ -104,6 +129,32 @@ def test_doubled_ids_are_rejected_because_it_is_not_known_which_is_meant(tmp_pat
     file = tmp_path / "annotations" / "instances_train.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"images": [picture, picture]}))
     assert "image id 1 occurs twice" in read(tmp_path)[1][0].reason
+
+
+@pytest.mark.parametrize(
+    "changes", [{"id": "0001"}, {"id": 1.0}, {"width": 60.0, "height": 50.0}, {"file_name": "x\\1.jpg"}]
+)
+def test_numbers_and_names_as_tools_write_them(tmp_path, changes):
+    picture = {"id": 1, "file_name": "1.jpg", "width": 60, "height": 50} | changes
+    write(tmp_path, [annotation(1, image_id=picture["id"])], images="train/x", count=1)
+    file = tmp_path / "annotations" / "instances_train.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"images": [picture]}))
+    if "file_name" not in changes:
+        (tmp_path / "train/x/1.jpg").rename(tmp_path / "train/1.jpg")
+    (sample,), rejects = read(tmp_path)
+    assert (
+        not rejects
+        and (sample.width, sample.height) == (60, 50)
+        and sample.id == str(changes.get("id", 1)).removesuffix(".0")
+    )
+
+
+def test_a_name_with_backslashes_that_is_not_there_gets_a_hint(tmp_path):
+    picture = {"id": 1, "file_name": "C:\\data\\1.jpg", "width": 60, "height": 50}
+    write(tmp_path, [annotation(1)])
+    file = tmp_path / "annotations" / "instances_train.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"images": [picture]}))
+    assert "also as C:/data/1.jpg: its name is written with backslashes" in read(tmp_path)[1][0].reason
 
 
 def test_a_missing_picture_is_a_reject(tmp_path):
@@ -119,6 +170,8 @@ def test_a_missing_picture_is_a_reject(tmp_path):
     ("annotations/val.json", "images/val"),
     ("val.json", "images"),
     ("val/_annotations.coco.json", "val"),
+    ("valid/_annotations.coco.json", "valid"),
+    ("annotations/instances_Validation.json", "images/Validation"),
 ])  # fmt: skip
 def test_the_usual_layouts(tmp_path, file, images):
     write(tmp_path, [annotation(1)], file, images)
@@ -133,7 +186,20 @@ def test_a_file_without_splits_is_split_by_share(tmp_path):
     assert len(val) == 2 and len(train) == 8 and not train & val
     with pytest.raises(ValueError, match="no split 'val': name it in ROOT/annotations/instances_val.json"):
         read(tmp_path, "val")
-    assert len(read(tmp_path, "val", annotations="annotations.json", images=tmp_path / "images")[0]) == 10
+    named = {"annotations": "annotations.json", "images": tmp_path / "images"}
+    assert len(read(tmp_path, "val", **named)[0]) == 10
+    assert len(read(tmp_path, "val", val_fraction=0.2, **named)[0]) == 2
+
+
+@pytest.mark.parametrize(("file", "images"), [
+    ("annotations.json", "JPEGImages"), ("annotations/instances_default.json", "images/default"),
+    ("result.json", "images"), ("labels.json", "data"), ("my own name.json", "images"),
+])  # fmt: skip
+def test_files_of_tools_that_know_no_splits(tmp_path, file, images):
+    write(tmp_path, [annotation(1)], file, images)
+    (tmp_path / "other.json").write_text('{"images": []}')
+    (sample,), rejects = read(tmp_path)
+    assert not rejects and sample.frames == [str(tmp_path / images / "1.jpg")]
 
 
 @pytest.mark.parametrize(("content", "message"), [

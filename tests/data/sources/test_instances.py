@@ -56,30 +56,46 @@ def test_annotations_come_by_picture_in_the_order_of_the_file(tmp_path, order):
 
 
 def test_what_belongs_nowhere_is_a_reject(tmp_path):
-    annotations = [
-        note(1, 7),
-        note(2, 8),
-        note(3, 7),
-        {"image_id": 7},
-        note(4, "7"),
-        note(3, 3),
-        note(5, True),
-        note(3, 7),
-    ]
-    annotations += [note(2**70, 7), note(6, 2**70), 5, note(7, 3)]
-    of_image, rejects = read(write(tmp_path, annotations, PICTURES + [PICTURES[0]], [{"id": 1, "name": "a"}, {}]))
-    assert of_image == {7: [note(1, 7)], 3: [note(7, 3)]}
+    annotations = [note(1, 7), note(2, 8), {"image_id": 3}, note(5, True), note(6, 2**70), 5, {"image_id": 9}]
+    of_image, rejects = read(write(tmp_path, annotations, categories=[{"id": 1, "name": "a"}, {}]))
+    assert of_image == {7: [note(1, 7)], 3: [{"image_id": 3}]}
     assert [(reject.id, reject.reason) for reject in rejects] == [
-        ("annotations[3]", "annotations[3] has no 'id'; it has image_id"),
-        ("annotations[8]", f"annotations[8]: 'id' must be an integer of 64 bits, got {2**70}"),
-        ("annotations[10]", "annotations[10] must be a dict with id, got int"),
+        ("annotation 5", "its image_id True is not among the images"),
+        ("annotations[5]", "annotations[5] must be a dict, got int"),
         ("categories[1]", "categories[1] has no 'id'; it has "),
         ("annotation 2", "its image_id 8 is not among the images"),
-        ("annotation 3", "annotation id 3 occurs twice"),
-        ("annotation 4", "its image_id '7' is not among the images"),
-        ("annotation 5", "its image_id True is not among the images"),
         ("annotation 6", f"its image_id {2**70} is not among the images"),
+        ("annotations[6]", "its image_id 9 is not among the images"),
     ]
+
+
+IDS = {
+    "numbers": ([7, 8], [7, 8, 7]),
+    "texts": (["0007", "a/8"], ["0007", "a/8", "0007"]),
+    "numbers with a point": ([7.0, 8.0], [7, 8.0, 7]),
+    "texts that mean numbers": ([7, 8], ["7", "8", 7]),
+    "numbers that mean texts": (["7", "8"], [7, 8, "7"]),
+}
+
+
+@pytest.mark.parametrize("ids", IDS)
+def test_ids_of_pictures_are_any_value_that_matches(tmp_path, ids):
+    own, named = IDS[ids]
+    pictures = [{"id": one, "file_name": f"{n}.jpg"} for n, one in enumerate(own)]
+    of_image, rejects = read(write(tmp_path, [{"image_id": one, "n": n} for n, one in enumerate(named)], pictures))
+    assert not rejects and [[one["n"] for one in notes] for notes in of_image.values()] == [[0, 2], [1]]
+
+
+def test_ids_of_annotations_may_lack_and_may_start_anew_in_every_picture(tmp_path):
+    annotations = [note(1, 7), note(1, 3), {"image_id": 7}, {"id": "0001", "image_id": 7}, {"id": 1.0, "image_id": 3}]
+    of_image, rejects = read(write(tmp_path, annotations))
+    assert not rejects and {key: len(notes) for key, notes in of_image.items()} == {7: 3, 3: 2}
+
+
+def test_whether_all_annotations_are_of_crowds(tmp_path):
+    for flags, expected in (([1, 1], True), ([1, 0], False), ([0], False), ([], False)):
+        path = write(tmp_path, [note(n, 7, iscrowd=flag) for n, flag in enumerate(flags)])
+        assert read_instances(path).crowds_only is expected
 
 
 def test_without_annotations_nothing_is_wrong(tmp_path):

@@ -129,8 +129,8 @@ def test_a_bad_picture_is_a_reject(tmp_path, changes, message):
 
 def test_a_bad_annotation_is_a_reject_and_the_rest_remains(tmp_path):
     bad = [annotation(1, 99), annotation(2, segmentation=[[1, 1]]), annotation(3, image_id=8)]
-    (sample,), rejects = read(write(tmp_path, [annotation(0), *bad]))
-    assert len(sample.objects) == 1 and len(rejects) == 3
+    samples, rejects = read(write(tmp_path, [annotation(0), *bad]))
+    assert not samples and len(rejects) == 3  # the other object of the category cannot be used: nothing is asked for
     assert "its image_id 8 is not among the images" in rejects[0].reason
 
 

@@ -102,15 +102,15 @@ BAD = [
     (annotation(5, 1, [2, 3, float("nan"), 4]), "its box must be 4 numbers"),
     (annotation(5, 366, [2, 3, 4, 5]), "its category_id 366 has no name among the categories"),
     (annotation(5, 1, [2, 3, 4, 5], image_id=10), "its image_id 10 is not among the images"),
-    ({"image_id": 9}, "annotations[1] has no 'id'"),
+    ({"image_id": 9}, "its category_id None has no name among the categories"),
 ]
 
 
 @pytest.mark.parametrize(("bad", "message"), BAD, ids=[message[:40] for _, message in BAD])
 def test_a_bad_annotation_is_one_reject_and_the_rest_remains(tmp_path, bad, message):
-    write(tmp_path, [annotation(1, 1, [2, 3, 10, 20]), bad])
+    write(tmp_path, [annotation(1, 1, [2, 3, 10, 20]), bad, annotation(7, 7, [2, 3, 10, 20])])
     (sample,), (reject,) = read(tmp_path)
-    assert len(sample.objects) == 1 and message in reject.reason
+    assert len(sample.objects) == 2 and message in reject.reason
     assert reject.file == str(tmp_path / V2[0])
 
 

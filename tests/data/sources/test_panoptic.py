@@ -111,7 +111,9 @@ def test_a_bad_segment_is_rejected_and_its_pixels_do_not_count(tmp_path, changes
 def test_a_segment_given_twice_is_rejected_because_it_is_not_known_which_is_meant(tmp_path):
     (sample,), rejects = read(write(tmp_path, segments()[:-1] + segments()[:1]))
     reasons = ["segment id 7 occurs twice", "4 pixels belong to segment 9, which is not in segments_info"]
-    assert [one.reason for one in rejects] == [reasons[0], *reasons]
+    twice = f"{reasons[0]}; so 'dog' is not asked for in this picture"
+    assert [one.reason for one in rejects] == [twice, twice, reasons[1]]
+    assert not [one for one in sample.expressions if "dog" in one.text]
     assert len(sample.objects) == 3 and masks.area(sample.ignore[0]) == 1 + 3 + 4
 
 

@@ -7,14 +7,27 @@ from itertools import accumulate
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# told apart by most people with a colour vision deficiency too (Okabe & Ito 2008, the yellow and black left out)
+# Distinguishable with the common colour vision deficiencies (Okabe & Ito 2008, without its yellow and black). What a
+# mask covers may have the mask's colour, so every colour is drawn beside black or white, whichever contrasts with it.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (0, 114, 178))
 INK, PAPER, GRID = (30, 30, 30), (255, 255, 255), (224, 224, 224)
 TINT = 0.45  # how much of a mask's colour lies over the picture
+HATCH = 0.6  # how much of the second tone, on the lines of the hatching
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
+
+
+def luminance(colour: Sequence[int]) -> float:
+    """Relative luminance, 0 for black to 1 for white, of an sRGB colour (WCAG 2.2)."""
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (c / 255 for c in colour)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def second_tone(colour: Sequence[int]) -> tuple[int, int, int]:
+    """Black or white, whichever has the higher contrast to `colour`: for text on it and lines beside it."""
+    return (0, 0, 0) if (luminance(colour) + 0.05) ** 2 > 0.05 * 1.05 else PAPER
 
 
 def overlay(
@@ -23,7 +36,10 @@ def overlay(
     boxes: Sequence[Sequence[float] | None] | None = None,
     labels: Sequence[str | None] | None = None,
 ) -> Image.Image:
-    """The picture with every mask tinted and outlined in its own colour, and boxes and labels where there are any.
+    """The picture with every mask tinted, hatched and outlined in its own colour, with boxes and labels if given.
+
+    The outline has two tones, the colour and inside it black or white, so that it contrasts with any background; the
+    direction of the hatching differs from one object to the next.
 
     image: PIL, or uint8 (H, W, 3). masks: bool (H, W) each; may be empty. boxes: (x0, y0, x1, y1) in pixels, x1 and y1
     exclusive; None or NaN = absent. labels: one text per mask (or per box where there are no masks), None = no text.
@@ -42,22 +58,48 @@ def overlay(
     corners = [_corners(box) for box in boxes] if boxes else [None] * count
     for number, box in enumerate(corners):
         if box is not None:
-            draw.rectangle(box, outline=COLOURS[number % len(COLOURS)], width=max(1, round(picture.width / 300)))
+            draw.rectangle(box, outline=COLOURS[number % len(COLOURS)], width=_line_width(picture.size))
+    plates: list[tuple] = []
     for number, text in enumerate(labels or ()):
         mask = masks[number] if len(masks) else None
-        _label(draw, text, corners[number], mask, COLOURS[number % len(COLOURS)], picture.size)
+        _label(draw, text, corners[number], mask, COLOURS[number % len(COLOURS)], picture.size, plates)
     return picture
 
 
 def _tint(pixels: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], number: int) -> None:
-    """Lays the colour over the mask and draws its rim in full, in place."""
+    """Lays the colour and the hatching over the mask and draws its rim in two tones, in place."""
     mask = np.asarray(mask, bool)
     if mask.shape != pixels.shape[:2]:
         raise ValueError(f"masks[{number}]: expected the picture's (H, W) {pixels.shape[:2]}, got {mask.shape}")
+    if not mask.any():
+        return
+    width, second = _line_width(pixels.shape[:2]), second_tone(colour)
     pixels[mask] = np.rint(pixels[mask] * (1 - TINT) + np.array(colour) * TINT)
-    padded = np.pad(mask, 1)  # the frame's edge is a rim too
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    pixels[mask & ~inside] = colour
+    lines = mask & _hatching(mask.shape, number, width)
+    pixels[lines] = np.rint(pixels[lines] * (1 - HATCH) + np.array(second) * HATCH)
+    rim = _inside(mask, width)
+    pixels[rim & ~_inside(rim, width)] = second
+    pixels[mask & ~rim] = colour
+
+
+def _line_width(shape: tuple[int, int]) -> int:
+    """Of outlines, in pixels: visible where a large picture is shown reduced to a window's width."""
+    return max(1, round(max(shape) / 400))
+
+
+def _hatching(shape: tuple[int, int], number: int, width: int) -> np.ndarray:
+    """Lines in one of four directions, bool (H, W)."""
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    along = (x + y, x - y + shape[0], y + 0 * x, x + 0 * y)[number // len(COLOURS) % 2 * 2 + number % 2]
+    return along // width % 8 == 0
+
+
+def _inside(mask: np.ndarray, width: int) -> np.ndarray:
+    """The pixels more than `width` steps (up, down, left, right) from the mask's edge; the frame's edge is one."""
+    for _ in range(width):
+        padded = np.pad(mask, 1)
+        mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask
 
 
 def _corners(box: Sequence[float] | None) -> tuple[float, float, float, float] | None:
@@ -68,19 +110,31 @@ def _corners(box: Sequence[float] | None) -> tuple[float, float, float, float] |
     return x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)
 
 
-def _label(draw: ImageDraw.ImageDraw, text: str | None, box, mask, colour, size: tuple[int, int]) -> None:
-    """The text on a plate at the top of its box, else of its mask; at the picture's corner when there is neither."""
+def _label(
+    draw: ImageDraw.ImageDraw, text: str | None, box, mask, colour, size: tuple[int, int], taken: list[tuple]
+) -> None:
+    """The text on a plate above its box, else above its mask; at the picture's corner when there is neither. It moves
+    into the box, then below it, where the picture or a plate of `taken` is in the way."""
     if not text:
         return
     if box is None and mask is not None and mask.any():
-        box = (int(np.flatnonzero(mask.any(axis=0))[0]), int(np.flatnonzero(mask.any(axis=1))[0]))
-    x, y = (box or (0, 0))[:2]
-    font = _font(max(10, round(size[0] / 40)))
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    width, height = right - left + 4, bottom - top + 4
-    x, y = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))  # the whole plate stays in the picture
+        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+        box = tuple(int(value) for value in (columns[0], rows[0], columns[-1], rows[-1]))
+    x, top, _, bottom = box or (0, 0, 0, 0)
+    font = _font(max(12, round(max(size) / 36)))
+    left, above, right, below = draw.textbbox((0, 0), text, font=font)
+    width, height = right - left + 6, below - above + 6
+    x = max(0, min(x, size[0] - width))  # the whole plate stays in the picture
+    places = [(x, max(0, min(y, size[1] - height))) for y in (top - height, top, bottom + 1)]
+    x, y = next((place for place in places if not _overlaps((*place, width, height), taken)), places[0])
+    taken.append((x, y, width, height))
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
-    draw.text((x + 2 - left, y + 2 - top), text, fill=(0, 0, 0) if sum(colour) > 330 else PAPER, font=font)
+    draw.text((x + 3 - left, y + 3 - above), text, fill=second_tone(colour), font=font)
+
+
+def _overlaps(plate: tuple, taken: list[tuple]) -> bool:
+    x, y, width, height = plate
+    return any(x < u + w and u < x + width and y < v + h and v < y + height for u, v, w, h in taken)
 
 
 def contact_sheet(

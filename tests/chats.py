@@ -24,7 +24,7 @@ def data_url(data: bytes, kind: str = "image/png") -> str:
 
 
 def user(text: str, *items: dict[str, Any], image: bytes | str | None = None) -> dict[str, Any]:
-    """A user's message with a picture (bytes, or a URL) before its text."""
+    """A user's message with an image (bytes, or a URL) before its text."""
     shown = [] if image is None else [{"url": image if isinstance(image, str) else data_url(image)}]
     content = [{"type": "image_url", "image_url": url} for url in shown]
     return {"role": "user", "content": [*content, *items, {"type": "text", "text": text}]}

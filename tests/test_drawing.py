@@ -3,13 +3,14 @@
 Run: pytest tests/test_drawing.py
 """
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sa2va_hf.drawing import COLOURS, contact_sheet, curve, overlay
+from sa2va_hf.drawing import COLOURS, contact_sheet, curve, luminance, overlay
 
 
 def scene() -> tuple[np.ndarray, np.ndarray]:
@@ -30,6 +31,44 @@ def test_overlay_changes_the_mask_alone():
     assert tuple(drawn[10, 20]) == COLOURS[0]  # the rim in full, the inside tinted
     assert tuple(drawn[20, 35]) != COLOURS[0]
     assert (picture == 200).all()  # the input stays as it was
+
+
+def contrast(one, other) -> float:
+    """WCAG 2.2: 1 for equal colours, 21 for black on white."""
+    low, high = sorted((luminance(one) + 0.05, luminance(other) + 0.05))
+    return high / low
+
+
+@pytest.mark.parametrize("number", range(len(COLOURS)))
+def test_a_mask_contrasts_with_whatever_it_covers(number):
+    """Amber on a yellow square, blue on the sea: a tenth of the mask at least has another lightness."""
+    empty, mask = np.zeros((60, 80), bool), scene()[1]
+    levels = (0, 64, 128, 192, 255)
+    for background in [*itertools.product(levels, repeat=3), *COLOURS, (240, 228, 66)]:
+        picture = np.full((60, 80, 3), background, np.uint8)
+        drawn = np.asarray(overlay(picture, [empty] * number + [mask]))[mask]
+        tones, counts = np.unique(drawn, axis=0, return_counts=True)
+        visible = [contrast(tone, background) > 2.2 for tone in tones]
+        assert counts[visible].sum() > 0.1 * mask.sum(), background
+
+
+def test_objects_of_one_colour_are_hatched_differently():
+    picture, mask = scene()
+    drawn = [overlay(picture, [np.zeros_like(mask)] * number + [mask]) for number in (0, len(COLOURS))]
+    assert drawn[0].tobytes() != drawn[1].tobytes()
+
+
+def test_labels_do_not_lie_on_each_other():
+    """Three objects in one place: three whole plates."""
+    picture = np.full((200, 200, 3), 200, np.uint8)
+    box, names = (60, 60, 120, 120), ["cat", "cat", "cat"]
+    drawn = overlay(picture, [], [box] * 3, names)
+    alone = [
+        of_colour(overlay(picture, [], [(math.nan,) * 4] * n + [box], [None] * n + ["cat"]), COLOURS[n]).sum()
+        for n in range(3)
+    ]
+    together = [of_colour(drawn, COLOURS[n]).sum() for n in range(3)]
+    assert all(both > 0.7 * one for one, both in zip(alone, together, strict=True))
 
 
 def test_overlay_of_nothing_is_the_picture():

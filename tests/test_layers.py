@@ -77,12 +77,13 @@ MAY_IMPORT = {
         "arguments",
         "checkpoints",
         "model",
+        "serving",
     },  # fmt: skip
     "pseudo_labels": {"inference", "data", "masks", "model"},
     "vos_inference": {"model", "data", "masks"},
     "locating": {"boxes", "model", "prediction"},
     "search": {"boxes", "masks", "inference", "drawing", "model.visuals"},
-    "demo": {"inference"},
+    "serving": {"inference", "masks", "drawing", "model.configuration_sa2va"},
 }
 
 

@@ -19,6 +19,8 @@ COMMANDS = {  # name: module, what it does
     "convert": ("convert_checkpoint", "convert checkpoints from and to other layouts"),
     "predict": ("predict", "answer a question about an image or a video, with masks"),
     "search": ("search", "search a large image for a small target"),
+    "serve": ("serve", "serve a model over HTTP to OpenAI's clients"),
+    "demo": ("demo", "open a web page to chat with a model about images and videos"),
     "evaluate": ("evaluate", "evaluate a model on a benchmark"),
     "results": ("results_page", "compare evaluation runs with published figures"),
     "vos": ("vos_inference", "track objects through videos with SAM 2"),

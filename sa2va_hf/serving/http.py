@@ -27,6 +27,7 @@ from sa2va_hf.serving.session import Answer, masks_json
 from sa2va_hf.serving.sources import Sources
 
 READERS = 2  # bodies that are parsed at once: base64 and JSON take three times their bytes
+DRAIN_BYTES, DRAIN_SECONDS = 128 * 2**20, 10.0  # of a body that is refused
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # seconds
 
 
@@ -155,18 +156,23 @@ class _Place:
 
 
 async def _chat(request: Request, service: Service, state: _State, readers: asyncio.Semaphore) -> Response:
-    start, place = time.monotonic(), _Place(service, state)
+    start = time.monotonic()
+    try:
+        place = _Place(service, state)
+    except Refused:
+        await _drain(request)
+        raise
+
+    def done() -> None:
+        place.give_back()
+        _observe(state, time.monotonic() - start)
+
     try:
         body = await _read_body(request, service, place)
         async with readers:
             batcher = service.batcher
             chat = await asyncio.to_thread(read_chat, body, batcher.limits, service.sources, batcher.cells)
         del body
-
-        def done() -> None:
-            place.give_back()
-            _observe(state, time.monotonic() - start)
-
         reply = _Reply(request, service, chat, done)
     except BaseException:
         place.give_back()
@@ -180,20 +186,35 @@ async def _chat(request: Request, service: Service, state: _State, readers: asyn
 
 
 async def _read_body(request: Request, service: Service, place: _Place) -> bytes:
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > service.batcher.limits.max_body:
-        place.take(int(declared))  # raises: refused before it is read
-    body = bytearray()
+    declared, body = request.headers.get("content-length", "0"), bytearray()
     try:
+        if declared.isdigit() and int(declared) > service.batcher.limits.max_body:
+            place.take(int(declared))  # raises: refused before it is kept
         async with asyncio.timeout(service.body_seconds):
             async for chunk in request.stream():
                 place.take(len(chunk))
                 body += chunk
+    except Refused:
+        await _drain(request)
+        raise
     except TimeoutError as error:
         raise Refused(408, "timeout", f"the body took longer than {service.body_seconds:g} seconds") from error
     except ClientDisconnect as error:
         raise Refused(499, "client_closed", "the client left before its body was complete") from error
     return bytes(body)
+
+
+async def _drain(request: Request) -> None:
+    """Reads on for a while and keeps nothing: a client that is still sending then reads why it is refused."""
+    left, end = DRAIN_BYTES, time.monotonic() + DRAIN_SECONDS
+    while left > 0 and time.monotonic() < end:
+        try:
+            message = await asyncio.wait_for(request.receive(), 0.5)
+        except TimeoutError:
+            return
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return
+        left -= len(message.get("body", b""))
 
 
 class _Reply:

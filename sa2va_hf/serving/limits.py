@@ -23,11 +23,11 @@ class Limits:
     """Bounds of one request, and of what runs together.
 
     Args:
-        max_body: bytes of a request. max_bytes: of one picture or clip, decoded from base64.
-        max_pixels: of a picture or of a frame. max_frames: of a clip.
+        max_body: bytes of a request. max_bytes: of one image or clip, decoded from base64.
+        max_pixels: of an image or of a frame. max_frames: of a video.
         max_objects: [SEG] of an answer; it ends there. max_new_tokens: tokens of an answer.
         max_text: characters of a conversation. max_regions: region prompts of a conversation.
-        max_answer_bytes: of the masks that one batch of answers can fill; a large picture or a long clip is allowed
+        max_answer_bytes: of the masks that one batch of answers can fill; a large image or a long clip is allowed
             fewer [SEG] than `max_objects`, and is refused where it leaves no room for one.
     """
 
@@ -59,7 +59,7 @@ class Limits:
 
     def check_frames(self, count: int) -> None:
         if count > self.max_frames:
-            message = f"the clip has more than {self.max_frames} frames, which is what this server takes: send a part"
+            message = f"the video has more than {self.max_frames} frames, which is what this server takes: send a part"
             raise Refused(413, "too_large", message)
 
     def objects(self, frames: int, pixels: int, cells: int, regions: int = 0) -> int:
@@ -68,7 +68,7 @@ class Limits:
         Raises:
             Refused: 413 when there is no room for one.
         """
-        room = self.max_answer_bytes - pixels * (3 + regions)  # the picture and its region prompts are in memory too
+        room = self.max_answer_bytes - pixels * (3 + regions)  # the image and its region prompts are in memory too
         count = room // object_bytes(frames, pixels, cells)
         if count < 1:
             message = (

@@ -1,7 +1,8 @@
-"""Clients' bytes -> pictures and clips. What they would allocate is known, and limited, before a pixel is decoded."""
+"""Clients' bytes -> images and videos. What they would allocate is known, and limited, before a pixel is decoded."""
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,14 +14,15 @@ from PIL import Image, ImageOps
 from sa2va_hf.masks import decode
 from sa2va_hf.serving.limits import Limits, Refused
 
-PICTURES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}  # by their first bytes; WebP and clips: _form
+IMAGES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}  # by their first bytes; the rest: form_of
+IMAGE_FORMS, VIDEO_FORMS = ("PNG", "JPEG", "WEBP"), ("mp4", "matroska", "avi", "gif")
 SCANS = 100  # of a progressive JPEG; encoders write about ten, and a decoder walks over all pixels for each
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: the values that exchange width and height
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that has not been decoded. size: (width, height), upright; turned: its file is not upright."""
+class EncodedImage:
+    """An image that has not been decoded. size: (width, height), upright; turned: its file is not upright."""
 
     data: bytes
     form: str
@@ -34,10 +36,10 @@ class Picture:
             with Image.open(io.BytesIO(self.data), formats=[self.form]) as opened:
                 return (ImageOps.exif_transpose(opened) if self.turned else opened).convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise Refused(422, "unreadable_media", f"the picture ({self.form}) cannot be decoded: {error}") from error
+            raise Refused(422, "unreadable_media", f"the image ({self.form}) cannot be decoded: {error}") from error
 
 
-class EncodedClip(Sequence[Image.Image]):
+class VideoFrames(Sequence[Image.Image]):
     """The frames of a video that stays compressed in memory; decoded forward, an earlier frame starts it over."""
 
     def __init__(self, data: bytes, form: str, limits: Limits) -> None:
@@ -61,6 +63,12 @@ class EncodedClip(Sequence[Image.Image]):
                 return image.rotate(frame.rotation, expand=True) if frame.rotation else image
         raise _unreadable(f"frame {index} of {self._count} cannot be decoded")
 
+    def again(self) -> VideoFrames:
+        """The same frames with a decoder of their own, for another thread."""
+        other = copy.copy(self)
+        other._frames, other._next = other._decode(), 0
+        return other
+
     def _container(self) -> Any:
         import av
 
@@ -75,7 +83,7 @@ class EncodedClip(Sequence[Image.Image]):
                 if not container.streams.video:
                     raise _unreadable("it has no video stream")
                 stream = container.streams.video[0]
-                limits.check_pixels(stream.codec_context.width, stream.codec_context.height, "a frame of the clip")
+                limits.check_pixels(stream.codec_context.width, stream.codec_context.height, "a frame of the video")
                 count = 0
                 for packet in container.demux(stream):
                     count += packet.size > 0
@@ -102,7 +110,7 @@ class EncodedClip(Sequence[Image.Image]):
 class Video:
     """A clip that has been counted. size: (width, height), upright."""
 
-    clip: EncodedClip
+    clip: VideoFrames
 
     @property
     def size(self) -> tuple[int, int]:
@@ -112,29 +120,29 @@ class Video:
     def frames(self) -> int:
         return len(self.clip)
 
-    def open(self) -> EncodedClip:
-        return self.clip
+    def open(self) -> VideoFrames:
+        return self.clip.again()
 
 
-Visual = Picture | Video
+Visual = EncodedImage | Video
 
 
 @dataclass(frozen=True)
 class Region:
-    """A region prompt: a COCO RLE of the picture's size, or a box (x0, y0, x1, y1) in pixels."""
+    """A region prompt: a COCO RLE of the image's size, or a box (x0, y0, x1, y1) in pixels."""
 
     rle: dict[str, Any] | None = None
     box: tuple[float, float, float, float] | None = None
 
     def check(self, size: tuple[int, int]) -> None:
-        """`Refused` when it is not a region of a picture of `size` (width, height)."""
+        """`Refused` when it is not a region of an image of `size` (width, height)."""
         expected = [size[1], size[0]]
         if self.rle is not None and self.rle.get("size") != expected:
             got = repr(self.rle.get("size"))[:60]
-            raise _bad_region(f".rle.size: expected the picture's [height, width] {expected}, got {got}")
+            raise _bad_region(f".rle.size: expected the image's [height, width] {expected}, got {got}")
         if not self.mask(size).any():
             where = f".box: {list(self.box)}" if self.box else ".rle"
-            raise _bad_region(f"{where} covers no pixel of the picture of {size[0]} x {size[1]}")
+            raise _bad_region(f"{where} covers no pixel of the image of {size[0]} x {size[1]}")
 
     def mask(self, size: tuple[int, int]) -> np.ndarray:
         """bool (H, W)."""
@@ -155,25 +163,25 @@ class Region:
         return tuple(round(value) for value in clip)
 
 
-def read_picture(data: bytes, limits: Limits) -> Picture:
-    """Bytes of a PNG, JPEG or WebP -> a picture whose header is within the limits; nothing is decoded.
+def read_image(data: bytes, limits: Limits) -> EncodedImage:
+    """Bytes of a PNG, JPEG or WebP -> an image whose header is within the limits; nothing is decoded.
 
     Raises:
         Refused: 413 too many bytes or pixels; 415 another format, or an animation; 422 a damaged header.
     """
-    limits.check_bytes(len(data), "the picture")
-    form = _form(data)
-    if form not in ("PNG", "JPEG", "WEBP"):
-        raise Refused(415, "unsupported_media", "image_url: expected the bytes of a PNG, JPEG or WebP picture")
+    limits.check_bytes(len(data), "the image")
+    form = form_of(data)
+    if form not in IMAGE_FORMS:
+        raise Refused(415, "unsupported_media", "image_url: expected the bytes of a PNG, JPEG or WebP image")
     if form == "WEBP":
-        limits.check_pixels(*_webp_size(data), "the picture")  # Pillow makes room for a WebP when it opens it
+        limits.check_pixels(*_webp_size(data), "the image")  # Pillow makes room for a WebP when it opens it
     if form == "JPEG" and data.count(b"\xff\xda") > SCANS:
         raise Refused(413, "too_large", f"image_url: a JPEG of more than {SCANS} scans")
     try:
         with Image.open(io.BytesIO(data), formats=[form]) as opened:
-            limits.check_pixels(*opened.size, "the picture")
+            limits.check_pixels(*opened.size, "the image")
             if getattr(opened, "is_animated", False) and form != "JPEG":
-                raise Refused(415, "unsupported_media", "image_url: an animation; send a clip as video_url")
+                raise Refused(415, "unsupported_media", "image_url: an animation; send a video as video_url")
             # Pillow decodes a PNG to look for EXIF data behind its pixels; only what comes before them counts here.
             exif = opened.getexif() if form != "PNG" or "exif" in opened.info else {}
             orientation = exif.get(ORIENTATION, 1)
@@ -183,28 +191,28 @@ def read_picture(data: bytes, limits: Limits) -> Picture:
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, Refused):
             raise
-        raise Refused(422, "unreadable_media", f"the picture ({form}) cannot be read: {error}") from error
-    return Picture(data, form, size, orientation != 1)
+        raise Refused(422, "unreadable_media", f"the image ({form}) cannot be read: {error}") from error
+    return EncodedImage(data, form, size, orientation != 1)
 
 
 def read_video(data: bytes, limits: Limits) -> Video:
-    """Bytes of an MP4, WebM, AVI or GIF -> a clip whose frames are counted and whose size is within the limits.
+    """Bytes of an MP4, WebM, AVI or GIF -> a video whose frames are counted and whose size is within the limits.
 
     Raises:
         Refused: 413 too many bytes, frames or pixels; 415 another format; 422 it cannot be decoded.
     """
-    limits.check_bytes(len(data), "the clip")
-    form = _form(data)
-    if form not in ("mp4", "matroska", "avi", "gif"):
+    limits.check_bytes(len(data), "the video")
+    form = form_of(data)
+    if form not in VIDEO_FORMS:
         raise Refused(415, "unsupported_media", "video_url: expected the bytes of an MP4, WebM, AVI or GIF")
-    video = Video(EncodedClip(data, form, limits))
-    limits.check_pixels(*video.size, "a frame of the clip")
+    video = Video(VideoFrames(data, form, limits))
+    limits.check_pixels(*video.size, "a frame of the video")
     return video
 
 
-def _form(data: bytes) -> str | None:
+def form_of(data: bytes) -> str | None:
     """What the first bytes say; not what the client says."""
-    for start, form in PICTURES.items():
+    for start, form in IMAGES.items():
         if data.startswith(start):
             return form
     if data[:4] == b"RIFF":
@@ -232,4 +240,4 @@ def _bad_region(problem: str) -> Refused:
 
 
 def _unreadable(reason: str) -> Refused:
-    return Refused(422, "unreadable_media", f"the clip cannot be decoded: {reason}")
+    return Refused(422, "unreadable_media", f"the video cannot be decoded: {reason}")

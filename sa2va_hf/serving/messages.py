@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sa2va_hf.serving.limits import Limits, Refused
-from sa2va_hf.serving.media import Region, Visual, read_picture, read_video
+from sa2va_hf.serving.media import Region, Visual, read_image, read_video
 from sa2va_hf.serving.session import Question, make_question
 from sa2va_hf.serving.sources import Sources
 
@@ -40,7 +40,7 @@ def read_chat(body: bytes, limits: Limits, sources: Sources, cells: int) -> Chat
     """The body of POST /v1/chat/completions, checked.
 
     Raises:
-        Refused: 400 it is not such a body; what `Sources.read`, `read_picture`, `read_video`, `make_question` raise.
+        Refused: 400 it is not such a body; what `Sources.read`, `read_image`, `read_video`, `make_question` raise.
     """
     try:
         asked = json.loads(body)
@@ -167,9 +167,9 @@ def _show(kind: str, url: Any, where: str, index: int, seen: _Seen, limits: Limi
         if seen.visual is not None and data == seen.data:  # clients that send it again with every turn
             return
         if seen.visual is not None or index:
-            message = "one picture or clip per conversation, in its first message: begin a new one"
+            message = "one image or clip per conversation, in its first message: begin a new one"
             raise Refused(400, "unsupported_content", message)
-        seen.visual = (read_picture if kind == "image_url" else read_video)(data, limits)
+        seen.visual = (read_image if kind == "image_url" else read_video)(data, limits)
         seen.data = data
     except Refused as refused:
         raise Refused(refused.status, refused.code, f"{where}: {refused.message}", param=where) from refused

@@ -24,7 +24,7 @@ PARTS = re.compile(rf"(<p>.*?(?:</p>|(?={re.escape(SEG_TOKEN)}))|{re.escape(SEG_
 
 @dataclass(frozen=True)
 class Question:
-    """One question of a conversation. The picture is not decoded yet; regions and sizes are checked.
+    """One question of a conversation. The image is not decoded yet; regions and sizes are checked.
 
     Args:
         turns: (question, answer) pairs before this one.
@@ -59,7 +59,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Opened:
-    """A question with its pixels: a picture, a clip or None, and a mask (H, W) per region."""
+    """A question with its pixels: an image, a video or None, and a mask (H, W) per region."""
 
     question: Question
     pixels: Any = None
@@ -84,7 +84,7 @@ def make_question(
 ) -> Question:
     """A question that fits the limits. `Refused` when it does not; `cells` of a mask's logits."""
     if regions and (visual is None or isinstance(visual, Video)):
-        raise Refused(422, "invalid_region", "region: region prompts are of a picture, and there is none")
+        raise Refused(422, "invalid_region", "region: region prompts are of an image, and there is none")
     if len(regions) > limits.max_regions:
         raise Refused(413, "too_large", f"{len(regions)} regions; this server takes {limits.max_regions}")
     turns = fields.get("turns", ())
@@ -203,7 +203,7 @@ def phrases_of(text: str) -> list[str | None]:
 def masks_json(prediction: Prediction) -> list[dict[str, Any]]:
     """One entry per [SEG] and frame, in this order.
 
-    index: of the [SEG] in the answer. phrase: or null. frame: 0 for a picture. rle: COCO's compressed form. bbox: as
+    index: of the [SEG] in the answer. phrase: or null. frame: 0 for an image. rle: COCO's compressed form. bbox: as
     COCO writes it, [x, y, width, height] in pixels; null where the mask is empty. score: 0..1, the IoU that SAM 2
     expects of the object, the same on all its frames. size: [height, width].
     """

@@ -16,7 +16,7 @@ from sa2va_hf import Sa2VAPredictor
 from sa2va_hf.serving import batching
 from sa2va_hf.serving.batching import Batcher
 from sa2va_hf.serving.limits import Limits, Refused
-from sa2va_hf.serving.media import read_picture
+from sa2va_hf.serving.media import read_image
 from sa2va_hf.serving.session import Answer, Question, make_question, masks_json
 
 TEXT = "Sure, it is [SEG]."
@@ -58,7 +58,7 @@ def held(monkeypatch):
 
 
 def question(seed: int = 0, text: str = "the dog?", **fields) -> Question:
-    return make_question(LIMITS, 1024, read_picture(png(noise(seed)), LIMITS), text=text, **fields)
+    return make_question(LIMITS, 1024, read_image(png(noise(seed)), LIMITS), text=text, **fields)
 
 
 def submit(batcher: Batcher, asked: Question) -> queue.Queue:
@@ -137,7 +137,7 @@ def test_one_bad_question_does_not_harm_the_others(make, held):
     first = submit(batcher, question())
     wait_for(lambda: not batcher.waiting)
     noisy = png(noise(1, (300, 200)))
-    cut = make_question(LIMITS, 1024, read_picture(noisy[: len(noisy) // 2], LIMITS), text="half?")
+    cut = make_question(LIMITS, 1024, read_image(noisy[: len(noisy) // 2], LIMITS), text="half?")
     bad = [submit(batcher, cut), submit(batcher, question(text="<IMG_CONTEXT> <image> <image>"))]
     good = [submit(batcher, question(seed)) for seed in range(2)]
     held.release(20)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sa2va_hf.masks import encode
 from sa2va_hf.serving.limits import Limits, Refused
-from sa2va_hf.serving.media import Region, read_picture, read_video
+from sa2va_hf.serving.media import Region, read_image, read_video
 
 LIMITS = Limits(max_pixels=1_000_000, max_frames=50)
 
@@ -36,7 +36,7 @@ def png_header(width: int, height: int, data: bytes = b"", extra: bytes = b"") -
     return b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-def clip_bytes(frames: int, size: tuple[int, int] = (32, 32), codec: str = "libx264", form: str = "mp4") -> bytes:
+def video_bytes(frames: int, size: tuple[int, int] = (32, 32), codec: str = "libx264", form: str = "mp4") -> bytes:
     import av
 
     file = io.BytesIO()
@@ -69,18 +69,18 @@ def repeated_frame(count: int) -> bytes:
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-def test_pictures_come_upright_and_their_size_is_known_before(form):
+def test_images_come_upright_and_their_size_is_known_before(form):
     image = Image.new("RGB", (40, 20), (200, 30, 30))
     exif = Image.Exif()
     exif[0x0112] = 6
     for options, size in (({}, (40, 20)), ({"exif": exif}, (20, 40))):
-        picture = read_picture(encoded(image, form, **options), LIMITS)
-        assert picture.size == size == picture.open().size
-        assert picture.open().mode == "RGB"
+        image = read_image(encoded(image, form, **options), LIMITS)
+        assert image.size == size == image.open().size
+        assert image.open().mode == "RGB"
 
 
 BOMB = zlib.compress(bytes(50_000_000), 9)  # 49 KB
-REFUSED_PICTURES = {
+REFUSED_IMAGES = {
     "100 megapixels": (
         lambda: encoded(Image.new("1", (10_000, 10_000)), "PNG", compress_level=1),
         413,
@@ -120,14 +120,14 @@ REFUSED_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED_PICTURES)
+@pytest.mark.parametrize("name", REFUSED_IMAGES)
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_what_is_no_picture_for_us_is_refused_without_decoding_it(name):
-    make, status, words = REFUSED_PICTURES[name]
+def test_what_is_no_image_for_us_is_refused_without_decoding_it(name):
+    make, status, words = REFUSED_IMAGES[name]
     data = make()
     tracemalloc.start()
     with pytest.raises(Refused, match=words) as caught:
-        read_picture(data, LIMITS)
+        read_image(data, LIMITS)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert caught.value.status == status
@@ -135,47 +135,47 @@ def test_what_is_no_picture_for_us_is_refused_without_decoding_it(name):
 
 
 def test_a_zip_bomb_decodes_to_the_pixels_of_its_header_at_most():
-    """50 MB of zeros for a picture of 16 pixels: the decoder stops where the picture ends."""
-    picture = read_picture(png_header(4, 4, BOMB), LIMITS)
+    """50 MB of zeros for an image of 16 pixels: the decoder stops where the image ends."""
+    image = read_image(png_header(4, 4, BOMB), LIMITS)
     try:
-        assert picture.open().size == (4, 4)
+        assert image.open().size == (4, 4)
     except Refused as refused:
         assert refused.status == 422
 
 
-def test_a_picture_cut_in_half_is_refused_when_it_is_decoded():
+def test_a_image_cut_in_half_is_refused_when_it_is_decoded():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8))
     for form in ("PNG", "JPEG"):
         data = encoded(noise, form)
-        picture = read_picture(data[: len(data) // 2], LIMITS)
+        image = read_image(data[: len(data) // 2], LIMITS)
         with pytest.raises(Refused, match="cannot be decoded") as caught:
-            picture.open()
+            image.open()
         assert caught.value.status == 422
 
 
 @pytest.mark.parametrize(("codec", "form"), [("libx264", "mp4"), ("libvpx", "webm"), ("mjpeg", "avi")])
 def test_clips_are_counted_and_read_in_any_order(codec, form):
-    video = read_video(clip_bytes(12, codec=codec, form=form), LIMITS)
+    video = read_video(video_bytes(12, codec=codec, form=form), LIMITS)
     clip = video.open()
     assert (len(clip), video.size) == (12, (32, 32))
     shades = [np.asarray(clip[index]).mean() for index in (0, 5, 11, 2)]
     assert np.abs(np.array(shades) - [0, 100, 220, 40]).max() < 8
 
 
-REFUSED_CLIPS = {
+REFUSED_VIDEOS = {
     "10,000 frames": (lambda: repeated_frame(10_000), 413, "more than 50 frames"),
-    "large frames": (lambda: clip_bytes(1, (1280, 960)), 413, "1280 x 960"),
+    "large frames": (lambda: video_bytes(1, (1280, 960)), 413, "1280 x 960"),
     "a playlist": (lambda: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", 415, "MP4, WebM, AVI or GIF"),
     "a list of files": (lambda: b"ffconcat version 1.0\nfile /etc/passwd\n", 415, "MP4, WebM, AVI or GIF"),
-    "a picture": (lambda: encoded(Image.new("RGB", (8, 8)), "PNG"), 415, "MP4, WebM, AVI or GIF"),
-    "half a clip": (lambda: clip_bytes(12)[:700], 422, "cannot be decoded"),
+    "an image": (lambda: encoded(Image.new("RGB", (8, 8)), "PNG"), 415, "MP4, WebM, AVI or GIF"),
+    "half a video": (lambda: video_bytes(12)[:700], 422, "cannot be decoded"),
     "a name only": (lambda: b"\0\0\0\x18ftypmp42" + bytes(64), 422, "cannot be decoded"),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED_CLIPS)
+@pytest.mark.parametrize("name", REFUSED_VIDEOS)
 def test_what_is_no_clip_for_us_is_refused(name):
-    make, status, words = REFUSED_CLIPS[name]
+    make, status, words = REFUSED_VIDEOS[name]
     with pytest.raises(Refused, match=words) as caught:
         read_video(make(), LIMITS)
     assert caught.value.status == status
@@ -183,7 +183,7 @@ def test_what_is_no_clip_for_us_is_refused(name):
 
 def test_a_container_that_lies_about_its_frames_is_refused():
     """An AVI header says 16 x 16; the JPEG inside it is larger than the limit."""
-    data = bytearray(clip_bytes(1, (1280, 960), "mjpeg", "avi"))
+    data = bytearray(video_bytes(1, (1280, 960), "mjpeg", "avi"))
     for old in (struct.pack("<II", 1280, 960), struct.pack("<HH", 1280, 960)):
         data = bytearray(bytes(data).replace(old, struct.pack("<II" if len(old) == 8 else "<HH", 16, 16)))
     with pytest.raises(Refused) as caught:
@@ -191,13 +191,13 @@ def test_a_container_that_lies_about_its_frames_is_refused():
     assert caught.value.status in (413, 422)
 
 
-def test_regions_are_boxes_or_masks_of_the_picture():
+def test_regions_are_boxes_or_masks_of_the_image():
     size = (6, 4)
     box = Region(box=(1, 1, 99, 3)).mask(size)
     assert box.sum() == 10 and box[1:3, 1:].all()
     assert (Region(rle=encode(box)).mask(size) == box).all()
     wrong = {
-        "expected the picture's": Region(rle=encode(box.T)),
+        "expected the image's": Region(rle=encode(box.T)),
         "covers no pixel": Region(box=(4, 4, 2, 2)),
         "RLE garbage": Region(rle={"size": [4, 6], "counts": "zzz"}),
     }

@@ -25,7 +25,7 @@ def read(asked: object, limits: Limits = LIMITS) -> ChatRequest:
 
 
 def test_a_conversation_becomes_turns_and_a_question():
-    again = user("and the cat?", image=PNG)  # clients that send the picture with every turn
+    again = user("and the cat?", image=PNG)  # clients that send the image with every turn
     chat = read(body(user("the dog?", image=PNG), ASSISTANT, again, temperature=0.5, stream=True))
     question = chat.question
     assert (question.turns, question.text) == ((("the dog?", "Sure, [SEG]."),), "and the cat?")
@@ -42,7 +42,7 @@ def test_what_has_no_effect_may_be_sent():
     read(body(user("a?"), n=1, user="me", stop=None, tools=[], presence_penalty=0.0, response_format={"type": "text"}))
 
 
-def test_regions_are_checked_against_the_picture():
+def test_regions_are_checked_against_the_image():
     box = {"type": "region", "box": [10, 10, 30, 20]}
     question = read(body(user("region1?", box, image=PNG))).question
     rle = {"type": "region", "rle": encode(question.regions[0].mask((100, 60)))}
@@ -69,17 +69,17 @@ REFUSED = {
     "empty text": (body(user("  ")), 400, "a text that is not empty"),
     "no content": (body({"role": "user"}), 400, "a text or a list"),
     "audio": (body(user("?", {"type": "input_audio"})), 400, "image_url, video_url or region"),
-    "picture of the assistant": (
+    "image of the assistant": (
         body(user("?"), {**ASSISTANT, "content": user("?", image=PNG)["content"]}, user("?")),
         400,
         r"messages\[1\].content\[0\].type: expected text",
     ),
-    "second picture": (body(user("?", image=PNG), ASSISTANT, user("?", image=png(noise(1)))), 400, "one picture"),
-    "later picture": (body(user("?"), ASSISTANT, user("?", image=PNG)), 400, "in its first message"),
+    "second image": (body(user("?", image=PNG), ASSISTANT, user("?", image=png(noise(1)))), 400, "one image"),
+    "later image": (body(user("?"), ASSISTANT, user("?", image=PNG)), 400, "in its first message"),
     "url of no type": (body(user("?", {"type": "image_url", "image_url": 3})), 400, "an object with a url"),
     "a path": (body(user("?", image="/etc/passwd")), 403, r"messages\[0\].content\[0\]: this server does not open"),
     "an internal address": (body(user("?", image="http://169.254.169.254/")), 403, "does not open"),
-    "a picture as video": (
+    "an image as video": (
         body(user("?", {"type": "video_url", "video_url": {"url": data_url(PNG)}})),
         415,
         "MP4, WebM, AVI or GIF",

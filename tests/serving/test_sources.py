@@ -34,7 +34,7 @@ def status_of(sources: Sources, url: str) -> int:
         "http://[::1]/x.png",
         "ftp://example.org/x.png",
         "gopher://127.0.0.1/",
-        "C:\\pictures\\x.png",
+        "C:\\images\\x.png",
         "\\\\host\\share\\x.png",
         "/dev/zero",
         "//127.0.0.1/x",

@@ -1,0 +1,160 @@
+"""The demo's page: upload an image or a video, mark regions, ask, see masks. Every user has a `Talk` of their own."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sa2va_hf.serving.batching import Batcher, Event
+from sa2va_hf.serving.limits import Refused
+from sa2va_hf.serving.session import Answer, make_question
+from sa2va_hf.serving.talk import Talk
+
+CSS = """
+.talk { min-height: 16em; max-height: 32em; overflow-y: auto; font-size: 1.05rem; }
+.talk .turn { margin: .4em 0; padding: .5em .8em; border-radius: .5em; white-space: pre-wrap; width: fit-content; }
+.talk .user { background: var(--background-fill-secondary); margin-left: auto; }
+.talk .model { border: 1px solid var(--border-color-primary); }
+.talk .object { padding: .05em .4em; margin: 0 .1em; border-radius: .3em; font-weight: 600; }
+.talk .note { color: var(--body-text-color-subdued); font-style: italic; }
+"""
+HINT = "Upload an image or a video, then ask. For a region, click two corners of a box on the image: it is region1."
+SECONDS = 3600  # after which an idle user's conversation and files are deleted
+
+
+def create_demo(batcher: Batcher, name: str, examples: Sequence[Sequence[str]] = ()) -> gr.Blocks:
+    """The page. `examples`: [file, question] pairs, files on this machine."""
+    page = Page(batcher)
+    with gr.Blocks(title=f"Sa2VA: {name}", analytics_enabled=False, delete_cache=(SECONDS, SECONDS)) as demo:
+        talk = gr.State(Talk(), time_to_live=SECONDS)
+        gr.Markdown(f"## {name}\n{HINT}")
+        with gr.Row():
+            with gr.Column():
+                file = gr.File(label="Image or video", type="filepath", height=90, elem_id="file")
+                view = gr.Image(label="Masks", format="png", interactive=False, elem_id="view", buttons=["fullscreen"])
+                frame = gr.Slider(0, 1, 0, step=1, label="Frame", visible=False, elem_id="frame")
+                with gr.Row():
+                    unmark = gr.Button("Remove regions", elem_id="unmark")
+                    download = gr.DownloadButton("Download", interactive=False, elem_id="download")
+            with gr.Column():
+                conversation = gr.HTML(Talk().html(), elem_id="conversation")
+                text = gr.Textbox(label="Question", placeholder="Please segment ...", elem_id="question")
+                with gr.Row():
+                    ask = gr.Button("Ask", variant="primary", elem_id="ask")
+                    again = gr.Button("New conversation", elem_id="again")
+        if examples:
+            gr.Examples([list(example) for example in examples], [file, text], label="Examples")
+        shown = [talk, view, frame, conversation, download]
+        quiet = {"show_progress": "hidden", "api_visibility": "private"}
+        file.change(page.load, [file], shown, **quiet)
+        view.select(page.mark, [talk, frame], [talk, view], **quiet)
+        unmark.click(page.unmark, [talk, frame], [talk, view], **quiet)
+        again.click(page.load, [file], shown, **quiet)
+        frame.change(page.scrub, [talk, frame], [view], **quiet)
+        for event in (ask.click, text.submit):
+            event(page.ask, [talk, text, frame], [*shown, text], concurrency_limit=None, **quiet)
+    return demo
+
+
+class Page:
+    """What happens on the page. It holds nothing of any user: a `Talk` comes in and goes out with every event."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+
+    def load(self, path: str | None) -> tuple[Any, ...]:
+        """A new file, or the same one for a new conversation."""
+        try:
+            talk = Talk() if path is None else Talk.about(self._read(path), self._batcher.limits)
+            return self._shown(talk)
+        except Refused as refused:
+            return self._shown(Talk(), note=refused.message)
+
+    def mark(self, talk: Talk, frame: int, event: gr.SelectData) -> tuple[Any, ...]:
+        talk = talk.click(*event.index)
+        return talk, talk.show(frame)
+
+    def unmark(self, talk: Talk, frame: int) -> tuple[Any, ...]:
+        talk = replace(talk, regions=(), corner=None)
+        return talk, talk.show(frame)
+
+    def scrub(self, talk: Talk, frame: int) -> Any:
+        return talk.show(frame)
+
+    def ask(self, talk: Talk, text: str, frame: int) -> Iterator[tuple[Any, ...]]:
+        """Yields the page while the answer is written; the masks come at the end."""
+        same, said = (gr.skip(),) * 3, ""
+        if not text.strip():
+            yield (*same, talk.html(note="Write a question first."), gr.skip(), gr.skip())
+            return
+        try:
+            for event in self._events(talk, text):
+                if isinstance(event, Answer):
+                    talk = talk.answered(text, event)
+                    note = "The answer was cut at its limit." if event.finish_reason == "length" else ""
+                    yield (*self._shown(talk, frame, note), "")
+                elif isinstance(event, str):
+                    said += event
+                    yield (*same, talk.html(text, said, "Answering ..."), gr.skip(), gr.skip())
+                else:
+                    yield (*same, talk.html(text, said, f"Waiting; {event} before you ..."), gr.skip(), gr.skip())
+        except Refused as refused:
+            yield (*same, talk.html(note=refused.message), gr.skip(), gr.skip())
+
+    def _events(self, talk: Talk, text: str) -> Iterator[Event | int]:
+        """The queue's events of one question; while nothing comes, how many wait."""
+        batcher, events = self._batcher, queue.SimpleQueue()
+        limits = batcher.limits
+        fields = {"text": text, "turns": talk.turns, "max_new_tokens": limits.max_new_tokens}
+        question = make_question(limits, batcher.cells, talk.visual, talk.regions, **fields)
+        yield batcher.waiting
+        job = batcher.submit(question, events.put)
+        try:
+            while True:
+                try:
+                    event = events.get(timeout=1.0)
+                except queue.Empty:
+                    if not job.said:
+                        yield batcher.waiting
+                    continue
+                if isinstance(event, Refused):
+                    raise event
+                yield event
+                if isinstance(event, Answer):
+                    return
+        finally:
+            job.cancel()  # the user has left, or it is answered
+
+    def _read(self, path: str) -> bytes:
+        self._batcher.limits.check_bytes(Path(path).stat().st_size, "the file")
+        return Path(path).read_bytes()
+
+    @staticmethod
+    def _shown(talk: Talk, frame: int = 0, note: str = "") -> tuple[Any, ...]:
+        slider = gr.Slider(maximum=max(1, talk.frames - 1), value=frame, visible=talk.frames > 1)
+        ready = bool(talk.turns)
+        download = gr.DownloadButton(value=talk.archive() if ready else None, interactive=ready)
+        return talk, talk.show(frame), slider, talk.html(note=note), download
+
+
+def launch(demo: gr.Blocks, host: str, port: int | None, max_file_size: int, **options: Any) -> Any:
+    """Serve the page, with fonts of the user's machine and no link to other hosts."""
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    demo.queue(default_concurrency_limit=8, max_size=256, api_open=False)
+    return demo.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        max_file_size=max_file_size,
+        theme=theme,
+        css=CSS,
+        footer_links=[],
+        quiet=True,
+        ssr_mode=False,
+        **options,
+    )

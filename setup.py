@@ -24,8 +24,16 @@ INSTALL = [
     "decord>=0.6.0; sys_platform == 'linux' and platform_machine == 'x86_64'",
 ]
 
+SERVE = ["fastapi>=0.165.0", "uvicorn>=0.54.0"]
+DEMO = ["gradio>=6.31.0"]
 EXTRAS = {
+    "serve": SERVE,
+    "demo": DEMO,
     "test": [
+        *SERVE,
+        *DEMO,
+        "openai>=3.57.0",  # the client that the server is made for
+        "selenium>=4.51.0",  # drives Debian's chromium, where it is installed
         "pytest>=8.3.0",
         "pytest-xdist>=3.6.0",
         "sentencepiece>=0.2.0",  # what converted tokenizers are compared with

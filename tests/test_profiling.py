@@ -18,6 +18,7 @@ SMALLEST = {
     "inference": "--frames 2 --objects 1 2 --lengths 2",
     "data": "--photos 24 --rows 3000",
     "sam2": "--image_size 128 --frames 3 --objects 1",
+    "serve": "--clients 1 2 --requests 4 --max_batch 2",
     "metrics": "--frames 1 --long 12",
     "train": "--batch 1 --steps 1",
 }

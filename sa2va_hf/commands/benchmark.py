@@ -4,6 +4,7 @@
     python scripts/benchmark.py data
     python scripts/benchmark.py train [--size tiny|2b|8b]
     python scripts/benchmark.py metrics
+    python scripts/benchmark.py serve [--model DIR] [--clients 1 4 16]
     python scripts/benchmark.py sam2 [--size tiny|small|base_plus|large] [--image_size 1024]
     python scripts/benchmark.py search [--scenes 20] [--max_crops 40] [--sheets DIR]
     ... --output docs/benchmarks.md        append the tables to this file
@@ -69,7 +70,15 @@ def search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sheets", type=Path, help="a folder for the overlays of a few searches")
 
 
-MEASUREMENTS = (inference, data, metrics, train, sam2, search)  # each is a module of sa2va_hf/profiling/ with `run`
+def serve(parser: argparse.ArgumentParser) -> None:
+    """Requests per second and latency of the server under load."""
+    parser.add_argument("--model", default="shapes-tiny")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16], help="that ask at the same time")
+    parser.add_argument("--requests", type=int, default=48, help="of all clients together")
+    parser.add_argument("--max_batch", type=int, default=8, help="questions that are answered together")
+
+
+MEASUREMENTS = (inference, data, metrics, train, sam2, search, serve)  # each is a module of sa2va_hf/profiling/ with `run`
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     service = Service(batcher, arguments.name or Path(arguments.model).name, sources, key)
     server = Server(service, arguments.host, arguments.port, arguments.stop_seconds)
     print(f"serving {service.name} at http://{arguments.host}:{arguments.port}/v1", flush=True)
-    server.run()
+    with suppress(KeyboardInterrupt):  # the server has ended in order before it says so
+        server.run()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import queue
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +42,8 @@ def create_demo(batcher: Batcher, name: str, examples: Sequence[Sequence[str]] =
                 frame = gr.Slider(0, 1, 0, step=1, label="Frame", visible=False, elem_id="frame")
                 with gr.Row():
                     unmark = gr.Button("Remove regions", elem_id="unmark")
-                    download = gr.DownloadButton("Download", interactive=False, elem_id="download")
+                    download = gr.Button("Download", interactive=False, elem_id="download")
+                    archive = gr.DownloadButton(visible="hidden", elem_id="archive")
             with gr.Column():
                 conversation = gr.HTML(Talk().html(), elem_id="conversation")
                 text = gr.Textbox(label="Question", placeholder="Please segment ...", elem_id="question")
@@ -55,6 +58,9 @@ def create_demo(batcher: Batcher, name: str, examples: Sequence[Sequence[str]] =
         view.select(page.mark, [talk, frame], [talk, view], **quiet)
         unmark.click(page.unmark, [talk, frame], [talk, view], **quiet)
         again.click(page.load, [file], shown, **quiet)
+        download.click(page.archive, [talk], [archive], show_progress="minimal", api_visibility="private").then(
+            None, js="() => { setTimeout(() => document.querySelector('#archive').click(), 100) }"
+        )
         frame.change(page.scrub, [talk, frame], [view], **quiet)
         for event in (ask.click, text.submit):
             event(page.ask, [talk, text, frame], [*shown, text], concurrency_limit=None, **quiet)
@@ -62,10 +68,11 @@ def create_demo(batcher: Batcher, name: str, examples: Sequence[Sequence[str]] =
 
 
 class Page:
-    """What happens on the page. It holds nothing of any user: a `Talk` comes in and goes out with every event."""
+    """What happens on the page. It knows no user: a `Talk` comes in and goes out with every event."""
 
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
+        self._archives = tempfile.TemporaryDirectory(prefix="sa2va-demo-")
 
     def load(self, path: str | None) -> tuple[Any, ...]:
         """A new file, or the same one for a new conversation."""
@@ -82,6 +89,14 @@ class Page:
     def unmark(self, talk: Talk, frame: int) -> tuple[Any, ...]:
         talk = replace(talk, regions=(), corner=None)
         return talk, talk.show(frame)
+
+    def archive(self, talk: Talk) -> str:
+        """Path of a zip for one download; those of an hour ago are deleted."""
+        folder = Path(self._archives.name)
+        for old in folder.glob("*.zip"):
+            if old.stat().st_mtime < time.time() - SECONDS:
+                old.unlink(missing_ok=True)
+        return talk.archive(folder)
 
     def scrub(self, talk: Talk, frame: int) -> Any:
         return talk.show(frame)
@@ -137,9 +152,7 @@ class Page:
     @staticmethod
     def _shown(talk: Talk, frame: int = 0, note: str = "") -> tuple[Any, ...]:
         slider = gr.Slider(maximum=max(1, talk.frames - 1), value=frame, visible=talk.frames > 1)
-        ready = bool(talk.turns)
-        download = gr.DownloadButton(value=talk.archive() if ready else None, interactive=ready)
-        return talk, talk.show(frame), slider, talk.html(note=note), download
+        return talk, talk.show(frame), slider, talk.html(note=note), gr.Button(interactive=bool(talk.turns))
 
 
 def launch(demo: gr.Blocks, host: str, port: int | None, max_file_size: int, **options: Any) -> Any:
@@ -151,6 +164,7 @@ def launch(demo: gr.Blocks, host: str, port: int | None, max_file_size: int, **o
         server_port=port,
         share=False,
         max_file_size=max_file_size,
+        state_session_capacity=200,  # conversations that are kept, an upload each
         theme=theme,
         css=CSS,
         footer_links=[],

@@ -92,9 +92,9 @@ class Talk:
         ]
         return overlay(image, masks, labels=labels)
 
-    def archive(self) -> str:
-        """Path of a new zip with the conversation, the masks of the last answer (JSON and PNG) and its overlays."""
-        with tempfile.NamedTemporaryFile(prefix="sa2va-", suffix=".zip", delete=False) as file:
+    def archive(self, folder: Path) -> str:
+        """Path of a new zip in `folder`: the conversation, and the last answer's masks (JSON and PNG) and overlays."""
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="sa2va-", suffix=".zip", delete=False) as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
                 turns = [{"question": question, "answer": answer} for question, answer in self.turns]
                 archive.writestr("answer.json", json.dumps({"turns": turns, "masks": list(self.masks)}, indent=1))

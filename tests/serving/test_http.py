@@ -4,6 +4,8 @@ Run: pytest tests/serving/test_http.py
 """
 
 import asyncio
+import ctypes
+import gc
 import http.client
 import json
 import socket
@@ -11,6 +13,7 @@ import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from chats import body, data_url, noise, png, user
@@ -217,6 +220,33 @@ def test_what_is_refused_is_refused_in_one_form_and_the_server_lives_on(running,
     assert running.request(method="GET", path="/health")[0] == 200
 
 
+def resident() -> int:
+    """Bytes of memory that this process holds, after what is free has gone back."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in status if line.startswith("VmRSS:")))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_memory_returns_after_what_is_refused(running):
+    """100 megapixels decoded would be 300 MB, the bomb 2.7 GB."""
+    bodies = [
+        json.dumps(make()).encode() for name, (make, *_) in WRONG.items() if name not in ("half a JSON", "large body")
+    ]
+
+    def send_all() -> int:
+        for raw in bodies:
+            assert running.request(raw)[0] >= 400
+        running.idle()
+        return resident()
+
+    send_all()
+    before = send_all()
+    assert max(send_all() for _ in range(3)) - before < 30_000_000
+
+
 def test_other_paths_methods_and_types_answer_in_the_same_form(running):
     for method, path, status in (("GET", "/", 404), ("GET", PATH, 405), ("GET", "/docs", 404)):
         got, reply, _ = running.request(method=method, path=path)
@@ -316,3 +346,36 @@ def test_it_stops_in_order(predictor, held):
         held.release(9)
         server.stop()
         assert [future.result()[0] for future in asked] == [200, 200]
+
+
+@pytest.mark.slow
+def test_the_command_serves_and_stops_when_it_is_told_to(tmp_path):
+    """`scripts/serve.py` in a process of its own, ended by SIGTERM."""
+    import signal
+    import subprocess
+    import sys
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(__file__).parents[2] / "scripts/serve.py"
+    command = [sys.executable, script, "--model", "shapes-tiny", "--port", port, "--max_pixels", "20000"]
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True)
+    try:
+        client = Running.__new__(Running)
+        client.port, end = port, time.monotonic() + 240
+        while True:
+            try:
+                if client.request(method="GET", path="/health")[0] == 200:
+                    break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < end
+                time.sleep(0.2)
+        assert client.request(ASKED)[0] == 200
+        assert client.request(body(user("?", image=png(Image.new("RGB", (200, 200))))))[0] == 413
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) in (0, -signal.SIGTERM)
+        assert f"http://127.0.0.1:{port}/v1" in process.stdout.read()
+    finally:
+        process.kill()
+        process.wait()

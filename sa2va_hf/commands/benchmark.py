@@ -78,7 +78,15 @@ def serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_batch", type=int, default=8, help="questions that are answered together")
 
 
-MEASUREMENTS = (inference, data, metrics, train, sam2, search, serve)  # each is a module of sa2va_hf/profiling/ with `run`
+MEASUREMENTS = (
+    inference,
+    data,
+    metrics,
+    train,
+    sam2,
+    search,
+    serve,
+)  # each is a module of sa2va_hf/profiling/ with `run`
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ BUNDLED = "shapes-tiny"
 LIMITS = Limits()
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -36,7 +36,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_frames", type=int, default=LIMITS.max_frames, help="of a video")
     parser.add_argument("--max_objects", type=int, default=LIMITS.max_objects, help="[SEG] of an answer")
     parser.add_argument("--max_new_tokens", type=int, default=LIMITS.max_new_tokens, help="of an answer")
-    return parser.parse_args(argv)
+    return parser
 
 
 def write_examples(folder: Path) -> list[list[str]]:
@@ -59,7 +59,7 @@ def write_examples(folder: Path) -> list[list[str]]:
 @mistakes()
 def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    arguments = parse_arguments(argv)
+    arguments = make_parser().parse_args(argv)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
 
     from sa2va_hf import Sa2VAPredictor

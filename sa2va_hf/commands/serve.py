@@ -22,7 +22,7 @@ LIMITS = {field.name: field.default for field in fields(Limits)}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -43,13 +43,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     limits = parser.add_argument_group("limits of one request")
     for name, default in LIMITS.items():
         limits.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    return parser.parse_args(argv)
+    return parser
 
 
 @mistakes()
 def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments = parse_arguments(argv)
+    arguments = make_parser().parse_args(argv)
     missing = [str(folder) for folder in arguments.allow_folder if not folder.is_dir()]
     if missing:
         raise ValueError(f"--allow_folder: no such folder: {', '.join(missing)}")

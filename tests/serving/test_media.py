@@ -74,9 +74,9 @@ def test_images_come_upright_and_their_size_is_known_before(form):
     exif = Image.Exif()
     exif[0x0112] = 6
     for options, size in (({}, (40, 20)), ({"exif": exif}, (20, 40))):
-        image = read_image(encoded(image, form, **options), LIMITS)
-        assert image.size == size == image.open().size
-        assert image.open().mode == "RGB"
+        read = read_image(encoded(image, form, **options), LIMITS)
+        assert read.size == size == read.open().size
+        assert read.open().mode == "RGB"
 
 
 BOMB = zlib.compress(bytes(50_000_000), 9)  # 49 KB

@@ -197,7 +197,7 @@ class Batcher:
 
     def _count(self, job: Job, answer: Answer) -> None:
         self.counts.tokens += answer.tokens
-        self.counts.objects += len(answer.prediction.masks)
+        self.counts.objects += len(answer.prediction.scores)
         if job.cancelled:
             self.counts.cancelled += 1
         else:

@@ -207,22 +207,14 @@ def masks_json(prediction: Prediction) -> list[dict[str, Any]]:
     COCO writes it, [x, y, width, height] in pixels; null where the mask is empty. score: 0..1, the IoU that SAM 2
     expects of the object, the same on all its frames. size: [height, width].
     """
-    entries = []
-    for index, phrase in enumerate(phrases_of(prediction.text)):
-        for frame, mask in enumerate(prediction.masks[index] if index < len(prediction.masks) else ()):
-            box = prediction.boxes[index, frame]
-            entries.append(
-                {
-                    "index": index,
-                    "phrase": phrase,
-                    "frame": frame,
-                    "rle": encode(mask),
-                    "bbox": _coco_box(box),
-                    "score": round(float(prediction.scores[index]), 4),
-                    "size": list(mask.shape),
-                }
-            )
-    return entries
+    phrases, entries = phrases_of(prediction.text), []
+    for frame in range(prediction.boxes.shape[1]):
+        for index, mask in enumerate(prediction.masks[:, frame]):
+            entry = {"index": index, "phrase": phrases[index], "frame": frame, "rle": encode(mask)}
+            entry["bbox"] = _coco_box(prediction.boxes[index, frame])
+            entry["score"] = round(float(prediction.scores[index]), 4)
+            entries.append(entry | {"size": list(mask.shape)})
+    return sorted(entries, key=lambda entry: entry["index"])
 
 
 def _coco_box(box: np.ndarray) -> list[float] | None:

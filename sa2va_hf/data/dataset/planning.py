@@ -224,7 +224,7 @@ class Planner:
         count = min(self.num_frames, len(choices))
         if self.train:
             return np.sort(choices[rng.permutation(len(choices))[:count]]).tolist()
-        return choices[np.linspace(0, len(choices) - 1, count).round().astype(int)].tolist()
+        return choices[np.linspace(0, len(choices) - 1, count, dtype=int)].tolist()  # truncated, as in inference
 
 
 def region_masks(row: Row) -> list[np.ndarray]:

@@ -7,6 +7,7 @@ Polygons, ellipses and masks are objects; those of one group_id (Datumaro: group
 points and lines are no masks. An attribute "phrase" (see the option) of a shape is a phrase for it.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,9 @@ def cvat(
     check_phrases(one=one, several=several)
     root = Path(root)
     path, own = _file(root, split, annotations)
-    pictures = list((_of_xml if path.suffix == ".xml" else _of_datumaro)(path, phrase))
+    read = list((_of_xml if path.suffix == ".xml" else _of_datumaro)(path, phrase))
+    yield from (one for one in read if isinstance(one, Reject))
+    pictures = [one for one in read if not isinstance(one, Reject)]
     places = [root / "images" / path.stem, root / "images", root / path.stem, path.parent / "images", root]
     folders = [Path(images)] if images else places
     chosen = {name for name, *_ in pictures}
@@ -141,13 +144,14 @@ def _root(path: Path) -> ElementTree.Element:
         raise ValueError(f"{path} is not XML: {error}") from error
 
 
-def _of_xml(path: Path, phrase: str) -> Iterator[tuple[str, str, tuple[int, int], list[dict]]]:
+def _of_xml(path: Path, phrase: str) -> Iterator[tuple[str, str, tuple[int, int], list[dict]] | Reject]:
     """(id, file name, (width, height), shapes) of every picture."""
     for number, image in enumerate(_root(path).iter("image")):
         try:
             name, size = image.attrib["name"], (int(image.attrib["width"]), int(image.attrib["height"]))
         except (KeyError, ValueError) as error:
-            raise ValueError(f"{path}: image {number} must have name, width and height: {error}") from error
+            yield Reject(f"image {number}", f"image {number} must have name, width and height: {error}", str(path))
+            continue
         shapes = [_of_element(element, phrase) for element in image if element.tag in PIECES]
         yield Path(name.replace("\\", "/")).with_suffix("").as_posix(), name, size, shapes
 
@@ -160,7 +164,7 @@ def _of_element(element: ElementTree.Element, phrase: str) -> dict[str, Any]:
         piece = (f"{element.tag} without usable numbers ({error})", None)
     return {
         "label": element.get("label", ""),
-        "group": int(element.get("group_id") or 0),
+        "group": element.get("group_id", "0").strip("0"),
         "phrases": [text for text in texts if text],
         "piece": piece,
     }
@@ -186,33 +190,53 @@ def _values(element: ElementTree.Element) -> Any:
 # ---------------------------------------------------------------- Datumaro
 
 
-def _of_datumaro(path: Path, phrase: str) -> Iterator[tuple[str, str, tuple[int, int] | None, list[dict]]]:
+def _of_datumaro(path: Path, phrase: str) -> Iterator[tuple[str, str, tuple[int, int] | None, list[dict]] | Reject]:
     """As `_of_xml`."""
     content = read_json(path, dict)
     try:
-        labels = [one["name"] for one in content["categories"]["label"]["labels"]]
+        labels = [str(one["name"]) for one in content["categories"]["label"]["labels"]]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} must have categories.label.labels with a name each: {error!r}") from error
+    if not isinstance(content["items"], list):
+        raise ValueError(f"{path} must have a list 'items', got {content['items']!r:.80}")
     for number, item in enumerate(content["items"]):
-        expect_keys(item, {"id": str, "annotations": list}, f"{path}: items[{number}]")
-        media = item.get("image") or item.get("media") or {}
-        size = media.get("size")
-        size = (int(size[1]), int(size[0])) if isinstance(size, list) and len(size) == 2 else None
-        shapes = [_of_record(one, labels, phrase) for one in item["annotations"] if one.get("type") != "label"]
-        yield item["id"], media.get("path") or f"{item['id']}.jpg", size, shapes
+        try:
+            yield _of_item(item, labels, phrase)
+        except ValueError as error:
+            yield Reject(f"items[{number}]", str(error), str(path))
+
+
+def _of_item(item: Any, labels: list[str], phrase: str) -> tuple[str, str, tuple[int, int] | None, list[dict]]:
+    expect_keys(item, {"id": str, "annotations": list}, "the item")
+    media = item.get("image") or item.get("media") or {}
+    expect_keys({"path": f"{item['id']}.jpg"} | media if isinstance(media, dict) else None, {"path": str}, "its image")
+    size = media.get("size")
+    known = isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)
+    for one in item["annotations"]:
+        expect_keys(one, {"type": str}, "its annotation")
+    shapes = [_of_record(one, labels, phrase) for one in item["annotations"] if one["type"] != "label"]
+    return item["id"], media.get("path") or f"{item['id']}.jpg", (size[1], size[0]) if known else None, shapes
 
 
 def _of_record(record: dict, labels: list[str], phrase: str) -> dict[str, Any]:
-    number, text = record.get("label_id"), (record.get("attributes") or {}).get(phrase)
+    attributes = record.get("attributes")
+    number, text = record.get("label_id"), attributes.get(phrase) if isinstance(attributes, dict) else None
     known = isinstance(number, int) and 0 <= number < len(labels)
-    kind = record.get("type")
-    piece = {"polygon": (kind, record.get("points")), "mask": ("rle", record.get("rle"))}.get(kind, (str(kind), None))
-    if kind == "ellipse" and len(record.get("points") or ()) == 4:  # its rectangle
-        x0, y0, x1, y1 = record["points"]
-        piece = ("ellipse", ((x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2))
+    kind, points = record["type"], record.get("points")
+    piece = {"polygon": (kind, points), "mask": ("rle", record.get("rle"))}.get(kind, (kind, None))
+    if kind == "ellipse":  # its points are the corners of its rectangle
+        piece = (kind, _ellipse_in(points))
     return {
         "label": labels[number] if known else f"label {number}",
-        "group": record.get("group") or 0,
+        "group": record.get("group") if isinstance(record.get("group"), int | str) else 0,
         "phrases": [text.strip()] if isinstance(text, str) and text.strip() else [],
         "piece": piece if known else (f"shape of the unknown label_id {number!r}", None),
     }
+
+
+def _ellipse_in(points: Any) -> tuple[float, float, float, float]:
+    """Middle and radii of the ellipse in a rectangle; not finite where the points are no rectangle."""
+    if not isinstance(points, list) or len(points) != 4 or not all(isinstance(value, int | float) for value in points):
+        return (math.nan,) * 4
+    x0, y0, x1, y1 = points
+    return (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2

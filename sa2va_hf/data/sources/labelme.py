@@ -43,7 +43,8 @@ def labelme(
     check_phrases(one=one, several=several)
     root = Path(root)
     base = next((root / name for name in SPLIT_NAMES.get(split, (split,)) if (root / name).is_dir()), root)
-    files = find_labelme(base)
+    files = files_below(base, "*.json") if find_labelme(base) else []
+    files = [path for path in files if _photo_beside(path, images and Path(images)) or is_labelme(path)]
     if not files:
         raise ValueError(f"there is no labelme json in {base}: expected X.json beside X.jpg, with a list 'shapes'")
     names = {path.relative_to(base).with_suffix("").as_posix(): path for path in files}
@@ -78,15 +79,22 @@ def _records(name: str, path: Path, images: Path | None, phrases: tuple[str, str
 
 
 def _photo(path: Path, named: str, images: Path | None) -> Path:
-    """The picture of a json: of its name, whatever the suffix, or as imagePath has it."""
-    beside = [path.parent, *(path.parent.parent / name for name in ("images", "img", "JPEGImages"))]
-    folders = [images] if images else beside
-    for folder in folders:
-        for suffix in IMAGE_SUFFIXES:
-            if (photo := folder / f"{path.stem}{suffix}").is_file():
-                return photo
+    """The picture of a json: the one that is called as it is, or as imagePath has it."""
+    if (photo := _photo_beside(path, images)) is not None:
+        return photo
     plain = Path(named.replace("\\", "/"))
-    return find_picture(plain.name, [*folders, path.parent / plain.parent])
+    return find_picture(plain.name, [*_folders(path, images), path.parent / plain.parent])
+
+
+def _photo_beside(path: Path, images: Path | None) -> Path | None:
+    """The picture that is called as the json is, whatever its suffix."""
+    names = [folder / f"{path.stem}{suffix}" for folder in _folders(path, images) for suffix in IMAGE_SUFFIXES]
+    return next((name for name in names if name.is_file()), None)
+
+
+def _folders(path: Path, images: Path | None) -> list[Path]:
+    beside = [path.parent, *(path.parent.parent / name for name in ("images", "img", "JPEGImages"))]
+    return [images] if images else beside
 
 
 def _shapes(shapes: list, path: Path) -> list[Shape]:
@@ -118,6 +126,6 @@ def _mask(shape: dict) -> Any:
         if kind == "mask":
             part = masks.read_mask(base64.b64decode(shape["mask"]))
             return placed(part, round(points[0][0]), round(points[0][1]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, OverflowError, TypeError, ValueError) as error:
         return refuse(f"its {kind} cannot be read: {error}")
     return refuse(f"a {kind} is no mask: draw a polygon, or make masks with scripts/pseudo_label.py")

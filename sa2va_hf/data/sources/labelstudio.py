@@ -19,7 +19,7 @@ from sa2va_hf import masks
 from sa2va_hf.data.listing import entries
 from sa2va_hf.data.schema import Reject, Sample
 from sa2va_hf.data.sources.coco_json import SPLIT_NAMES, check_phrases
-from sa2va_hf.data.sources.files import IMAGE_SUFFIXES, annotation_file, expect_keys, keep_split, read_json
+from sa2va_hf.data.sources.files import IMAGE_SUFFIXES, annotation_file, expect_keys, keep_split, read_json, unique_id
 from sa2va_hf.data.sources.portions import Portion, in_portions
 from sa2va_hf.data.sources.shapes_of_tools import (
     Drawn,
@@ -60,7 +60,8 @@ def labelstudio(
     path = annotation_file(root, annotations, _usual(root, split))
     tasks = read_json(path, list)
     own = annotations is None and path.stem in SPLIT_NAMES.get(split, (split,))
-    names = {_name(task, number): task for number, task in enumerate(tasks)}
+    seen: dict[str, int] = {}
+    names = {unique_id(_name(task, number), seen): task for number, task in enumerate(tasks)}
     chosen = set(names) if own else keep_split(names, split, val_fraction, f"name the file {split}.json")
     folders = [Path(images)] if images else [root / folder for folder in IMAGE_FOLDERS]
     for name, task in names.items():
@@ -99,9 +100,8 @@ def _records(
         if not regions:
             return  # nobody has annotated it
         photo = find_uploaded(_image(task.get("data", task), image_key), folders)
-        sizes = {(one.get("original_width"), one.get("original_height")) for one in regions}
-        (size,) = sizes if len(sizes) == 1 else (None,)
-        size = size if size and all(isinstance(side, int) for side in size) else None
+        size = (regions[0].get("original_width"), regions[0].get("original_height"))
+        size = size if all(isinstance(side, int) for side in size) else None
         shapes = [_shape(number, region, texts) for number, region in enumerate(regions)]
         drawn = Drawn(name, photo, shapes, size)
     except ValueError as error:
@@ -140,11 +140,14 @@ def _regions(task: Any) -> tuple[list[dict], dict[str, list[str]]]:
     expect_keys(task, {"data": dict, "annotations": list}, "the task")
     usable = [one for one in task["annotations"] if isinstance(one, dict) and not one.get("was_cancelled")]
     results = usable[0].get("result") or [] if usable else []
+    if not isinstance(results, list):
+        raise ValueError(f"'result' of its annotation must be a list, got {results!r:.80}")
     regions = [one for one in results if isinstance(one, dict) and isinstance(one.get("value"), dict)]
     texts: dict[str, list[str]] = {}
     for one in regions:
         if one.get("type") == "textarea":
-            texts.setdefault(str(one.get("id")), []).extend(map(str, one["value"].get("text") or []))
+            said = one["value"].get("text")
+            texts.setdefault(str(one.get("id")), []).extend(map(str, said if isinstance(said, list) else [said or ""]))
     drawn = [one | one["value"] for one in regions if one.get("type") in LABELS]
     return drawn, texts
 
@@ -175,7 +178,7 @@ def _mask(region: dict) -> Callable[[int, int], masks.RLE]:
         if "ellipselabels" in region:
             x, y, across, down = (float(region[name]) / 100 for name in ("x", "y", "radiusX", "radiusY"))
             return lambda height, width: ellipse(x * width, y * height, across * width, down * height)(height, width)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         return refuse(f"its shape cannot be read: {error}")
     kind = next((key for key in LABELS if key in region), "region")
     return refuse(f"a region of {kind} is no mask: draw it with the brush or as a polygon")
@@ -183,14 +186,14 @@ def _mask(region: dict) -> Callable[[int, int], masks.RLE]:
 
 def _brushed(packed: Any, height: int, width: int) -> masks.RLE:
     """The mask of a brush region: the alpha of its RGBA picture."""
-    values = unpack(packed)
+    values = unpack(packed, 4 * height * width)
     if len(values) != 4 * height * width:
         raise ValueError(f"its brush RLE has {len(values)} values, the picture has {height} x {width} x 4")
     return masks.encode(values.reshape(height, width, 4)[..., 3] >= OPAQUE)
 
 
-def unpack(packed: Any) -> np.ndarray:
-    """The bytes (n,) that Label Studio's brush RLE stands for, uint8.
+def unpack(packed: Any, limit: int = 2**31) -> np.ndarray:
+    """The bytes (n,), n at most `limit`, that Label Studio's brush RLE stands for, uint8.
 
     Its form is that of @thi.ng/rle-pack: of a stream of bits, highest first, 32 say how many values there are, 5 the
     bits of a value less one, four times 4 the bits of a count less one. Then blocks follow: a bit that says whether
@@ -204,8 +207,8 @@ def unpack(packed: Any) -> np.ndarray:
     stream = _Bits(bytes(packed))
     count, size = stream.take(32), stream.take(5) + 1
     sizes = [stream.take(4) + 1 for _ in range(4)]
-    if size != 8 or count > 2**34:
-        raise ValueError(f"its brush RLE has {count} values of {size} bits; expected bytes")
+    if size != 8 or count > limit:
+        raise ValueError(f"its brush RLE has {count} values of {size} bits; expected at most {limit} bytes")
     pieces, found = [], 0
     while found < count:
         repeated = stream.take(1)

@@ -4,6 +4,7 @@ A label that a tool offers in a list is a category: "dog", and where a picture h
 them together. A phrase that somebody wrote for a shape is asked for as it stands.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -108,6 +109,8 @@ def ellipse(x: float, y: float, across: float, down: float) -> Callable[[int, in
     """The mask of an ellipse by its middle and its two radii in pixels."""
 
     def mask(height: int, width: int) -> masks.RLE:
+        if not all(math.isfinite(value) and abs(value) < 1e6 for value in (x, y, across, down)):
+            raise ValueError(f"an ellipse at ({x}, {y}) with the radii {across} and {down} has no pixels")
         canvas = Image.new("1", (width, height))
         ImageDraw.Draw(canvas).ellipse((x - across, y - down, x + across, y + down), fill=1)
         return masks.encode(np.asarray(canvas))

@@ -344,6 +344,8 @@ def test_evaluation_spreads_the_frames_evenly():
     dataset = dataset_of(clip("c", ["x" * 11]), num_frames=3, train=False)
     assert dataset.plan(0).frames == [0, 5, 10]
     assert dataset_of(clip("c", ["xx"]), num_frames=3, train=False).plan(0).frames == [0, 1]
+    # truncated where they do not come out even, as the frames that inference reads
+    assert dataset_of(clip("c", ["x" * 8]), num_frames=5, train=False).plan(0).frames == [0, 1, 3, 5, 7]
 
 
 def test_evaluation_asks_one_by_one_where_objects_are_not_annotated_together():

@@ -1,9 +1,11 @@
 """Users' own data, data in our own schema, and drawn data."""
 
 import json
+from functools import partial
 
 import datasets
 import test_finetune_json
+import test_own_forms
 import test_png_masks
 from on_disk import Fixture, block, cut, drawn, drop, grey, plain, put, said, text, thing, with_options
 from PIL import Image
@@ -13,6 +15,14 @@ from sa2va_hf import masks
 from sa2va_hf.data.schema import FEATURES, Object, to_row
 
 SMALL = (40, 30)
+
+
+LABEL_STUDIO = "project-1-at-2026-11-30.json"
+
+
+def exchange(file, old, new):
+    """Puts other text in place of the first such text of a file."""
+    return lambda root: (root / file).write_text((root / file).read_text().replace(old, new, 1)) and None
 
 
 def finetune_json():
@@ -146,7 +156,79 @@ def shapes():
     )
 
 
-OWN = {
+def of_a_tool(source, write, bad, files, name, file):
+    """A form of test_own_forms.py; name: of its first sample; file: of the first picture."""
+
+    def make(root):
+        write(test_own_forms.Folder(root))
+
+    def expected(root):
+        size, dog = (test_own_forms.WIDTH, test_own_forms.HEIGHT), said(("dog", 0), kind="category")
+        mask = masks.from_polygons([test_own_forms.POLYGON], size[1], size[0])
+        objects = [Object([mask], [masks.rle_to_box(mask)], "dog")]
+        return [
+            plain(name.replace("0", str(n)), size, root / file.replace("0", str(n)), objects, dog, source)
+            for n in range(5)
+        ]
+
+    return Fixture(make, expected, bad, files)
+
+
+NO_POINTS = {"image 0.jpg not found; looked in": lambda root: next(root.rglob("0.jpg")).unlink()}
+TOOLS = {
+    "labelme": of_a_tool(
+        "labelme",
+        test_own_forms.labelme,
+        {
+            "a rectangle is no mask": put("0.json", "shapes", 0, "shape_type", "rectangle"),
+            "shape 0 has no 'points'": cut("0.json", "shapes", 0, "points"),
+            "0.json is not JSON": text("0.json", "{"),
+        },
+        {"there is no labelme json in": lambda root: [path.unlink() for path in root.glob("*.json")] and None},
+        "0",
+        "0.jpg",
+    ),
+    "labelstudio": of_a_tool(
+        "labelstudio",
+        test_own_forms.labelstudio_polygons,
+        {
+            **NO_POINTS,
+            "its shape cannot be read": put(
+                LABEL_STUDIO, 0, "annotations", 1, "result", 0, "value", "points", [["x", 1]]
+            ),
+            "region 0 has no label": cut(LABEL_STUDIO, 0, "annotations", 1, "result", 0, "value", "polygonlabels"),
+        },
+        {"the annotation file not found": text(LABEL_STUDIO, "{")},
+        "task 0",
+        "images/0.jpg",
+    ),
+    "cvat": of_a_tool(
+        "cvat",
+        test_own_forms.cvat_xml,
+        {
+            **NO_POINTS,
+            "is 64 x 48, but its annotation is for 65 x 48": exchange("annotations.xml", 'width="64"', 'width="65"'),
+            "a polygon without usable numbers": exchange("annotations.xml", "10,8;", "x;"),
+        },
+        {"must hold one annotations.xml of CVAT": text("annotations.xml", "<annotations>")},
+        "0",
+        "images/0.jpg",
+    ),
+    "yolo_seg": of_a_tool(
+        "yolo_seg",
+        partial(test_own_forms.yolo, roots=("images/train",)),
+        {
+            "four numbers are a box and no mask": text("labels/train/0.txt", "1 0.5 0.5 0.2 0.2"),
+            "line 1 is of class 7, which the yaml does not name": text("labels/train/0.txt", "7 0 0 1 0 1 1"),
+            "line 1 must be numbers, got 'dog 0": text("labels/train/0.txt", "dog 0 0 1 0 1 1"),
+        },
+        {"must have 'names'": text("data.yaml", "nc: 2"), "is not YAML": text("data.yaml", "names: [")},
+        "0",
+        "images/train/0.jpg",
+    ),
+}
+
+OWN = TOOLS | {
     "shapes": shapes(),
     "finetune_json": finetune_json(),
     "png_masks": png_masks(),

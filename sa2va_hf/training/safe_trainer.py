@@ -10,6 +10,8 @@ import json
 import logging
 import math
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,9 +74,19 @@ class SafeTrainer(Trainer):
             remove_partial(self.args.output_dir)
         if resume_from_checkpoint is not None:
             check_fits(self, resume_from_checkpoint)
+        with signals_noted(self._note_signal), self._workers_of_this_call():
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As in Trainer; outside of a training no data-loading process is left afterwards."""
+        with nullcontext() if self.is_in_train else self._workers_of_this_call():
+            return super().evaluate(*args, **kwargs)
+
+    @contextmanager
+    def _workers_of_this_call(self) -> Iterator[None]:
         try:
-            with signals_noted(self._note_signal), explained(self.args.output_dir), workers_ended():
-                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            with explained(self.args.output_dir), workers_ended():
+                yield
         finally:
             getattr(self, "_eval_dataloaders", {}).clear()  # kept with `persistent_workers`, which have ended
 
@@ -88,15 +100,13 @@ class SafeTrainer(Trainer):
             ValueError: `eval_only` without evaluation data.
         """
         if self.args.eval_only:
-            with explained(self.args.output_dir), workers_ended():
-                self.only_evaluate(checkpoint)
+            self.only_evaluate(checkpoint)
         else:
             if self.is_world_process_zero():
                 save_config(self.args)
             result = self.train(resume_from_checkpoint=checkpoint)
             if self.stopped_by is None:
-                with explained(self.args.output_dir), workers_ended():
-                    self.finish(result.metrics)
+                self.finish(result.metrics)
         # gloo now and then aborts a process that leaves while another still talks to it.
         self.accelerator.wait_for_everyone()
         if torch.distributed.is_initialized():

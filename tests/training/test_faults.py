@@ -298,6 +298,7 @@ def test_no_loading_process_is_left_when_a_run_has_ended(model, tmp_path, settin
     assert not multiprocessing.active_children()
     if error is None and settings.get("evaluate"):
         assert trainer.evaluate()["eval_masks"] > 0  # its workers ended with the training, others begin
+        assert not multiprocessing.active_children()
 
 
 def test_the_error_of_a_loading_process_is_one_line(model, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -16,6 +17,18 @@ def batch_counts(parts: Mapping[str, float], *, masks: int, tokens: float, padde
     """The amounts of one micro-batch: loss parts, masks in it, real tokens, tokens after padding, samples."""
     counts = {"batches": 1, "mask_batches": int(masks > 0), "masks": masks, "tokens": tokens}
     return counts | {"padded": padded, "samples": samples} | dict(parts)
+
+
+def mask_counts(inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """(objects, frames) of each sample with masks, as its mask losses count them: a frame of ignored pixels alone,
+    as where an object has a box alone, weighs nothing."""
+    labels = inputs.get("mask_labels") or []
+    ignored = inputs.get("ignore_labels") or [None] * len(labels)
+    return [
+        (len(masks), masks.shape[1] if ignore is None else int((~ignore.flatten(1).all(1)).sum()))
+        for masks, ignore in zip(labels, ignored, strict=True)
+        if len(masks)
+    ]
 
 
 def logged(totals: Mapping[str, float], steps: int, processes: int, device: torch.device) -> dict[str, float]:

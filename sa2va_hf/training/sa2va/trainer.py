@@ -11,6 +11,7 @@ import re
 import time
 from copy import copy
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from ..meter import Meter
 from ..safe_trainer import SafeTrainer
 from .flops import StepFlops
 from .given import as_dataset, default_collator, processor_of, refuse_undecided, settle_metric
-from .progress import COUNTS, batch_counts, logged
+from .progress import COUNTS, batch_counts, logged, mask_counts
 from .scores import first_tokens, predicted_ids, sample_sums, scores
 from .speed import RecomputeEvery
 from .trainable import mark_zero3_leaves, name_fsdp_units
@@ -150,7 +151,7 @@ class Sa2VATrainer(SafeTrainer):
         if "labels" not in inputs:  # no sample of it could be read
             return 0, 0
         limit = self._unwrapped().config.objects_per_frame
-        masks = sum(len(one[0]) * (limit or len(one)) for one in inputs.get("mask_labels") or [] if len(one))
+        masks = sum(frames * (limit or objects) for objects, frames in mask_counts(inputs))
         return int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum()), masks
 
     def _normalized(self, parts: dict[str, Tensor | None], inputs: dict[str, Any]) -> Tensor:
@@ -198,7 +199,7 @@ class Sa2VATrainer(SafeTrainer):
             del loss, outputs
             return self._no_loss(model)
         if model.training:
-            masks = sum(len(masks) * masks.shape[1] for masks in inputs.get("mask_labels") or [] if len(masks))
+            masks = sum(objects * frames for objects, frames in mask_counts(inputs))
             samples = len(inputs["input_ids"]) if sample_ids is None else len(sample_ids)
             padded = inputs["input_ids"].numel()
             self.meter.add(batch_counts(parts, masks=masks, tokens=tokens, padded=padded, samples=samples))
@@ -287,17 +288,22 @@ class Sa2VATrainer(SafeTrainer):
     # ---- loading ----
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         model = self.model if model is None else model
-        if isinstance(model, PeftModel):
+        if isinstance(model, PeftModel) or self._is_sharded(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             _load_weights(model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if isinstance(self.model, PeftModel) or self.is_deepspeed_enabled:
+        best = self.state.best_model_checkpoint
+        if isinstance(self.model, PeftModel) or self.is_deepspeed_enabled or self._is_sharded(best):
             super()._load_best_model()
         else:
-            logger.info("loading the best checkpoint, %s", self.state.best_model_checkpoint)
-            _load_weights(self.model, self.state.best_model_checkpoint)
+            logger.info("loading the best checkpoint, %s", best)
+            _load_weights(self.model, best)
+
+    def _is_sharded(self, folder: str) -> bool:
+        """Whether FSDP saved the weights in pieces alone (FSDP_STATE_DICT_TYPE SHARDED_STATE_DICT)."""
+        return self.is_fsdp_enabled and not any(Path(folder).glob("model*.safetensors"))
 
 
 def _load_weights(model: nn.Module, folder: str) -> None:

@@ -11,7 +11,7 @@ from toy_run import PRESETS, build, evaluation, launch, losses, records, run, ti
 
 from sa2va_hf.arguments import Sa2VATrainingArguments
 from sa2va_hf.training.meter import Meter
-from sa2va_hf.training.sa2va.progress import COUNTS, batch_counts, logged
+from sa2va_hf.training.sa2va.progress import COUNTS, batch_counts, logged, mask_counts
 
 RANDOM = {"lora_dropout": 0.1, "num_points": 64}  # draws random numbers in every step
 
@@ -83,6 +83,16 @@ def test_the_meter_averages_mask_losses_over_batches_with_masks():
     meter.add({"seconds": 8.0, "waiting": 2.0})
     read = logged(meter.totals(Alone), 1, 1, Alone.device)
     assert (read["samples_per_second"], read["masks_per_second"], read["data_wait"]) == (0.5, 0.375, 0.25)
+
+
+def test_masks_are_counted_as_their_losses_weigh_them():
+    """Two objects on three frames, of which all pixels of one and some of another are ignored; one on one; none."""
+    ignore = torch.zeros(3, 4, 4, dtype=torch.bool)
+    ignore[0], ignore[1, 2] = True, True
+    masks = [torch.zeros(2, 3, 4, 4), torch.zeros(1, 1, 4, 4), torch.zeros(0, 1, 1, 1)]
+    assert mask_counts({"mask_labels": masks, "ignore_labels": [ignore, None, None]}) == [(2, 2), (1, 1)]
+    assert mask_counts({"mask_labels": masks}) == [(2, 3), (1, 1)]
+    assert mask_counts({}) == []
 
 
 EXACT = {"model_arguments": {"lora_dropout": 0.0, "num_points": 0}, "max_steps": 3, "warmup_steps": 0}

@@ -15,6 +15,10 @@ A file may give weights instead, which may be nested; entries without a weight c
       - weight: 9
         parts: [{path: data/prepared/ade20k_train}, {path: data/prepared/cocostuff_train}]
       - {path: data/prepared/reason_seg_train, weight: 1}
+
+With `sampling: rates` beside them, the samples of each dataset are sampled with replacement, as in LISA's training;
+without it (`sampling: interleave`) every sample of a dataset is used before one is used twice. The shares of an epoch
+are the stated ones in both cases.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ class MixtureEntry:
     repeats: float = 1.0
     samples: float | None = None
     split: str = "train"  # of a Hub dataset; a folder holds one
+    replacement: bool = False  # set by `sampling: rates`
 
     def __post_init__(self) -> None:
         for name in ("repeats", "samples"):
@@ -83,19 +88,25 @@ def _entry(entry: Any, source: str, kind: type[Entry]) -> Entry:
         entry = {"path": entry}
     if not isinstance(entry, dict) or "path" not in entry:
         raise ValueError(f"{source}: {_EXPECTED}, got {entry!r}")
-    hints = get_type_hints(kind)
+    hints = {key: hint for key, hint in get_type_hints(kind).items() if key != "replacement"}
     _check_keys(entry, hints, source)
     return kind(**{key: coerce(item, hints[key], key, source) for key, item in entry.items()})
 
 
 def _by_weight(value: dict[str, Any], source: str, kind: type[Entry]) -> list[Entry]:
-    _check_keys(value, ("samples_per_epoch", "parts"), source)
+    _check_keys(value, ("samples_per_epoch", "parts", "sampling"), source)
     if not {"samples_per_epoch", "parts"} <= set(value):
         raise ValueError(f"{source}: expected `samples_per_epoch` and `parts`, got {', '.join(value)}")
     amount = coerce(value["samples_per_epoch"], float, "samples_per_epoch", source)
     if amount <= 0:
         raise ValueError(f"{source}: `samples_per_epoch` expected a number above 0, got {amount}")
-    return _shares(value["parts"], amount, source, kind)
+    sampling = value.get("sampling", "interleave")
+    if sampling not in ("interleave", "rates"):
+        raise ValueError(f"{source}: `sampling` expected interleave or rates, got {sampling!r}")
+    found = _shares(value["parts"], amount, source, kind)
+    for entry in found:
+        entry.replacement = sampling == "rates"
+    return found
 
 
 def _shares(entries: Any, amount: float, source: str, kind: type[Entry]) -> list[Entry]:
@@ -119,7 +130,7 @@ def _weight(entry: Any, where: str, kind: type[Entry]) -> float:
     """The weight of one entry of a list with weights, whose keys are checked."""
     if not isinstance(entry, dict) or ("path" in entry) == ("parts" in entry):
         raise ValueError(f"{where}: expected {{path: DIR, weight: 1}} or {{weight: 1, parts: [...]}}, got {entry!r}")
-    known = [key for key in get_type_hints(kind) if key not in ("path", "repeats", "samples")]
+    known = [key for key in get_type_hints(kind) if key not in ("path", "repeats", "samples", "replacement")]
     _check_keys(entry, ("weight", "path", *known) if "path" in entry else ("weight", "parts"), where)
     weight = coerce(entry.get("weight", 1.0), float, "weight", where)
     if not weight > 0:

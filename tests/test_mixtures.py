@@ -48,6 +48,15 @@ def test_weights_share_out_an_epoch_level_by_level(write):
     ]
 
 
+@pytest.mark.parametrize(("sampling", "replacement"), [("rates", True), ("interleave", False)])
+def test_sampling_by_rates_changes_how_rows_are_chosen_and_no_share(write, sampling, replacement):
+    text = "samples_per_epoch: 40\nparts: [{weight: 3, parts: [a, b]}, c]\n"
+    path = write(f"sampling: {sampling}\n{text}")
+    found = mixture(path, "train_data")
+    assert [entry.samples for entry in found] == [15, 15, 10]
+    assert [entry.replacement for entry in found] == [replacement] * 3
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -65,6 +74,8 @@ def test_weights_share_out_an_epoch_level_by_level(write):
         ),
         ("samples_per_epoch: 5\nparts: [b, {path: a, parts: [c]}]", "entry 2: expected {path: DIR, weight: 1} or"),
         ("samples_per_epoch: 5\nparts: [b, {parts: [c, {x: 1}]}]", "entry 2 entry 2: expected {path: DIR"),
+        ("samples_per_epoch: 5\nparts: [b]\nsampling: dice", "`sampling` expected interleave or rates, got 'dice'"),
+        ("- {path: x, replacement: true}", "unknown key `replacement`"),
         ("samples_per_epoch: 5\nparts: [b]\nfamilies: 3", "unknown key `families`"),
         ("just words", "expected a list or a mapping"),
     ],

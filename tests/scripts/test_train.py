@@ -151,6 +151,19 @@ def test_an_entry_may_lie_on_the_hub(prepared, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("values", "status"), [({"dataloader_persistent_workers": True}, 0), ({"learning_rate": 1e30}, 1)]
+)
+def test_a_run_with_loading_processes_ends_with_its_status(config, tmp_path, values, status):
+    """Its process ends; the error of one that fails after its first step is one line."""
+    values |= {"dataloader_num_workers": 1, "warmup_steps": 0, "eval_strategy": "no", "load_best_model_at_end": False}
+    done = forks.run([ROOT / "scripts/train.py", config(**values)])
+    assert done.returncode == status, done.stderr[-3000:]
+    if status:
+        assert done.stderr.strip().splitlines()[-1].startswith("error: step ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
 def test_kill_9_in_mid_epoch_and_the_same_command_again(config, tmp_path):
     """The run is killed from outside, its workers with it, and goes on to the losses it would have had."""
     values = {"save_steps": 3, "max_steps": 12, "per_device_train_batch_size": 2, "dataloader_num_workers": 1}

@@ -30,11 +30,11 @@ NOTHING_SEEN = "no object has a pixel on the first frame of any clip of {} frame
 
 @dataclass
 class ClipPart:
-    """A prepared dataset in a mixture of clips and pictures.
+    """A prepared dataset in a mixture of clips and images.
 
-    repeats: how often each usable row counts in an epoch; samples: how many clips an epoch has of it. batch_size:
-    clips of it in a micro-batch of one device. num_frames:
-    of a clip; default: the run's, or 1 where there are only pictures.
+    repeats: how often each usable row counts in an epoch; samples: how many clips an epoch has of it; replacement: see
+    `Share`. batch_size: clips of it in a micro-batch of one device. num_frames: of a clip; default: the run's, or 1
+    where there are only images.
     """
 
     rows: datasets.Dataset
@@ -42,6 +42,7 @@ class ClipPart:
     batch_size: int = 1
     num_frames: int | None = None
     samples: float | None = None
+    replacement: bool = False
 
 
 class ClipDataset(torch.utils.data.Dataset):
@@ -68,7 +69,9 @@ class ClipDataset(torch.utils.data.Dataset):
         seed: int = 0,
     ):
         self.image_size, self.max_objects, self.reverse, self.seed = image_size, max_objects, reverse, seed
-        shares = [(p.rows._fingerprint, p.repeats, p.batch_size, p.num_frames, p.samples) for p in parts]
+        shares = [
+            (p.rows._fingerprint, p.repeats, p.batch_size, p.num_frames, p.samples, p.replacement) for p in parts
+        ]
         self._facts = shares, image_size, num_frames, max_objects, reverse, augmentation, seed
         self.augmentation = augmentation
         self.rejected: list[Reject] = []
@@ -154,9 +157,8 @@ class ClipDataset(torch.utils.data.Dataset):
         numbers = np.setdiff1d(np.arange(len(facts)), np.array(list(reasons), int))
         nothing = np.zeros(len(numbers), int)
         part = Part(rows, numbers, np.stack([nothing, nothing], 1), facts.take(numbers), nothing.astype(bool))
-        part.repeat(
-            Share(given.repeats, given.samples).repeats_of(len(numbers)), np.random.default_rng((self.seed, place))
-        )
+        rng = np.random.default_rng((self.seed, place))
+        part.repeat(Share(given.repeats, given.samples).repeats_of(len(numbers)), rng, given.replacement)
         return part
 
 

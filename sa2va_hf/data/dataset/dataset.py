@@ -229,7 +229,8 @@ class Sa2VADataset(torch.utils.data.Dataset):
         part = part.take(np.setdiff1d(np.arange(len(facts)), np.array(list(reasons), int)))
         if not self.train:
             return self._split(place, part)
-        part.repeat(share.repeats_of(len(part.numbers)), np.random.default_rng((self.seed, place)))
+        rng = np.random.default_rng((self.seed, place))
+        part.repeat(share.repeats_of(len(part.numbers)), rng, share.replacement)
         return part
 
     def _reasons(self, part: Part) -> dict[int, str]:

@@ -9,10 +9,14 @@ from sa2va_hf.data.dataset.rows import Facts, Row, Rows
 
 @dataclass
 class Share:
-    """How much a dataset counts in an epoch: every usable row `repeats` times, or `samples` items of it in all."""
+    """How much a dataset counts in an epoch: every usable row `repeats` times, or `samples` items of it in all.
+
+    replacement: the rows of these items are sampled anew for each of them, as in LISA's training, instead of in turn.
+    """
 
     repeats: float = 1.0
     samples: float | None = None
+    replacement: bool = False
 
     def repeats_of(self, usable: int) -> float:
         """How often each of `usable` rows counts in an epoch; 0 where there is none."""
@@ -34,6 +38,8 @@ class Part:
     tight: np.ndarray  # (n,) bool
     repeats: int = 1
     extras: list[tuple[np.ndarray, int]] = field(default_factory=list)  # (shuffled items, how many in an epoch)
+    seed: int | None = None  # of sampling with replacement; None: in turn
+    _sampled: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict, repr=False)  # by extra: epoch, items
 
     def __len__(self) -> int:
         """Virtual rows of an epoch."""
@@ -49,13 +55,16 @@ class Part:
         span = slice(*self.spans[item].tolist())
         return Item(row, size, *(getattr(facts, name)[item].item() for name in names), bool(self.tight[item]), span)
 
-    def repeat(self, repeats: float, rng: np.random.Generator) -> None:
+    def repeat(self, repeats: float, rng: np.random.Generator, replacement: bool = False) -> None:
         """Fill an epoch with every item `floor(repeats)` times and a random selection of `repeats mod 1` of them.
 
-        The selections walk through one shuffle, a stretch per epoch: in the long run every item has its turn as often
-        as any other. They are made per modality, so that an epoch's number of items of each is always the same.
+        The selections go through one shuffle, a stretch per epoch: in the long run every item is used as often as any
+        other. They are made per modality, so that an epoch's number of items of each is always the same.
+
+        replacement: instead, each of as many items is sampled from all of its modality.
         """
-        self.repeats = int(repeats)
+        self.repeats = 0 if replacement else int(repeats)
+        self.seed = int(rng.integers(2**63)) if replacement else None
         modality = self.facts.modality
         names, counts = np.unique(modality, return_counts=True)
         wanted = (repeats - self.repeats) * counts
@@ -70,7 +79,17 @@ class Part:
     def of_epoch(self, epoch: int) -> np.ndarray:
         """The items of all virtual rows of an epoch: (len(self),) positions in `numbers`."""
         every = np.tile(np.arange(len(self.numbers)), self.repeats)
-        return np.concatenate([every, *(_stretch(pool, count, epoch) for pool, count in self.extras)])
+        return np.concatenate([every, *(self._extra(index, epoch) for index in range(len(self.extras)))])
+
+    def _extra(self, index: int, epoch: int) -> np.ndarray:
+        """The items of an entry of `extras` in an epoch."""
+        pool, count = self.extras[index]
+        if self.seed is None:
+            return _stretch(pool, count, epoch)
+        if self._sampled.get(index, (None,))[0] != epoch:
+            places = np.random.default_rng((self.seed, epoch, index)).integers(max(len(pool), 1), size=count)
+            self._sampled[index] = epoch, pool[places]
+        return self._sampled[index][1]
 
     def item(self, epoch: int, virtual: int) -> int:
         """`of_epoch(epoch)[virtual]`, without making the rest."""
@@ -78,7 +97,9 @@ class Part:
         if virtual < every:
             return virtual % len(self.numbers)
         virtual -= every
-        for pool, count in self.extras:
+        for index, (pool, count) in enumerate(self.extras):
+            if virtual < count and self.seed is not None:
+                return int(self._extra(index, epoch)[virtual])
             if virtual < count:
                 return int(pool[(epoch * count + virtual) % len(pool)])
             virtual -= count

@@ -44,7 +44,10 @@ def build_dataset(
         ValueError: an entry that cannot be opened, or a mixture without a usable row.
     """
     dataset = Sa2VADataset(
-        [(open_entry(entry, data.verify_data), Share(entry.repeats, entry.samples)) for entry in entries],
+        [
+            (open_entry(entry, data.verify_data), Share(entry.repeats, entry.samples, entry.replacement))
+            for entry in entries
+        ],
         processor,
         seed=seed,
         num_frames=data.num_frames,

@@ -60,7 +60,14 @@ def build_dataset(
     default = training.per_device_train_batch_size
     return ClipDataset(
         [
-            ClipPart(open_entry(one), one.repeats, one.batch_size or default, one.num_frames, one.samples)
+            ClipPart(
+                open_entry(one),
+                one.repeats,
+                one.batch_size or default,
+                one.num_frames,
+                one.samples,
+                one.replacement,
+            )
             for one in data.train_entries
         ],
         image_size=image_size,

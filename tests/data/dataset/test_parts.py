@@ -13,14 +13,14 @@ TEXT = Sample("text", "question", turns=[Turn("why?", "so.")])
 IMAGE = sample("image", "a.png")
 
 
-def part_of(counts: dict[str, int], repeats: float) -> Part:
+def part_of(counts: dict[str, int], repeats: float, replacement: bool = False) -> Part:
     """So many text rows and so many image rows."""
     samples = [TEXT] * counts["text"] + [IMAGE] * counts["image"]
     rows = datasets.Dataset.from_list([to_row(one) for one in samples], features=FEATURES)
     facts = scan(rows)
     spans = np.stack([np.zeros_like(facts.num_expressions), facts.num_expressions], axis=1)
     part = Part(Rows(rows), np.arange(len(facts)), spans, facts, np.zeros(len(facts), bool))
-    part.repeat(repeats, np.random.default_rng(0))
+    part.repeat(repeats, np.random.default_rng(0), replacement)
     return part
 
 
@@ -51,3 +51,20 @@ def test_a_virtual_row_beyond_the_epoch_is_an_error():
     part = part_of({"text": 3, "image": 5}, 1.5)
     with pytest.raises(IndexError, match="beyond the 12"):
         part.item(0, 12)
+
+
+def test_rates_sample_rows_with_replacement_at_the_stated_share():
+    """10,000 items of 100 rows: as many of each kind as stated, each row as often as chance gives."""
+    part = part_of({"text": 30, "image": 70}, 100, replacement=True)
+    items = part.of_epoch(3)
+    assert len(part) == len(items) == 10_000 and (items < 30).sum() == 3000
+    times = np.bincount(items, minlength=100)
+    assert times.std() == pytest.approx(10, rel=0.3)  # Poisson; in turn it would be 0
+    assert (part.of_epoch(4) != items).any(), "another epoch, other rows"
+
+
+def test_rates_are_the_same_after_a_resume():
+    one, other = (part_of({"text": 3, "image": 5}, 2.5, replacement=True) for _ in range(2))
+    one.of_epoch(0)  # a resumed run has not seen the epochs before
+    assert one.of_epoch(1).tolist() == other.of_epoch(1).tolist()
+    assert [other.item(1, n) for n in range(len(other))] == one.of_epoch(1).tolist()

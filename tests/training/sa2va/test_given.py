@@ -9,7 +9,8 @@ from transformers import TrainingArguments
 
 from sa2va_hf.arguments import ModelArguments, Sa2VATrainingArguments
 from sa2va_hf.data.collator import Sa2VACollator
-from sa2va_hf.data.schema import FEATURES
+from sa2va_hf.data.dataset.dataset import Sa2VADataset
+from sa2va_hf.data.schema import FEATURES, Sample, Turn, to_row
 from sa2va_hf.training.sa2va.build import EvalSelection
 from sa2va_hf.training.sa2va.given import settle_metric
 from sa2va_hf.training.sa2va.scores import scores
@@ -31,22 +32,20 @@ def arguments(folder, **settings):
     return Sa2VATrainingArguments(output_dir=str(folder), use_cpu=True, **settings)
 
 
-def rows(count=3):
-    """Text-only rows of the schema."""
-    turns = [{"question": "What is this?", "answer": "a dog."}]
-    empty = {name: None for name in FEATURES}
-    made = []
-    for index in range(count):
-        row = empty | {"id": f"r{index}", "source": "test", "frames": [], "turns": turns}
-        made.append(row)
-    return made
-
-
 def test_a_trainer_needs_a_model_a_dataset_and_a_processor_only(model, processor, tmp_path):
     dataset = ToyDataset(processor, 4)
     trainer = Sa2VATrainer(model=model, args=arguments(tmp_path, max_steps=1), train_dataset=dataset)
     assert isinstance(trainer.data_collator, Sa2VACollator) and trainer.processing_class is processor
     assert trainer.train().global_step == 1
+
+
+def test_arrow_rows_become_a_dataset(model, processor, tmp_path):
+    samples = [Sample(f"t{n}", "question", turns=[Turn("What is this?", "a dog.")]) for n in range(3)]
+    rows = Dataset.from_list([to_row(sample) for sample in samples], features=FEATURES)
+    given = {"train_dataset": rows, "eval_dataset": {"one": rows}, "processing_class": processor}
+    trainer = Sa2VATrainer(model=model, args=arguments(tmp_path), **given)
+    for dataset, train in ((trainer.train_dataset, True), (trainer.eval_dataset["one"], False)):
+        assert isinstance(dataset, Sa2VADataset) and len(dataset) == 3 and dataset.train is train
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_and_with_its_best_checkpoint(mod
     """Resumed from checkpoint-2 of 4. The rate rises until the loss does: the best checkpoint is not the last one."""
     settings = {"model": model, "model_arguments": EXACT | {"train_llm": trained}, "max_steps": 4, "save_steps": 2}
     settings |= {"save_strategy": "steps", "eval_strategy": "steps", "eval_steps": 2, "evaluate": True}
-    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "loss", "optim": "sgd"}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
     settings |= {"learning_rate": 0.01, "warmup_steps": 3} | ENGINES[engine]
     whole = launch(tmp_path / "whole", 2, **settings)
     state = json.loads((whole / "checkpoint-4/trainer_state.json").read_text())

@@ -6,6 +6,7 @@ language model.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -221,13 +222,18 @@ class Sa2VATrainingArguments(BaseTrainingArguments):
     def _refuse_for_engine(self) -> None:
         """Flags that cannot work with the engine or device of this run, before anything is loaded."""
         plugin = self.deepspeed_plugin
-        if plugin is not None and plugin.zero_stage == 3:
-            for name, why in (
-                ("count_flops", "parts of the model are run by one rank alone, while the weights are spread over all"),
-                ("compile_layers", "the weights are exchanged while a layer runs"),
-            ):
-                if getattr(self, name):
-                    raise ValueError(f"`{name}`: not with ZeRO-3 ({why}); remove it, or use ZeRO-2 or FSDP2")
+        zero3 = plugin is not None and plugin.zero_stage == 3
+        fsdp = bool(self.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+        if self.count_flops and (zero3 or fsdp):
+            raise ValueError(
+                f"`count_flops`: not with {'ZeRO-3' if zero3 else 'FSDP'} (one rank measures parts of the model, "
+                "whose weights are spread over all ranks); remove it, or use DDP or ZeRO-2"
+            )
+        if self.compile_layers and zero3:
+            raise ValueError(
+                "`compile_layers`: not with ZeRO-3 (the weights are exchanged while a layer runs); remove it, or use "
+                "ZeRO-2 or FSDP"
+            )
         if self.use_liger_kernel and self.device.type == "cpu":
             raise ValueError("`use_liger_kernel`: its kernels need a GPU, and this run is on a CPU; remove it")
 

@@ -207,9 +207,9 @@ def masks_json(prediction: Prediction) -> list[dict[str, Any]]:
     COCO writes it, [x, y, width, height] in pixels; null where the mask is empty. score: 0..1, the IoU that SAM 2
     expects of the object, the same on all its frames. size: [height, width].
     """
-    phrases, entries = phrases_of(prediction.text), []
+    phrases, masks, entries = phrases_of(prediction.text), prediction.masks, []
     for frame in range(prediction.boxes.shape[1]):
-        for index, mask in enumerate(prediction.masks[:, frame]):
+        for index, mask in enumerate(masks[:, frame]):
             entry = {"index": index, "phrase": phrases[index], "frame": frame, "rle": encode(mask)}
             entry["bbox"] = _coco_box(prediction.boxes[index, frame])
             entry["score"] = round(float(prediction.scores[index]), 4)

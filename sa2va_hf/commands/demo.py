@@ -46,7 +46,7 @@ def write_examples(folder: Path) -> list[list[str]]:
     from sa2va_hf.data.shapes import Options, draw, expressions
 
     pairs = []
-    for seed, frames in ((3, 1), (4, 1), (8, 1), (5, 8)):
+    for seed, frames in ((15, 1), (37, 1), (21, 1), (14, 8)):
         rng = random.Random(seed)
         scene, pixels, _ = draw(rng, Options(num_frames=frames, min_objects=3))
         images = [Image.fromarray(frame) for frame in pixels]

@@ -36,6 +36,8 @@ EXTRAS = {
         "selenium>=4.51.0",  # drives Debian's chromium, where it is installed
         "pytest>=8.3.0",
         "pytest-xdist>=3.6.0",
+        "pip>=23.2",  # builds and installs the wheel that tests/test_wheel.py predicts with
+        "setuptools>=77",
         "sentencepiece>=0.2.0",  # what converted tokenizers are compared with
         "tensorboard>=2.18.0",
         "ruff==0.17.5",  # pinned: another release may format differently
@@ -48,7 +50,9 @@ setup(
     description="Sa2VA (InternVL + SAM 2) on the Hugging Face stack: prepare, train, merge, segment.",
     license="Apache-2.0",
     packages=find_packages(include=["sa2va_hf", "sa2va_hf.*"]),
-    package_data={"sa2va_hf": [f"pretrained/**/*.{kind}" for kind in ("safetensors", "json", "jinja", "txt")]},
+    package_data={
+        "sa2va_hf": ["py.typed", *(f"pretrained/**/*.{kind}" for kind in ("safetensors", "json", "jinja", "txt"))]
+    },
     python_requires=">=3.11",
     entry_points={"console_scripts": ["sa2va = sa2va_hf.commands:main"]},
     install_requires=INSTALL,

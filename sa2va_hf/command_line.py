@@ -1,8 +1,7 @@
-"""How a script ends when its user has made a mistake: with one line, not a traceback.
+"""Reports a mistake of the user as one line instead of a traceback.
 
-if __name__ == "__main__":
-    with mistakes():
-        sys.exit(main())
+@mistakes()
+def main() -> None: ...
 """
 
 import os
@@ -16,9 +15,9 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
 
 @contextmanager
 def mistakes() -> Iterator[None]:
-    """The errors that a user can cause (`USER_ERRORS`) end the process with their message on stderr and status 1.
+    """A context manager and decorator that ends the process with status 1 and the message of an error on stderr.
 
-    With SA2VA_TRACEBACK=1 in the environment they are raised as they are.
+    It catches the errors that a user can cause (`USER_ERRORS`). With SA2VA_TRACEBACK=1 in the environment none is caught.
     """
     try:
         yield

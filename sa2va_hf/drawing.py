@@ -1,4 +1,4 @@
-"""The one place that draws for people: overlays, contact sheets, curves. Pillow only; same input, same pixels."""
+"""Images for people: overlays, contact sheets, curves. Uses Pillow only; the same input gives the same pixels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 # mask covers may have the mask's colour, so every colour is drawn beside black or white, whichever contrasts with it.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (0, 114, 178))
 INK, PAPER, GRID = (30, 30, 30), (255, 255, 255), (224, 224, 224)
-TINT = 0.45  # how much of a mask's colour lies over the picture
-HATCH = 0.6  # how much of the second tone, on the lines of the hatching
+TINT = 0.45  # opacity of a mask's colour
+HATCH = 0.6  # opacity of the second tone, on the lines of the hatching
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -36,14 +36,19 @@ def overlay(
     boxes: Sequence[Sequence[float] | None] | None = None,
     labels: Sequence[str | None] | None = None,
 ) -> Image.Image:
-    """The picture with every mask tinted, hatched and outlined in its own colour, with boxes and labels if given.
+    """A copy of the image with every mask tinted, hatched and outlined in its own colour, with boxes and labels if given.
 
     The outline has two tones, the colour and inside it black or white, so that it contrasts with any background; the
     direction of the hatching differs from one object to the next.
 
-    image: PIL, or uint8 (H, W, 3). masks: bool (H, W) each; may be empty. boxes: (x0, y0, x1, y1) in pixels, x1 and y1
-    exclusive; None or NaN = absent. labels: one text per mask (or per box where there are no masks), None = no text.
-    ValueError when a mask is of another size than the picture, or when there are not as many boxes or labels.
+    Args:
+        image: PIL, or uint8 (H, W, 3).
+        masks: bool (H, W) each; the sequence may be empty.
+        boxes: (x0, y0, x1, y1) in pixels, x1 and y1 exclusive; None or NaN where an object has none.
+        labels: one text per mask, or per box where there are no masks; None for no text.
+
+    Raises:
+        ValueError: a mask has another size than the image, or the numbers of masks, boxes and labels differ.
     """
     picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
     count = len(masks) or len(boxes or ()) or len(labels or ())
@@ -67,7 +72,7 @@ def overlay(
 
 
 def _tint(pixels: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], number: int) -> None:
-    """Lays the colour and the hatching over the mask and draws its rim in two tones, in place."""
+    """Blends colour and hatching into the pixels of the mask and draws its outline in two tones, in place."""
     mask = np.asarray(mask, bool)
     if mask.shape != pixels.shape[:2]:
         raise ValueError(f"masks[{number}]: expected the picture's (H, W) {pixels.shape[:2]}, got {mask.shape}")
@@ -83,7 +88,7 @@ def _tint(pixels: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], nu
 
 
 def _line_width(shape: tuple[int, int]) -> int:
-    """Of outlines, in pixels: visible where a large picture is shown reduced to a window's width."""
+    """Width of outlines in pixels, visible where a large image is shown reduced to a window's width."""
     return max(1, round(max(shape) / 400))
 
 
@@ -103,7 +108,7 @@ def _inside(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def _corners(box: Sequence[float] | None) -> tuple[float, float, float, float] | None:
-    """The pixels that ImageDraw includes; a box of no width is drawn as a line."""
+    """The box as ImageDraw expects it, x1 and y1 inclusive; a box without width becomes a line. None for no box."""
     if box is None or not all(math.isfinite(value) for value in box):
         return None
     x0, y0, x1, y1 = (float(value) for value in box)
@@ -143,10 +148,12 @@ def contact_sheet(
     captions: Sequence[str] | None = None,
     font_size: int = 12,
 ) -> Image.Image:
-    """Pictures in rows of `columns`, in cells as wide as the widest one and as high as the highest one of their row,
-    with their captions (wrapped) below.
+    """One image with the tiles in rows of `columns` and their captions (wrapped) below them.
 
-    ValueError for no tiles, columns < 1 or another number of captions than tiles.
+    All cells are as wide as the widest tile; the cells of a row are as high as its highest tile.
+
+    Raises:
+        ValueError: there are no tiles, columns < 1, or the numbers of captions and tiles differ.
     """
     if not tiles or columns < 1:
         raise ValueError(f"contact_sheet: expected at least one tile and one column, got {len(tiles)} and {columns}")
@@ -171,7 +178,7 @@ def contact_sheet(
 
 
 def _wrap(text: str, width: int, font) -> list[str]:
-    """Lines no wider than `width` pixels, as long as no single word is."""
+    """The text as lines of at most `width` pixels; a single word that is wider gets a line of its own."""
     lines = []
     for paragraph in text.split("\n"):
         line = ""
@@ -191,9 +198,10 @@ def curve(
     x_label: str = "step",
     size: tuple[int, int] = (720, 420),
 ) -> Image.Image:
-    """A line plot of name -> (xs, ys) on common axes, with a legend. A line breaks where y is NaN or infinite.
+    """A line plot of name -> (xs, ys) on common axes, with a legend. A line is interrupted where y is not finite.
 
-    ValueError when there is nothing finite to draw or a series has not as many ys as xs.
+    Raises:
+        ValueError: no y is finite, or a series has different numbers of xs and ys.
     """
     for name, (xs, ys) in series.items():
         if len(xs) != len(ys):

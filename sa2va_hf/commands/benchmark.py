@@ -1,16 +1,15 @@
-"""Measure what the documentation claims about speed and memory, as ratios within one run.
+"""Measure time and memory, as ratios within one run.
 
-    python scripts/benchmark.py inference [--size tiny|large] [--model DIR] [--device cpu|cuda]
-    python scripts/benchmark.py data
-    python scripts/benchmark.py train [--size tiny|2b|8b]
-    python scripts/benchmark.py metrics
-    python scripts/benchmark.py serve [--model DIR] [--clients 1 4 16]
-    python scripts/benchmark.py sam2 [--size tiny|small|base_plus|large] [--image_size 1024]
-    python scripts/benchmark.py search [--scenes 20] [--max_crops 40] [--sheets DIR]
+    sa2va benchmark inference [--size tiny|large] [--model DIR] [--device cpu|cuda]
+    sa2va benchmark data
+    sa2va benchmark train [--size tiny|2b|8b]
+    sa2va benchmark metrics
+    sa2va benchmark serve [--model DIR] [--clients 1 4 16]
+    sa2va benchmark sam2 [--size tiny|small|base_plus|large] [--image_size 1024]
+    sa2va benchmark search [--scenes 20] [--max_crops 40] [--sheets DIR]
     ... --output docs/benchmarks.md        append the tables to this file
 
-Each command is a module of sa2va_hf/profiling/. Prints markdown tables as they are ready; docs/benchmarks.md holds
-those of known machines.
+Prints each markdown table as soon as it is measured. docs/benchmarks.md has those of known machines.
 """
 
 import argparse

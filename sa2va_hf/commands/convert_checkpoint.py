@@ -1,18 +1,18 @@
-"""Checkpoints of other layouts <-> model folders of this package, without running code from them.
+"""Convert checkpoints of other layouts to model folders of this package and back, without running their code.
 
     # a released Sa2VA, or Sa2VA-i
     hf download ByteDance/Sa2VA-4B --local-dir models/Sa2VA-4B
-    python scripts/convert_checkpoint.py --source models/Sa2VA-4B --output models/sa2va_4b
+    sa2va convert --source models/Sa2VA-4B --output models/sa2va_4b
     # back, for programs that expect the released layout; they need the release's *.py files beside it
-    python scripts/convert_checkpoint.py --source outputs/mine --output outputs/mine_released --to sa2va
-    # SAM 2's own files, alone, and SAM 2 out of a Sa2VA
-    python scripts/convert_checkpoint.py --source sam2.1_hiera_large.pt --output models/sam2.1_large
-    python scripts/convert_checkpoint.py --source outputs/mine --output outputs/mine_sam2 --to sam2
-    # a SAM 2 (fine-tuned by train_sam2.py, or a .pt) into a Sa2VA, in the place of its own
-    python scripts/convert_checkpoint.py --source outputs/mine --with_sam2 runs/sam2_mose --output outputs/joined
+    sa2va convert --source outputs/mine --output outputs/mine_released --to sa2va
+    # SAM 2's own files, and the SAM 2 of a Sa2VA
+    sa2va convert --source sam2.1_hiera_large.pt --output models/sam2.1_large
+    sa2va convert --source outputs/mine --output outputs/mine_sam2 --to sam2
+    # replace the SAM 2 of a Sa2VA by another one (fine-tuned with train-sam2, or a .pt)
+    sa2va convert --source outputs/mine --with_sam2 runs/sam2_mose --output outputs/joined
 
-Every tensor is accounted for: one that is missing, left over or of the wrong shape is listed, nothing is written, and
-the exit code is 1.
+Every tensor is accounted for: if one is missing, unexpected or of another shape, it is listed, nothing is written, and
+the exit status is 1.
 """
 
 import argparse
@@ -31,8 +31,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--source", type=Path, required=True, help="a folder with config.json, or a .pt of SAM 2")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--to", choices=FORMATS, default="ours", help="layout to write (default: %(default)s)")
-    parser.add_argument("--sam2", choices=SAM2, help="stop unless this SAM 2 is inside (default: whichever it is)")
-    parser.add_argument("--with_sam2", type=Path, help="SAM 2 that the model gets: a .pt, or a folder with one")
+    parser.add_argument("--sam2", choices=SAM2, help="stop if the SAM 2 inside is another one")
+    parser.add_argument("--with_sam2", type=Path, help="SAM 2 that replaces the model's: a .pt, or a folder with one")
     parser.add_argument("--max_shard_size", default="5GB", help="larger models are written in several files")
     return parser
 

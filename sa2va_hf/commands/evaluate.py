@@ -1,13 +1,13 @@
 """Evaluate a model on a benchmark.
 
-    python scripts/evaluate.py --model DIR --benchmark NAME --root DIR --output metrics.json
-    accelerate launch --num_processes 8 scripts/evaluate.py ...     shares the samples among GPUs
-    torchrun --nproc_per_node 8 scripts/evaluate.py --device cpu ...     or among processes of a CPU, a thread each
-    python scripts/evaluate.py --benchmark NAME --root DIR --predictions OTHER.predictions.arrow --output metrics.json
+    sa2va evaluate --model DIR --benchmark NAME --root DIR --output metrics.json
+    accelerate launch --num_processes 8 -m sa2va_hf.commands.evaluate ...             one process per GPU
+    torchrun --nproc_per_node 8 -m sa2va_hf.commands.evaluate --device cpu ...        on a CPU, one thread each
+    sa2va evaluate --benchmark NAME --root DIR --predictions OTHER.predictions.arrow --output metrics.json
 
 Beside metrics.json it writes NAME.md, NAME.predictions.arrow, NAME.samples.png and NAME.run.json (and NAME.zip for
-benchmarks whose masks are kept secret). A run that was stopped goes on when it is started again in the same way.
---benchmark list prints the names.
+benchmarks whose masks are not public). A run that was stopped is resumed by the same command. --benchmark list prints
+the names.
 """
 
 from __future__ import annotations
@@ -49,13 +49,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--benchmark", required=True, help="a name, or list")
     parser.add_argument("--root", help="the folder of the data")
     parser.add_argument("--output", type=Path, default=Path("metrics.json"))
-    parser.add_argument("--predictions", type=Path, help="score these instead of asking a model")
+    parser.add_argument("--predictions", type=Path, help="score these predictions instead of running a model")
     parser.add_argument("--mode", choices=MODES, help="default: generate; teacher: the answer is given to the model")
-    parser.add_argument("--baseline", choices=BASELINES, help="box: the box that the model writes, drawn by SAM 2")
-    parser.add_argument("--split", help="another one than the benchmark's")
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the data; YAML value")
+    parser.add_argument("--baseline", choices=BASELINES, help="box: the box that the model writes, segmented by SAM 2")
+    parser.add_argument("--split", help="default: the benchmark's")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the data; YAML value"
+    )
     parser.add_argument("--limit", type=positive, help="only the first items")
-    parser.add_argument("--skip_bad", action="store_true", help="go on without records that cannot be used")
+    parser.add_argument("--skip_bad", action="store_true", help="skip records that cannot be used")
     parser.add_argument("--batch_size", type=positive, default=1, help="questions; those of one clip share its frames")
     parser.add_argument("--max_new_tokens", type=positive, help="default: 2048, as released")
     parser.add_argument("--num_frames", type=positive, help="frames of a clip that the LLM reads; default: 5")

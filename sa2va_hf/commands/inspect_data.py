@@ -1,9 +1,9 @@
-"""Random samples of a prepared folder, with masks, boxes and text: look before you train.
+"""Draw random samples of a prepared dataset with their masks, boxes and text.
 
-    python scripts/inspect_data.py arrow/refcoco --output sheet.html [--count 24] [--seed 0]
+    sa2va inspect arrow/refcoco --output sheet.html [--count 24] [--seed 0]
 
-A .png is one contact sheet, an .html one page that needs no other file. Numbers are those of the objects: "the red cup
--> 0, 2" means objects 0 and 2.
+A .png is one contact sheet, an .html one self-contained page. The numbers are object indices: "the red cup -> 0, 2"
+refers to objects 0 and 2.
 """
 
 import argparse
@@ -16,11 +16,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("folder", help="what prepare_data.py wrote")
+    parser.add_argument("folder", help="a prepared dataset")
     parser.add_argument("--output", required=True, help="the .png or .html to write")
     parser.add_argument("--count", type=int, default=24, help="samples to draw")
-    parser.add_argument("--seed", type=int, default=0, help="which ones")
-    parser.add_argument("--columns", type=int, default=3, help="of the .png")
+    parser.add_argument("--seed", type=int, default=0, help="seed of their selection")
+    parser.add_argument("--columns", type=int, default=3, help="columns of the .png")
     return parser
 
 

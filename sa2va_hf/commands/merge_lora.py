@@ -1,9 +1,9 @@
-"""Fold a LoRA run's adapter into its base model.
+"""Merge the adapter of a LoRA run into its base model.
 
-    python scripts/merge_lora.py --checkpoint runs/mine --output outputs/mine_merged [--push_to_hub USER/NAME]
+    sa2va merge --checkpoint runs/mine --output outputs/mine_merged [--push_to_hub USER/NAME]
 
-The checkpoint is a run's output folder, one of its checkpoint-N, or what scripts/zero_to_fp32.py wrote. The result is
-a model folder (weights, config, processor, README.md) for from_pretrained.
+The checkpoint is a run's output folder, one of its checkpoint-N, or the output of zero-to-fp32. The result is a model
+folder (weights, config, processor, README.md) for from_pretrained.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Ask a model about a picture or a clip and write what it answers and draws.
+"""Answer a question about an image or a video, and write the text, the masks and an overlay.
 
-    python scripts/predict.py --model DIR --image FILE --text "Please segment the dog." --output DIR
-    python scripts/predict.py --model DIR --video FILE_OR_FOLDER --text "Please segment the dog." --output DIR
+    sa2va predict --model DIR --image FILE --text "Please segment the dog." --output DIR
+    sa2va predict --model DIR --video FILE_OR_FOLDER --text "Please segment the dog." --output DIR
 
-Writes into the output folder: text.txt, the answer; masks/object1_frame00000.png ..., 0 and 255, one per object and
-frame; overlay.png, or for a clip overlay.mp4 (without PyAV, or with --frames, overlay/00000.png ...).
+Writes into the output folder: text.txt, the answer; masks/object1_frame00000.png ... with values 0 and 255, one per
+object and frame; overlay.png, or for a video overlay.mp4 (without PyAV, or with --frames, overlay/00000.png ...).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sa2va_hf.inference import Prediction
 
-FOLDER_RATE = Fraction(10)  # frames per second of a clip that comes as pictures
+FOLDER_RATE = Fraction(10)  # frames per second of a video that is given as a folder
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -36,13 +36,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--text", required=True, help="the question")
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--region", action="append", help="mask PNG of a region of the image; region1, region2 ...")
-    parser.add_argument("--answer", help="draw the masks of this answer ('Sure, [SEG].') instead of generating one")
-    parser.add_argument("--num_frames", type=int, default=5, help="frames of a clip that the LLM reads")
+    parser.add_argument("--answer", help="predict the masks of this answer ('Sure, [SEG].') instead of generating one")
+    parser.add_argument("--num_frames", type=int, default=5, help="key frames: frames of a video that the LLM reads")
     parser.add_argument("--video_mode", help="how masks get onto all frames; default: the predictor's")
     parser.add_argument("--max_new_tokens", type=int, default=512)
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--dtype", help="float32, bfloat16, float16; default: the checkpoint's, float32 on a CPU")
-    parser.add_argument("--frames", action="store_true", help="the overlay of a clip as PNG frames, not mp4")
+    parser.add_argument("--frames", action="store_true", help="write the overlay of a video as PNG frames, not mp4")
     return parser
 
 

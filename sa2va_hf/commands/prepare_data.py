@@ -1,25 +1,25 @@
-"""A raw dataset as Arrow that training reads, checked record by record, with a manifest.json.
+"""Convert a raw dataset to Arrow files for training, checked record by record, with a manifest.json.
 
-    python scripts/prepare_data.py --source refcoco --root ref_seg --split train --output arrow/refcoco --num_proc 4
-    python scripts/prepare_data.py --source png_masks --root my_photos --split train --output arrow/mine \\
+    sa2va prepare --source refcoco --root ref_seg --split train --output arrow/refcoco --num_proc 4
+    sa2va prepare --source png_masks --root my_photos --split train --output arrow/mine \\
         --option phrase="the lesion" --option val_fraction=0.1 --skip_bad
 
-    python scripts/prepare_data.py --source folder_parts --root generated --split train --output arrow/parts \\
+    sa2va prepare --source folder_parts --root generated --split train --output arrow/parts \\
         --option part="{part} of a {object}"
 
-    python scripts/prepare_data.py --source auto --root export_of_a_tool --split train --output arrow/mine
+    sa2va prepare --source auto --root export_of_a_tool --split train --output arrow/mine
 
---source auto tells the form of own data by what the files hold, says which it took, and lists the known forms where
-none fits. Where the data have no validation split, --option val_fraction=0.1 makes one.
+--source auto tells the form of own data by the contents of the files, prints which form it took, and lists the known
+forms where none fits. Where the data have no validation split, --option val_fraction=0.1 makes one.
 
-Exit status 1 with every problem listed when records cannot be used; nothing is written then, unless --skip_bad. A run
-that was killed goes on where it was when the same command is given again.
+If records cannot be used, each is listed, nothing is written (unless --skip_bad) and the exit status is 1. A run that
+was killed is resumed by the same command.
 
-    ... --check                            look only: are all files there, all annotations sound? Needs no --output
-    ... --shard 2/4                        one of four machines; the last one to finish joins the parts
-    ... --exclude arrow/refcoco_val        leave out pictures of that prepared folder, or of a list of names or ids
+    ... --check                            write nothing: check files and annotations. Needs no --output
+    ... --shard 2/4                        one of four machines; the last one to finish joins the shards
+    ... --exclude arrow/refcoco_val        skip images of that prepared dataset, or of a list of names or ids
 
-Afterwards, look: python scripts/inspect_data.py arrow/refcoco --output sheet.png
+Look at the result with: sa2va inspect arrow/refcoco --output sheet.png
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--embed_media", action="store_true", help="store the files themselves, not their paths")
     parser.add_argument("--limit", type=int, help="read at most this many records")
     parser.add_argument(
-        "--exclude", action="append", default=[], metavar="FILE", help="pictures to leave out; may be repeated"
+        "--exclude", action="append", default=[], metavar="FILE", help="images to skip; may be repeated"
     )
     parser.add_argument(
-        "--skip_bad", action="store_true", help="leave out what cannot be used (manifest.json lists it)"
+        "--skip_bad", action="store_true", help="skip records that cannot be used (manifest.json lists them)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a folder prepared before")
     parser.add_argument(

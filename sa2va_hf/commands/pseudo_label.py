@@ -1,13 +1,13 @@
-"""Masks for folders of parts (ROOT/handle/mug/0001.png) that have none, drawn by a model beside the pictures.
+"""Predict masks for images of object parts (ROOT/handle/mug/0001.png) without masks, and write them beside the images.
 
-    python scripts/pseudo_label.py --model DIR --root ROOT
-    python scripts/pseudo_label.py --model DIR --root ROOT --min_score 0.7 --largest --overwrite
+    sa2va pseudo-label --model DIR --root ROOT
+    sa2va pseudo-label --model DIR --root ROOT --min_score 0.7 --largest --overwrite
 
 The model is asked for the "handle of the mug". Where a 0001.json of labelme holds rectangles or points, SAM 2 is asked
 for these instead. Writes ROOT/handle/mug/0001_mask.png and ROOT/pseudo_labels.json with score, area and box of every
-picture, or why it was rejected. Masks that are there are kept, those of people always. Then:
+image, or why it was rejected. Masks that exist are kept, those made by people even with --overwrite. Then:
 
-    python scripts/prepare_data.py --source folder_parts --root ROOT --split train --output DIR --skip_bad
+    sa2va prepare --source folder_parts --root ROOT --split train --output DIR --skip_bad
 """
 
 import argparse
@@ -26,13 +26,13 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--model", required=True, help="a folder, a Hub repository, or the name of a bundled model")
-    parser.add_argument("--root", required=True, help="the folder of PART/OBJECT/pictures")
+    parser.add_argument("--root", required=True, help="the folder of PART/OBJECT/images")
     parser.add_argument("--phrase", default="{part} of the {object}", help="what is asked for; default: %(default)s")
-    parser.add_argument("--min_area_ratio", type=float, default=0.0005, help="smaller pieces are left out")
+    parser.add_argument("--min_area_ratio", type=float, default=0.0005, help="smaller pieces of a mask are removed")
     parser.add_argument("--max_area_ratio", type=float, default=0.95, help="larger masks are rejected")
     parser.add_argument("--min_score", type=float, default=0.5, help="least IoU that SAM 2 must expect")
     parser.add_argument("--largest", action="store_true", help="keep only the largest piece of every mask")
-    parser.add_argument("--overwrite", action="store_true", help="draw again what a model has drawn before")
+    parser.add_argument("--overwrite", action="store_true", help="replace masks that a model predicted before")
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--dtype", help="float32, bfloat16, float16; default: the checkpoint's, float32 on a CPU")
     return parser

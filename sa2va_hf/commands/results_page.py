@@ -1,6 +1,6 @@
-"""Runs of evaluate.py as one markdown page, with the published figures of the released models beside them.
+"""Write evaluation runs as one markdown page, beside the published metrics of the released models.
 
-python scripts/results_page.py RUN/metrics.json [OTHER/metrics.json ...] --output results.md
+sa2va results RUN/metrics.json [OTHER/metrics.json ...] --output results.md
 """
 
 import argparse

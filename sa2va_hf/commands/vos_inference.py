@@ -1,15 +1,15 @@
-"""Follow objects through videos with SAM 2, from their masks on the first frame (or on any): DAVIS, MOSE, SA-V, ...
+"""Track objects through videos with SAM 2, from their masks on the first frame (or on any): DAVIS, MOSE, SA-V, ...
 
-    python scripts/vos_inference.py --sam2_checkpoint sam2.1_hiera_large.pt --base_video_dir DAVIS/JPEGImages/480p \\
+    sa2va vos --sam2_checkpoint sam2.1_hiera_large.pt --base_video_dir DAVIS/JPEGImages/480p \\
         --input_mask_dir DAVIS/Annotations/480p --output_mask_dir outputs/davis [--video_list_file LIST.txt]
-    torchrun --nproc_per_node 8 scripts/vos_inference.py ...       # the processes share the videos
+    torchrun --nproc_per_node 8 -m sa2va_hf.commands.vos_inference ...       # the processes share the videos
 
 Frames are JPEG or PNG files in a folder per video, or VIDEO.mp4 in its place. With --truth_dir MASKS the run that
-finds all videos finished ends with J&F, printed and in OUTPUT/scores.json, as sav_evaluator or DAVIS count it.
+finds all videos finished prints J&F and writes it to OUTPUT/scores.json, as sav_evaluator or DAVIS compute it.
 
---sam2_checkpoint is a .pt of SAM 2, a folder that it was converted to or fine-tuned in, or a whole Sa2VA. SA-V:
---per_obj_png_file --track_object_appearing_later_in_video. Started again, it goes on with the videos that are not
-finished. Errors are collected: the other videos are done, then they are listed and the exit code is 1.
+--sam2_checkpoint is a .pt of SAM 2, a folder that it was converted to or fine-tuned in, or a whole Sa2VA. For SA-V:
+--per_obj_png_file --track_object_appearing_later_in_video. The same command resumes with the videos that are not
+finished. If videos fail, the others are finished first, then the errors are listed and the exit status is 1.
 """
 
 import argparse

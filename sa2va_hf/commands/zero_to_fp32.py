@@ -1,6 +1,6 @@
-"""DeepSpeed shards -> safetensors that from_pretrained loads; of a LoRA run, the adapter for merge_lora.py.
+"""Convert DeepSpeed shards to safetensors that from_pretrained loads; of a LoRA run, to the adapter for merge.
 
-    python scripts/zero_to_fp32.py runs/mine/checkpoint-1000 outputs/mine_fp32
+    sa2va zero-to-fp32 runs/mine/checkpoint-1000 outputs/mine_fp32
 
 Writes float32 weights, config and processor.
 """

@@ -1,6 +1,6 @@
-"""Data: preparing, starting with a million rows, reading at random against plain decoding, the sampler's order.
+"""Time and memory of the data path: preparing, opening a million rows, random reading, the sampler's order.
 
-Sources are measured on files made for it (photos of 640 x 480, clips of 24 frames), or on yours: --source NAME ROOT
+Sources are measured on generated files (images of 640 x 480, videos of 24 frames) or on given ones: --source NAME ROOT
 SPLIT, which may be repeated.
 """
 
@@ -35,7 +35,7 @@ SIDE = 448
 
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
-    """Yields the tables, one by one."""
+    """Yields the markdown tables one by one."""
     with tempfile.TemporaryDirectory(prefix="sa2va-benchmark-") as folder:
         own = _make_files(Path(folder) / "raw", arguments.photos)
         yield _preparing([*own, *arguments.source], Path(folder) / "prepared")
@@ -48,14 +48,14 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def _photo(number: int, size: tuple[int, int]) -> Image.Image:
-    """Smooth noise: a JPEG of it is about as large as that of a photo."""
+    """Smooth noise, whose JPEG is about as large as that of a camera image."""
     rng = np.random.default_rng(number)
     coarse = Image.fromarray(rng.integers(0, 255, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8))
     return coarse.resize(size, Image.Resampling.BICUBIC)
 
 
 def _make_files(root: Path, photos: int) -> list[tuple[str, str, str]]:
-    """A small dataset in each of four forms: (source, root, split)."""
+    """Writes a small dataset in each of four formats; returns (source, root, split) of each."""
     size = (640, 480)
     images = root / "finetune_json" / "images"
     images.mkdir(parents=True)
@@ -107,7 +107,7 @@ def _preparing(sources: list, folder: Path) -> str:
 
 
 def _reading(folder: Path, photos: int, repeats: int) -> str:
-    """Random photos of 448 px: opened with Pillow, as samples out of Arrow, as samples with masks, as items."""
+    """Random reads of 448 px images: with Pillow, as samples from Arrow, as samples with masks, as items."""
     paths = []
     for number in range(photos):
         paths.append(folder / f"{number:06d}.jpg")
@@ -139,16 +139,16 @@ def _opened(path: Path) -> Image.Image:
 
 
 def _read_sample(rows: Rows, number: int, paint: bool = False) -> object:
-    """What is in the cache, without a conversation made of it."""
+    """A sample with its images and decoded masks, without its conversation."""
     sample = rows[number].sample()
     painted = [masks.decode(rle) for thing in sample.objects for rle in thing.masks if rle] if paint else []
     return sample, load_frames(sample, range(sample.num_frames)), painted
 
 
 def _in_turn(ways: dict[str, Callable[[int], object]], order: list[int], repeats: int) -> dict[str, tuple]:
-    """(median seconds for all numbers, median of how many times as fast as the first way) of each way.
+    """Per method: the median time in seconds for all indices, and the median speed relative to the first method.
 
-    The ways take turns, so that whatever else the machine does slows all of them down alike.
+    The methods alternate, so that other load on the machine slows all of them alike.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(1 + repeats):  # the first round warms up
@@ -207,7 +207,7 @@ def _starting(folder: Path, rows: int) -> str:
 
 
 def _private(pid: int) -> float:
-    """MiB that only this process has."""
+    """Memory of a process in MiB that it shares with no other."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
 
@@ -216,16 +216,16 @@ def _private(pid: int) -> float:
 
 
 def heavy_tailed(count: int) -> np.ndarray:
-    """Lengths of 8 to 4000 tokens, half of them below 60: (count,) ints.
+    """Lengths of 8 to 4000 tokens, half of them below 60: int (count,).
 
-    The noise is bounded, or the tail alone would decide the efficiency.
+    The noise is bounded; otherwise the tail alone would determine the efficiency.
     """
     z = (np.random.default_rng(1).random((count, 4)).sum(axis=1) - 2) * 3**0.5
     return np.clip(60 * np.exp(1.2 * z), 8, 8192).astype(int)
 
 
 def three_modalities(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Short texts with a tail, long pictures, clips of nearly one length: (lengths, modalities)."""
+    """Lengths and modalities, int (count,) each: short texts with a tail, long images, videos of nearly one length."""
     rng = np.random.default_rng(2)
     modalities = rng.choice([0, 2, 4], count, p=[0.5, 0.35, 0.15])
     z = rng.normal(size=count)
@@ -234,7 +234,7 @@ def three_modalities(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's: the correlation of the mean ranks."""
+    """Spearman's rank correlation, with mean ranks for ties."""
     ranks = []
     for values in (a, b):
         _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -243,7 +243,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def worst_share_of_a_tenth(order: np.ndarray, labels: np.ndarray) -> float:
-    """Largest deviation of a label's share in one of the epoch's ten stretches from its share in all samples."""
+    """The largest deviation of a label's share in a tenth of the epoch from its share in all samples."""
     shares = [
         [np.mean(labels[stretch] == label) for label in np.unique(labels)] for stretch in np.array_split(order, 10)
     ]

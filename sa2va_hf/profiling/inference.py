@@ -1,6 +1,6 @@
-"""Inference: clips with 1, 3 and 8 [SEG]; longer and longer clips; batches against single questions.
+"""Time and memory of the predictor: by the number of [SEG] tokens, by the length of a video, by batching.
 
-Random weights by default: time and memory do not depend on their values.
+The weights are random by default, since time and memory do not depend on their values.
 """
 
 import argparse
@@ -24,11 +24,12 @@ TINY_SAM2 |= {"stages": [1, 2, 3, 1], "global_att_blocks": [5], "memory_layers":
 
 
 def answer(objects: int) -> str:
+    """An answer with `objects` [SEG] tokens."""
     return "Sure, " + ", ".join(["[SEG]"] * objects) + "."
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A token per byte, and the special ones."""
+    """A byte-level tokenizer without merges (one token per byte), with the special tokens added."""
     marks = ["<|im_start|>", "<|im_end|>", IMAGE_START, IMAGE_CONTEXT, IMAGE_END, *SPECIAL_TOKENS]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     model = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
@@ -39,7 +40,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_predictor(size: str, device: str) -> Sa2VAPredictor:
-    """Random weights: a language model of width 256, and SAM 2 small (256 px) or as released (large, 1024 px)."""
+    """A predictor with random weights: an LLM of width 256, and a small SAM 2 (256 px) or SAM 2 large (1024 px)."""
     fast = tokenizer()
     width = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
     mllm = InternVLConfig(
@@ -64,7 +65,7 @@ def make_predictor(size: str, device: str) -> Sa2VAPredictor:
 
 
 class Clip(Sequence[Image.Image]):
-    """Noise that is made when it is asked for, so that only what the package keeps takes memory."""
+    """A video of noise whose frames are created when read, so that only what the package keeps takes memory."""
 
     def __init__(self, length: int, size: tuple[int, int]) -> None:
         self.length, self.size = length, size
@@ -80,7 +81,7 @@ class Clip(Sequence[Image.Image]):
 
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
-    """Yields the tables, one by one."""
+    """Yields the markdown tables one by one."""
     device, repeats = arguments.device, arguments.repeats
     if arguments.model:
         predictor = Sa2VAPredictor.from_pretrained(arguments.model, device)

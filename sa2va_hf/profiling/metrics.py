@@ -1,6 +1,6 @@
-"""J&F against a straightforward implementation (cv2 dilations of whole frames), and its memory on a long clip.
+"""Time of J&F against an implementation that dilates whole frames with OpenCV, and memory on a long clip.
 
-The straightforward one needs OpenCV, which is no dependency: pip install opencv-python-headless.
+OpenCV is not a dependency of the package: pip install opencv-python-headless.
 """
 
 import argparse
@@ -15,11 +15,12 @@ from sa2va_hf.profiling.report import Memory, table
 
 Pair = tuple[np.ndarray, np.ndarray]
 SIZES = {"480p": (480, 854), "1080p": (1080, 1920)}
-# radius, and by how much the prediction is off, as shares of the picture's height
+# radius, and distance of the prediction from the target, as shares of the image height
 OBJECTS = {"small": (0.05, 0.01), "medium": (0.15, 0.01), "large": (0.35, 0.01), "large, far off": (0.35, 0.08)}
 
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
+    """Yields the markdown tables one by one."""
     yield _speed(arguments.frames, arguments.repeats)
     yield _memory(arguments.long)
 
@@ -49,7 +50,7 @@ def _memory(count: int) -> str:
 
 
 def _fastest(score: Callable[..., tuple[float, float]], frames: list[Pair], repeats: int) -> tuple[float, list]:
-    """(seconds a frame in the fastest of several runs, the scores): the machine's other work only adds time."""
+    """Seconds per frame in the fastest of several runs, and the scores. Other load on the machine only adds time."""
     seconds, found = math.inf, []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -59,7 +60,7 @@ def _fastest(score: Callable[..., tuple[float, float]], frames: list[Pair], repe
 
 
 def _clip(count: int, shape: tuple[int, int], radius: float, shift: float) -> Iterator[Pair]:
-    """A wobbly disk that moves, and a prediction that is a little off."""
+    """Yields (prediction, target) per frame: a moving disk with an irregular outline, and a shifted copy."""
     y, x = np.mgrid[: shape[0], : shape[1]]
     for number in range(count):
         masks = []
@@ -72,7 +73,7 @@ def _clip(count: int, shape: tuple[int, int], radius: float, shift: float) -> It
 
 
 def _straightforward() -> Callable[[np.ndarray, np.ndarray], tuple[float, float]]:
-    """J and F of one frame as one would write them down: both outlines, both dilated, multiplied."""
+    """J and F of one frame by their definition: both outlines, both dilated, multiplied."""
     try:
         import cv2
     except ImportError as error:
@@ -101,5 +102,5 @@ def _straightforward() -> Callable[[np.ndarray, np.ndarray], tuple[float, float]
         precision, recall = np.sum(found * wanted_wide) / points, np.sum(wanted * found_wide) / others
         return float(j), float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
-    cv2.setNumThreads(1)  # as the other one
+    cv2.setNumThreads(1)  # one thread, as ours
     return score

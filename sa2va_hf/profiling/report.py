@@ -1,4 +1,4 @@
-"""How benchmarks measure and write: time and peak memory of a call, markdown tables, the machine they ran on."""
+"""Time and peak memory of a call, markdown tables, and the description of the machine."""
 
 import ctypes
 import gc
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class Memory:
-    """Peak memory of a block in MiB above its start: the GPU's, or the process's resident size, sampled."""
+    """Context manager. `peak` is the peak memory of its block in MiB above the start: of the GPU, or resident."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -26,8 +26,10 @@ class Memory:
             torch.cuda.reset_peak_memory_stats()
             self.start = torch.cuda.memory_allocated()
         else:
-            ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or a second run would seem to need nothing
-            Path("/proc/self/clear_refs").write_text("5")  # restarts the kernel's peak counter
+            ctypes.CDLL(None).malloc_trim(
+                0
+            )  # return freed memory to the system: otherwise a second run appears to need none
+            Path("/proc/self/clear_refs").write_text("5")  # reset the kernel's peak counter
             self.start = self._status("VmRSS")
         return self
 
@@ -42,14 +44,14 @@ class Memory:
 
 
 def operations(run: Callable[[], object]) -> int:
-    """Floating-point operations of a call, as torch counts them: matrix products, convolutions, attention."""
+    """The floating-point operations of a call, as torch counts them: matrix products, convolutions, attention."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 
 
 def measure(run: Callable[[], object], device: str, repeats: int, warm_up: bool = True) -> tuple[float, float]:
-    """(median seconds, peak MiB above the start), after a run to warm up."""
+    """The median time in seconds and the peak memory in MiB above the start, after one warm-up run."""
     if warm_up:
         run()
     seconds, peaks = [], []
@@ -65,6 +67,8 @@ def measure(run: Callable[[], object], device: str, repeats: int, warm_up: bool 
 
 
 def table(columns: list[str], rows: list[list[object]]) -> str:
+    """A markdown table; floats get two decimals."""
+
     def line(cells: list[object]) -> str:
         return "| " + " | ".join(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells) + " |"
 
@@ -72,6 +76,7 @@ def table(columns: list[str], rows: list[list[object]]) -> str:
 
 
 def machine(device: str) -> str:
+    """The device, the versions of torch and Python, the date and the commit, as one line."""
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     versions = f"torch {torch.__version__}; Python {platform.python_version()}"

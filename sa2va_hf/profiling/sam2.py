@@ -1,7 +1,8 @@
-"""SAM 2 fine-tuning: seconds and memory of a step against the `sam2` package's own training code, in one process.
+"""Time and memory of a SAM 2 training step against the original training code, in one process.
 
-The same random weights, clips and prompts, forward and backward, without an optimiser. The package's code is its
-`training` folder, of which two imports that a step does not need (its trainer, tensordict) are replaced by empty ones.
+Both use the same random weights, clips and prompts, forward and backward, without an optimiser. The original code is
+the `training` folder of the `sam2` package; two of its imports that a step does not need (its trainer, tensordict) are
+replaced by empty modules.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from sa2va_hf.profiling.report import measure, table
 from sa2va_hf.training.sam2.clip_model import Sam2ClipModel, set_dropout
 from sa2va_hf.training.sam2.prompting import PromptSettings
 
-FIXED = {  # so that every step does the same
+FIXED = {  # makes every step the same
     "rand_frames_to_correct_for_train": False,
     "num_init_cond_frames_for_train": 1,
     "rand_init_cond_frames_for_train": False,
@@ -39,8 +40,8 @@ WEIGHTS = {"loss_mask": 20, "loss_dice": 1, "loss_iou": 1, "loss_class": 1}
 
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
-    """Yields the tables, one by one."""
-    torch.backends.cuda.enable_flash_sdp(arguments.device == "cuda")  # on a CPU slow backwards on small windows
+    """Yields the markdown tables one by one."""
+    torch.backends.cuda.enable_flash_sdp(arguments.device == "cuda")  # its backward pass is slow on a CPU
     clip = make_clip(arguments)
     for title, flags in PROMPTS.items():
         rows: list[list[Any]] = []
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def make_clip(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """Noise uint8 (1, T, 3, S, S), and squares bool (T, O, S, S)."""
+    """Frames of noise, uint8 (1, T, 3, S, S), and masks of squares, bool (T, O, S, S)."""
     side, frames, objects = arguments.image_size, arguments.frames, arguments.objects
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 255, (1, frames, 3, side, side), np.uint8))
@@ -73,7 +74,7 @@ def precision(device: str) -> Any:
 
 
 def original(arguments: argparse.Namespace, flags: dict[str, Any], clip: tuple[Tensor, Tensor]) -> Callable[[], None]:
-    """A step of the `sam2` package's training code."""
+    """A training step of the original code."""
     train, losses = _package()
     config = Sa2VAGroundingConfig(version="2.1", size=arguments.size, image_size=arguments.image_size)
     torch.manual_seed(0)
@@ -103,7 +104,7 @@ def original(arguments: argparse.Namespace, flags: dict[str, Any], clip: tuple[T
 def ours(
     arguments: argparse.Namespace, flags: dict[str, Any], clip: tuple[Tensor, Tensor], checkpointing: bool = False
 ) -> Callable[[], None]:
-    """A step of this package."""
+    """A training step of this package."""
     config = Sa2VAGroundingConfig(version="2.1", size=arguments.size, image_size=arguments.image_size)
     torch.manual_seed(0)
     sam2 = build_sam2(config)
@@ -133,7 +134,7 @@ def _backward(model: nn.Module, loss: Tensor) -> None:
 
 
 def _package() -> tuple[type, type]:
-    """SAM2Train and its loss."""
+    """The original `SAM2Train` and its loss class."""
     empty = {"tensordict": {"tensorclass": lambda kind: kind}, "training.trainer": {"CORE_LOSS_KEY": "core_loss"}}
     for name, content in empty.items():
         if name not in sys.modules:

@@ -1,7 +1,7 @@
-"""Training: where the time of a step goes, tokens per second, memory; each optimisation against the run without it.
+"""Time of a training step by part, tokens per second and memory, for each optimisation and without it.
 
-Random weights and noise pictures: time and memory do not depend on their values. --size 2b and 8b are shaped as
-InternVL3-2B and -8B with SAM 2 large, trained as released (LoRA, rank 128 and 256); they need a GPU.
+Weights are random and images are noise, since time and memory do not depend on their values. --size 2b and 8b have the
+shapes of InternVL3-2B and -8B with SAM 2 large and are trained as released (LoRA, rank 128 and 256); they need a GPU.
 """
 
 import argparse
@@ -36,7 +36,7 @@ _LLMS = {  # Qwen2.5-1.5B and -7B
 
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
-    """Yields the tables, one by one."""
+    """Yields the markdown tables one by one."""
     for name, make in (("pictures", picture_sample), ("clips of 5 frames", clip_sample)):
         model, processor = build(arguments.size, arguments.device)
         examples = [make(number) for number in range(arguments.batch)]
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def build(size: str, device: str) -> tuple[nn.Module, Sa2VAProcessor]:
-    """A model in training form with LoRA, and its processor."""
+    """A model with LoRA, ready for training, and its processor."""
     fast = tokenizer()
     if size == "tiny":
         width = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
@@ -102,7 +102,7 @@ def _dialogue(visual: dict, turns: int) -> list[dict]:
 
 
 def picture_sample(number: int) -> dict:
-    """A picture with 1 to 5 expressions: samples of a batch are unlike."""
+    """An image with 1 to 5 expressions, so that the samples of a batch differ."""
     size, turns = [(640, 480), (448, 448), (480, 640)][number % 3], 1 + number % 5
     masks = torch.zeros(turns, 1, size[1], size[0], dtype=torch.bool)
     masks[..., 100:300, 100:300] = True
@@ -136,14 +136,14 @@ VARIANTS = {
 
 @dataclass
 class Measured:
-    """Of one variant: seconds per step and part, and what a step is."""
+    """Measurements of one variant: seconds per step and per part, tokens, operations, memory."""
 
     seconds: float
     parts: dict[str, float]
     tokens: int
     real: float
-    work: float  # what was computed
-    needed: float  # what the model needs: activations that are computed again do not count
+    work: float  # operations that were computed
+    needed: float  # operations of the model, without recomputed activations
     peak: float
     device: str
 
@@ -155,7 +155,7 @@ class Measured:
 
 
 class Clock:
-    """Adds up what modules take in forward passes, by name."""
+    """Sums the time of forward passes per named module, in seconds."""
 
     def __init__(self, modules: dict[str, nn.Module], device: str) -> None:
         self.device, self.seconds, self.handles = device, dict.fromkeys(PARTS, 0.0), []
@@ -196,8 +196,14 @@ def measure_steps(
     again: bool = False,
     compiled: bool = False,
 ) -> Measured:
-    """Times training steps on the same samples. again: activations are computed again in the backward pass; compiled:
-    see `compile_layers`."""
+    """Times training steps on the same samples.
+
+    Args:
+        lean: compute logits at answer tokens only.
+        join: put the samples of a batch into one row.
+        again: recompute activations in the backward pass.
+        compiled: see `compile_layers`.
+    """
     device, base = arguments.device, model.get_base_model()
     sam = base.grounding_encoder.sam2_model
     vision, _ = base.backbone.vision(base.mllm)

@@ -45,7 +45,7 @@ def options(name):
     return {action.dest: action for action in module(name).make_parser()._actions}
 
 
-@pytest.mark.parametrize("script", [name for name in SCRIPTS if name not in OWN | {"train", "train_sam2"}])
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name not in OWN])
 def test_help_imports_nothing_heavy(script):
     path = ROOT / f"scripts/{script}.py"
     done = subprocess.run([sys.executable, "-c", CHECK, path], capture_output=True, text=True)

@@ -17,7 +17,7 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError, MemoryError)
 def mistakes() -> Iterator[None]:
     """A context manager and decorator that ends the process with status 1 and the message of an error on stderr.
 
-    It catches the errors that a user can cause (`USER_ERRORS`). With SA2VA_TRACEBACK=1 in the environment none is caught.
+    It catches the errors that a user can cause (`USER_ERRORS`), unless SA2VA_TRACEBACK=1 is in the environment.
     """
     try:
         yield

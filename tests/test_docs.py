@@ -24,7 +24,7 @@ OTHER_PROGRAMS = {"bash", "cp", "done", "for", "hf", "pip", "sbatch", "source"}
 ELSEWHERE = re.compile(
     r"\bhf |\bpip install|--push_to_hub|--multi_gpu|--nproc_per_node [48]|--num_processes [48]|sbatch"
 )
-PLACEHOLDERS = {"NAME", "yours", "list"}
+PLACEHOLDERS = {"NAME", "auto", "list", "yours"}
 
 
 @dataclass

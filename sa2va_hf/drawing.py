@@ -36,7 +36,7 @@ def overlay(
     boxes: Sequence[Sequence[float] | None] | None = None,
     labels: Sequence[str | None] | None = None,
 ) -> Image.Image:
-    """A copy of the image with every mask tinted, hatched and outlined in its own colour, with boxes and labels if given.
+    """A copy of the image with every mask tinted, hatched and outlined in its own colour, with boxes and labels.
 
     The outline has two tones, the colour and inside it black or white, so that it contrasts with any background; the
     direction of the hatching differs from one object to the next.

@@ -63,6 +63,7 @@ MAY_IMPORT = {
         "drawing",
         "model.configuration_sa2va",
         "model.tracking",
+        "search",
     },
     "inspection": {"data", "masks", "drawing"},
     "profiling": {

@@ -32,7 +32,14 @@ MODES = ("generate", "teacher")
 BASELINES = ("box",)
 VIDEO_MODES = ("consistent", "memory", "per_frame")
 DTYPES = ("float32", "bfloat16", "float16")
-ASKING = ("mode", "baseline", "max_new_tokens", "num_frames", "video_mode")  # arguments that decide what is answered
+ASKING = (
+    "mode",
+    "baseline",
+    "max_new_tokens",
+    "num_frames",
+    "video_mode",
+    "search",
+)  # arguments that decide what is answered
 
 
 def positive(text: str) -> int:
@@ -62,6 +69,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_new_tokens", type=positive, help="default: 2048, as released")
     parser.add_argument("--num_frames", type=positive, help="frames of a clip that the LLM reads; default: 5")
     parser.add_argument("--video_mode", choices=VIDEO_MODES, help="how masks get onto all frames; default: its own")
+    parser.add_argument(
+        "--search", action="store_true", default=None, help="search the targets of a question first (vstar_bench)"
+    )
     parser.add_argument("--text_encoder", help="a folder of bert-base-uncased, for the recall of grounded captions")
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--dtype", choices=DTYPES, help="default: the checkpoint's, float32 on a CPU")
@@ -118,7 +128,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     from sa2va_hf.data.sources.options import parse_options
     from sa2va_hf.evaluation.benchmarks import get_benchmark, load_items
     from sa2va_hf.evaluation.captions import missing_for_captions
-    from sa2va_hf.evaluation.describing import GroundedCaption, RegionCaption
+    from sa2va_hf.evaluation.describing import Choice, GroundedCaption, RegionCaption
     from sa2va_hf.evaluation.runner import Files, rescore, run, weights_of
     from sa2va_hf.model.configuration_sa2va import bundled
 
@@ -129,6 +139,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     settings = settings_now(arguments)
     options = parse_options(arguments.option, benchmark.samples)
     benchmark.task.record(settings)  # do mode and baseline apply to it
+    if settings.search and not isinstance(benchmark.task, Choice):
+        raise ValueError(f"--search: {arguments.benchmark} has no targets to search; expected vstar_bench")
     if isinstance(benchmark.task, GroundedCaption | RegionCaption) and (missing := missing_for_captions()):
         logger.warning("%s: the result will be without them", missing)
     items, rejects = load_items(benchmark, arguments.root, settings, arguments.split, options, arguments.limit)

@@ -16,6 +16,7 @@ from sa2va_hf.data.schema import Sample
 from sa2va_hf.evaluation.boxes import choice_accuracy
 from sa2va_hf.evaluation.captions import GroundedCaptions, caption_scores, phrase_similarity
 from sa2va_hf.evaluation.items import Answer, Item, Settings, checked_mask, encode_tracks, percent
+from sa2va_hf.evaluation.searching import focus, search_figures
 from sa2va_hf.inference import Sa2VAPredictor
 from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
 
@@ -147,10 +148,13 @@ class Choice(_Describing):
     def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
         answers = []
         for item in items:
-            picture = load_frames(item.sample, [0])[0]
+            picture, question, more = load_frames(item.sample, [0])[0], item.question, {}
+            if settings.search:
+                targets = [one.category for one in item.sample.objects]
+                picture, question, more["search"] = focus(predictor, picture, question, targets)
             options = item.more["options"]
-            losses = [answer_loss(predictor, picture, item.question, option) for option in options]
-            answers.append(Answer(options[int(np.argmin(losses))], more={"losses": losses}))
+            losses = [answer_loss(predictor, picture, question, option) for option in options]
+            answers.append(Answer(options[int(np.argmin(losses))], more=more | {"losses": losses}))
         return answers
 
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
@@ -161,7 +165,9 @@ class Choice(_Describing):
 
     def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
         pairs = [(item.kind, answer.figures["right"]) for item, answer in zip(items, answers, strict=True)]
-        return {"questions": len(items)} | percent(choice_accuracy(pairs))
+        records = [answer.more.get("search", []) for answer in answers]
+        searched = search_figures([item.sample for item in items], records)
+        return {"questions": len(items)} | percent(choice_accuracy(pairs)) | searched
 
 
 @torch.no_grad()

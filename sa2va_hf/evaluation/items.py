@@ -21,7 +21,8 @@ class Settings:
     """How a model is asked. mode: "teacher" gives it the answer, so that only its masks are scored.
     baseline: "box" takes the box that it writes, and SAM 2's mask of that, in the place of its own masks.
     box_style: how it is asked for a box, a name of `box_baseline.BOX_STYLES`.
-    text_encoder: a folder of a BERT that compares phrases (grounded captions)."""
+    text_encoder: a folder of a BERT that compares phrases (grounded captions).
+    search: targets of a question are searched first (V*Bench)."""
 
     mode: str = "generate"
     baseline: str | None = None
@@ -30,6 +31,7 @@ class Settings:
     num_frames: int = 5
     video_mode: str | None = None
     text_encoder: str | None = None
+    search: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (("mode", self.mode, MODES), ("baseline", self.baseline, (None, *BASELINES))):

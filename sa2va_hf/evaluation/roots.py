@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sa2va_hf import masks
+from sa2va_hf.boxes import from_numbers
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample, Turn
 from sa2va_hf.data.sources.clips import clip_size, named_frames, paths
 from sa2va_hf.data.sources.files import expect_keys, find_picture, first_existing, read_json, upright_size
@@ -46,11 +47,22 @@ def vstar_bench(root: Path | str, split: str = "") -> Iterator[Sample | Reject]:
             )
             width, height = upright_size(photo)
             turns = [Turn(record["question"].strip(), option.strip()) for option in options]
-            yield Sample(
-                name, "question", width, height, frames=[os.path.abspath(photo)], turns=turns, source="vstar_bench"
-            )
+            sample = Sample(name, "question", width, height, frames=[os.path.abspath(photo)], source="vstar_bench")
+            sample.turns, sample.objects = turns, _vstar_targets(record, height, width)
+            yield sample
         except ValueError as error:
             yield Reject(name, str(error), str(path))
+
+
+def _vstar_targets(record: dict, height: int, width: int) -> list[Object]:
+    """What a question is about: "target_object" with its "bbox", where the record has them. ValueError for others."""
+    names, numbers = record.get("target_object") or [], record.get("bbox") or []
+    if not isinstance(names, list) or not isinstance(numbers, list) or len(names) != len(numbers):
+        raise ValueError(
+            f"'target_object' and 'bbox' must be lists of one length, got {names!r:.40} and {numbers!r:.40}"
+        )
+    boxes = [from_numbers(box, "xywh", height, width) for box in numbers]
+    return [Object([None], [box], str(name)) for name, box in zip(names, boxes, strict=True)]
 
 
 def grand_f_eval(root: Path | str, split: str) -> Iterator[Sample | Reject]:

@@ -68,13 +68,15 @@ def _path(draw: ImageDraw.ImageDraw, result: SearchResult, scale: float) -> None
 
 def _candidates(draw: ImageDraw.ImageDraw, result: SearchResult, scale: float) -> None:
     font = ImageFont.load_default(18)
-    for one in result.instances or result.near_misses:
+    for number, one in enumerate(result.instances or result.near_misses):
         x0, y0, x1, y1 = (scale * value for value in one.box)
         pad = max(0.0, 18 - max(x1 - x0, y1 - y0)) / 2  # a frame around what is too small to see
         colour = FOUND if result.found else MISSED
         frame = (x0 - pad - 3, y0 - pad - 3, x1 + pad + 3, y1 + pad + 3)
         draw.rectangle(frame, outline=PAPER, width=6)
         draw.rectangle(frame, outline=colour, width=4)
+        if number and not result.found:  # the names of near misses would cover each other
+            continue
         text = f"{result.target if result.found else 'best candidate'} {one.score:.2f}"
         left = max(min(frame[0], result.size[0] * scale - font.getlength(text) - 8), 0)
         top = frame[1] - 26 if frame[1] > 26 else frame[3] + 4
@@ -119,4 +121,4 @@ def _why(visit: Visit) -> tuple[str, str]:
         return seen, f"{heat}: follow the target's heat"
     if visit.cue == "context":
         return seen, f"{heat}: look for '{visit.phrase}'"[:64]
-    return seen, f"{heat}: no place is named"
+    return seen, f"{heat}: weak, but all there is"

@@ -101,7 +101,7 @@ def explained(output_dir: str) -> Iterator[None]:
             raise
         raise type(error)(message) from error
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker" not in str(error) or str(error).startswith("Caught "):  # an error of our code in one
             raise
         raise ChildProcessError(
             f"{str(error).strip()} A process that loads samples was ended from outside, usually for want of memory: "

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sa2va_hf.model.answering import draw, generate_answers, read_answers
 from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
 from sa2va_hf.model.modeling_sa2va import Sa2VAForConditionalGeneration
 from sa2va_hf.model.processing_sa2va import Sa2VAProcessor
@@ -141,7 +140,7 @@ class Sa2VAPredictor:
         """
         requests = self._requests(image, video, text, regions, history, num_frames, video_mode)
         inputs = self._inputs([request.messages() for request in requests], add_generation_prompt=True)
-        answers = generate_answers(self.model, self.processor, inputs, max_new_tokens=max_new_tokens, **generation)
+        answers = self.model.answer(self.processor, inputs, max_new_tokens=max_new_tokens, **generation)
         texts, states = [answer.text for answer in answers], [answer.states for answer in answers]
         predictions = self._predict(requests, texts, states, video_mode)
         return predictions if isinstance(text, list) else predictions[0]
@@ -163,7 +162,7 @@ class Sa2VAPredictor:
         answers = _texts("answer", answer, text)
         chats = [request.messages(reply) for request, reply in zip(requests, answers, strict=True)]
         inputs = self._inputs(chats, add_generation_prompt=False)
-        states = read_answers(self.model, inputs, [reply.count(SEG_TOKEN) for reply in answers])
+        states = self.model.seg_states(inputs, [reply.count(SEG_TOKEN) for reply in answers])
         predictions = self._predict(requests, [reply.strip() for reply in answers], states, video_mode)
         return predictions if isinstance(text, list) else predictions[0]
 
@@ -200,7 +199,7 @@ class Sa2VAPredictor:
         self, requests: list[_Request], texts: list[str], states: list[Tensor], video_mode: str | None
     ) -> list[Prediction]:
         clips, key_frames = [r.history.clip for r in requests], [r.key_frames for r in requests]
-        drawings = draw(self.model, self.processor, clips, key_frames, states, video_mode)
+        drawings = self.model.predict_clips(self.processor, clips, key_frames, states, video_mode)
         predictions = []
         for request, text, drawn in zip(requests, texts, drawings, strict=True):
             history = replace(request.history, turns=(*request.history.turns, (request.text, text)))

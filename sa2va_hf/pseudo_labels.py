@@ -28,7 +28,7 @@ from sa2va_hf.model.visuals import open_image
 NAME = "pseudo_labels.json"
 MARK = "pseudo_label"  # key of a PNG's text, by which our masks are told from those of people
 QUESTION, ANSWER = SEG_QUESTIONS[1], SEG_ANSWERS[1]  # "Please segment the ... in this image.", "Sure, [SEG]."
-ON, OFF, CORNERS = 1, 0, (2, 3)  # SAM 2's labels of points
+ON, OFF = 1, 0  # SAM 2's labels of points
 
 
 @dataclass(frozen=True)
@@ -178,29 +178,20 @@ def prompted_mask(predictor: Sa2VAPredictor, image: Image.Image, shapes: Shapes)
     if len(shapes.boxes) > 1 and shapes.points:
         raise ValueError(f"there are {len(shapes.boxes)} boxes and points: which box are the points of?")
     model, encoder = predictor.model, predictor.model.grounding_encoder
-    sam, side = encoder.sam2_model, encoder.config.image_size
-    clicks = [((x, y), ON if is_on else OFF) for x, y, is_on in shapes.points]
-    corners = [[(box[:2], CORNERS[0]), (box[2:], CORNERS[1])] for box in shapes.boxes] or [[]]
-    prompts = [own + clicks for own in corners]
+    side, device = encoder.image_size, encoder.device
     scale = torch.tensor([side / image.width, side / image.height])
-    points = (torch.tensor([[place for place, _ in prompt] for prompt in prompts]) * scale).to(model.device)
-    labels = torch.tensor([[label for _, label in prompt] for prompt in prompts], dtype=torch.int32).to(model.device)
-    pixels = predictor.processor.grounding_pixels([image]).to(model.device)
+    clicks = boxes = None
+    if shapes.points:
+        prompts = max(len(shapes.boxes), 1)
+        places = torch.tensor([[(x, y) for x, y, _ in shapes.points]]) * scale
+        labels = torch.tensor([[ON if is_on else OFF for _, _, is_on in shapes.points]], dtype=torch.int32)
+        clicks = (places.expand(prompts, -1, -1).to(device), labels.expand(prompts, -1).to(device))
+    if shapes.boxes:
+        boxes = (torch.tensor(shapes.boxes) * scale.repeat(2)).to(device)
+    pixels = predictor.processor.grounding_pixels([image]).to(device)
     with model.grounding_precision():
-        features = encoder.encode(encoder.normalize(pixels))
-        high, middle, low = (level.expand(len(prompts), -1, -1, -1) for level in features.levels)
-        sparse, dense = sam.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
-        candidates, ious, _, _ = sam.sam_mask_decoder(
-            image_embeddings=low + sam.no_mem_embed.view(1, -1, 1, 1),
-            image_pe=sam.sam_prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=True,
-            repeat_image=False,
-            high_res_features=[high, middle],
-        )
-    best, scores = ious.argmax(dim=1), ious.float().amax(dim=1)
-    logits = candidates[torch.arange(len(best)), best].unsqueeze(1).float()
+        found = encoder.prompt(encoder.encode(encoder.normalize(pixels)), points=clicks, boxes=boxes)
+    scores, logits = found.ious.amax(dim=1), found.masks.unsqueeze(1)
     for size in ((side, side), (image.height, image.width)):  # by way of SAM 2's input size, as the predictor
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
     return (logits > 0).any(dim=0)[0].cpu().numpy(), float(scores.min())

@@ -135,6 +135,36 @@ def broken_layers(tree: ast.AST, path: Path) -> list[str]:
     return problems
 
 
+def module_graph(sources: dict[Path, ast.AST]) -> dict[str, set[str]]:
+    """Module -> modules of the package it imports, anywhere in its file: in functions and for type checking as well."""
+    names, graph = {module_name(path) for path in sources}, {}
+    for path, tree in sources.items():
+        found = set()
+        for _, target in imports(tree, path):
+            top, *parts = target.split(".")
+            if top == "sa2va_hf":  # "a.b.c": the module a.b.c, or the name c of the module a.b
+                found.add(next((m for m in (".".join(parts), ".".join(parts[:-1])) if m in names), ""))
+        graph[module_name(path)] = found - {module_name(path)}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules of which each imports every other, directly or by way of others."""
+
+    def reached(start: str) -> set[str]:
+        seen, todo = set(), [start]
+        while todo:
+            for name in graph.get(todo.pop(), ()):
+                if name not in seen:
+                    seen.add(name)
+                    todo.append(name)
+        return seen
+
+    reach = {name: reached(name) for name in graph}
+    groups = {tuple(sorted(other for other in reach[name] if name in reach.get(other, ()))) for name in graph}
+    return [list(group) for group in sorted(groups) if len(group) > 1]
+
+
 def far_imports(tree: ast.AST) -> list[int]:
     """Lines of model/ that would not survive the journey with the weights: anything of ours but `from .x import y`."""
     lines = []
@@ -170,6 +200,23 @@ def each(files: list[Path]) -> pytest.MarkDecorator:
 @each(PACKAGE_FILES)
 def test_imports_point_one_way(path):
     assert not broken_layers(ast.parse(path.read_text()), path)
+
+
+def test_no_modules_import_each_other():
+    sources = {path: ast.parse(path.read_text()) for path in PACKAGE_FILES}
+    assert circles(module_graph(sources)) == []
+
+
+def test_the_rule_against_circles_itself():
+    sources = {
+        "a.py": "from .b import f",
+        "b.py": "if TYPE_CHECKING:\n    from .c.d import g",
+        "c/d.py": "def late():\n    from ..a import h",
+        "e.py": "from .a import f",
+        "__init__.py": "from .e import f",
+    }
+    graph = module_graph({PACKAGE / file: ast.parse(text) for file, text in sources.items()})
+    assert graph["c.d"] == {"a"} and graph[""] == {"e"} and circles(graph) == [["a", "b", "c.d"]]
 
 
 @each(sorted((PACKAGE / "model").rglob("*.py")))

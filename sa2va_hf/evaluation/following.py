@@ -90,7 +90,7 @@ def follow(
 
     tracks = [[masks.empty(sample.height, sample.width)] * sample.num_frames for _ in prompts]
     with torch.no_grad(), model.grounding_precision():
-        for number, logits in follow_objects(model.grounding_encoder.sam2_model, open_frame, sample.num_frames, given):
+        for number, logits in follow_objects(model.grounding_encoder, open_frame, sample.num_frames, given):
             full = F.interpolate(
                 torch.stack([*logits.values()])[None].float(), size=(sample.height, sample.width), mode="bilinear"
             )[0]

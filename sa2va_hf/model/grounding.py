@@ -1,12 +1,12 @@
 """Everything that touches SAM 2: building it, image features, and masks from [SEG] embeddings.
 
-SAM 2 is the `sam2` package's `SAM2Base`, unchanged; its own forward for language prompts is written here because the
-stock one has no door for an embedding and blanks masks by object score, which Sa2VA does not
-(sa2va: `extension/sam2_base.py`).
+SAM 2 is the `sam2` package's `SAM2Base`, unchanged. The call of its mask decoder is written here because the stock one
+takes no embedding and blanks masks by object score, which Sa2VA does not (sa2va: `extension/sam2_base.py`).
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -125,7 +125,8 @@ class ImageFeatures:
     levels: list[Tensor]
     unprojected: list[Tensor] | None = None
 
-    def __getitem__(self, frames: slice) -> ImageFeatures:
+    def __getitem__(self, frames: slice | Tensor) -> ImageFeatures:
+        """Features of some frames, or (by an index tensor) of one frame per pair."""
         raw = self.unprojected
         return ImageFeatures([x[frames] for x in self.levels], None if raw is None else [x[frames] for x in raw])
 
@@ -133,14 +134,85 @@ class ImageFeatures:
 @dataclass
 class MaskPrediction:
     """Masks of P (frame, prompt) pairs: `masks` (P, h, w) logits at stride 4 of the best candidate by predicted IoU;
-    all of them as `candidates` (P, 3, h, w) with `ious` (P, 3); the best one's output token as `tokens` (P, C), and
-    `object_scores` (P, 1), above 0 where the object is on the frame."""
+    all of them as `candidates` (P, M, h, w) with `ious` (P, M); the output token of the best one as `tokens` (P, C),
+    and `object_scores` (P, 1), above 0 where the object is on the frame."""
 
     masks: Tensor
     candidates: Tensor
     ious: Tensor
     tokens: Tensor
     object_scores: Tensor
+
+
+def prompt(
+    sam2: SAM2Base,
+    image: Tensor,
+    levels: list[Tensor],
+    *,
+    embeddings: Tensor | None = None,
+    points: tuple[Tensor, Tensor] | None = None,
+    boxes: Tensor | None = None,
+    masks: Tensor | None = None,
+    decoder: nn.Module | None = None,
+    several: bool = True,
+) -> MaskPrediction:
+    """The mask decoder of SAM 2 (arXiv 2408.00714) on P pairs of an image and a prompt; the only call of it.
+
+    Args:
+        image: (P, C, H, W), stride 16, with what is remembered of each object, or with `no_mem_embed` added.
+        levels: stride 4 and 8, projected for `decoder`; (P, C, h, w), or (1, C, h, w) for all pairs.
+        embeddings: (P, C) of [SEG], after the two "not a point" tokens that the language prompt has.
+        points: coordinates (P, N, 2) in pixels of SAM 2's square input, x then y, and labels int32 (P, N): 1 on the
+            object, 0 off it, -1 padding.
+        boxes: (P, 4) xyxy in pixels of SAM 2's square input.
+        masks: (P, 1, S / 4, S / 4), logits of a mask, as SAM 2's mask prompts have them.
+        decoder: the mask decoder; default `sam2.sam_mask_decoder`.
+        several: whether three candidates are predicted, or one.
+    """
+    encoder, pairs = sam2.sam_prompt_encoder, len(image)
+    if boxes is not None:
+        points = _with_corners(boxes, points)
+    if points is not None:
+        sparse, dense = encoder(points=points, boxes=None, masks=masks)
+    else:
+        # An empty point and the padding that SAM 2 adds to it.
+        sparse = encoder.not_a_point_embed.weight.expand(pairs, 2, -1)
+        if embeddings is not None:
+            sparse = torch.cat([sparse, embeddings.unsqueeze(1).to(sparse.dtype)], dim=1)
+        dense = encoder.mask_downscaling(masks) if masks is not None else _no_mask(sam2, pairs)
+    candidates, ious, tokens, object_scores = (decoder or sam2.sam_mask_decoder)(
+        image_embeddings=image,
+        image_pe=encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=several,
+        repeat_image=False,
+        high_res_features=[level.expand(pairs, -1, -1, -1) for level in levels],
+    )
+    candidates = candidates.float()
+    best, rows = ious.argmax(dim=1), torch.arange(pairs, device=candidates.device)
+    token = tokens[rows, best if tokens.shape[1] > 1 else torch.zeros_like(best)]
+    return MaskPrediction(candidates[rows, best], candidates, ious.float(), token, object_scores)
+
+
+def _with_corners(boxes: Tensor, points: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Boxes as SAM 2 reads them: two corners, labelled 2 and 3, before the points."""
+    corners = boxes.reshape(-1, 2, 2).float()
+    labels = torch.tensor([[2, 3]], dtype=torch.int32, device=boxes.device).expand(len(boxes), 2)
+    if points is None:
+        return corners, labels
+    return torch.cat([corners, points[0]], dim=1), torch.cat([labels, points[1]], dim=1)
+
+
+def _no_mask(sam2: SAM2Base, pairs: int) -> Tensor:
+    side = sam2.sam_image_embedding_size
+    return sam2.sam_prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand(pairs, -1, side, side)
+
+
+def precision(dtype: torch.dtype, device: torch.device) -> AbstractContextManager:
+    """SAM 2 keeps float32 weights; beside an LLM of half precision, `dtype`, it computes in half as well."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(device.type, dtype) if half else nullcontext()
 
 
 def touch(module: nn.Module) -> Tensor:
@@ -154,24 +226,40 @@ def touch(module: nn.Module) -> Tensor:
 
 
 class Sa2VAGroundingEncoder(nn.Module):
-    """SAM 2 prompted by [SEG] embeddings. Each frame is encoded once, however many objects it has."""
+    """SAM 2 prompted by [SEG] embeddings, points, boxes or masks. Each frame is encoded once, however many objects it
+    has.
 
-    def __init__(self, config: Sa2VAGroundingConfig) -> None:
+    Args:
+        config: which SAM 2 is built.
+        sam2: a SAM 2 that exists already, in place of one built from `config`; it has no second decoder.
+    """
+
+    def __init__(self, config: Sa2VAGroundingConfig | None = None, sam2: SAM2Base | None = None) -> None:
         super().__init__()
-        self.config = config
-        self.sam2_model = build_sam2(config)
-        if config.tracking_decoder:
-            self.tracking_decoder = deepcopy(self.sam2_model.sam_mask_decoder)
+        self.sam2_model = build_sam2(config) if sam2 is None else sam2
+        second = sam2 is None and config.tracking_decoder
+        self.tracking_decoder = deepcopy(self.sam2_model.sam_mask_decoder) if second else None
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return self.sam2_model.image_size
 
     @property
     def mask_size(self) -> int:
         """Side of the low-resolution masks."""
-        return self.config.image_size // 4
+        return self.image_size // 4
+
+    @property
+    def device(self) -> torch.device:
+        """Where SAM 2 computes."""
+        return self.sam2_model.device
 
     @property
     def tracker(self) -> nn.Module:
-        """The mask decoder that follows objects by memory: SAM 2's own where the checkpoint has it beside ours."""
-        return self.tracking_decoder if self.config.tracking_decoder else self.sam2_model.sam_mask_decoder
+        """The mask decoder for points, boxes, masks and memory: SAM 2's own where the checkpoint has it beside the one
+        that was fine-tuned for [SEG]."""
+        return self.sam2_model.sam_mask_decoder if self.tracking_decoder is None else self.tracking_decoder
 
     def normalize(self, frames: Tensor, constants: torch.dtype = torch.float32) -> Tensor:
         """uint8 (F, 3, S, S) -> float32, ImageNet mean and standard deviation.
@@ -192,66 +280,40 @@ class Sa2VAGroundingEncoder(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             high, middle, low = sam.image_encoder(frames)["backbone_fpn"]
         decoder = sam.sam_mask_decoder
-        unprojected = [high, middle] if self.config.tracking_decoder else None
+        unprojected = None if self.tracking_decoder is None else [high, middle]
         return ImageFeatures([decoder.conv_s0(high), decoder.conv_s1(middle), low], unprojected)
 
     def decode(self, features: ImageFeatures, frame_index: Tensor, embeddings: Tensor) -> MaskPrediction:
-        """Masks of P pairs: `frame_index` (P,) names the frame, `embeddings` (P, C) the object.
+        """Masks of P pairs by the decoder tuned for [SEG]: `frame_index` (P,) selects the frame, `embeddings` (P, C)
+        the object. Features are used without memory."""
+        high, middle, low = features[frame_index].levels
+        image = low + self.sam2_model.no_mem_embed.view(1, -1, 1, 1)
+        return prompt(self.sam2_model, image, [high, middle], embeddings=embeddings)
 
-        The prompt is two "not a point" tokens and then the embedding, on features without memory.
-        """
-        sam = self.sam2_model
-        high, middle, low = (level[frame_index] for level in features.levels)
-        padding = self._no_points(embeddings)
-        sparse = torch.cat([padding, embeddings.unsqueeze(1).to(padding.dtype)], dim=1)
-        return self._predict(sam.sam_mask_decoder, low + sam.no_mem_embed.view(1, -1, 1, 1), [high, middle], sparse)
-
-    def follow(
-        self, features: ImageFeatures, conditioned: Tensor, mask_prompts: Tensor | None = None
+    def prompt(
+        self,
+        features: ImageFeatures,
+        points: tuple[Tensor, Tensor] | None = None,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> MaskPrediction:
-        """Masks of P objects on the one frame of `features`, by the tracker.
+        """Masks of P objects on the one frame of `features`, by the tracker; arguments as in `prompt` above.
 
-        conditioned: (P, C, H, W), stride 16 with what is remembered of each object. mask_prompts: (P, 1, S / 4, S / 4)
-        what they look like on this frame; then there is one candidate.
+        image: (P, C, H, W), stride 16; default: that of the frame, without memory. A mask alone gives one candidate, as
+        in SAM 2; every other prompt gives three.
         """
-        tracker, objects = self.tracker, len(conditioned)
-        if self.config.tracking_decoder:
+        if image is None:
+            pairs = len(next(given for given in (points and points[0], boxes, masks) if given is not None))
+            image = features.levels[-1] + self.sam2_model.no_mem_embed.view(1, -1, 1, 1)
+            image = image.expand(pairs, -1, -1, -1)
+        levels, tracker = features.levels[:2], self.tracker
+        if self.tracking_decoder is not None:
             high, middle = features.unprojected
             levels = [tracker.conv_s0(high), tracker.conv_s1(middle)]
-        else:
-            levels = features.levels[:2]
-        levels = [level.expand(objects, -1, -1, -1) for level in levels]
-        return self._predict(tracker, conditioned, levels, self._no_points(conditioned), mask_prompts)
-
-    def _no_points(self, like: Tensor) -> Tensor:
-        """(P, 2, C): an empty point, and the padding that SAM 2 adds to it."""
-        return self.sam2_model.sam_prompt_encoder.not_a_point_embed.weight.expand(len(like), 2, -1)
-
-    def _predict(
-        self,
-        decoder: nn.Module,
-        image: Tensor,
-        levels: list[Tensor],
-        sparse: Tensor,
-        mask_prompts: Tensor | None = None,
-    ) -> MaskPrediction:
-        prompts, side, pairs = self.sam2_model.sam_prompt_encoder, self.sam2_model.sam_image_embedding_size, len(image)
-        if mask_prompts is None:
-            dense = prompts.no_mask_embed.weight.view(1, -1, 1, 1).expand(pairs, -1, side, side)
-        else:
-            dense = prompts.mask_downscaling(mask_prompts)
-        masks, ious, tokens, object_scores = decoder(
-            image_embeddings=image,
-            image_pe=prompts.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=mask_prompts is None,
-            repeat_image=False,
-            high_res_features=levels,
-        )
-        masks = masks.float()
-        best, rows = ious.argmax(dim=1), torch.arange(pairs, device=masks.device)
-        return MaskPrediction(masks[rows, best], masks, ious.float(), tokens[rows, best], object_scores)
+        several = masks is None or points is not None or boxes is not None
+        prompts = {"points": points, "boxes": boxes, "masks": masks}
+        return prompt(self.sam2_model, image, levels, **prompts, decoder=tracker, several=several)
 
     def forward(
         self, frames: Tensor | None, frame_index: Tensor | None = None, embeddings: Tensor | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ from transformers.utils import ModelOutput
 
 from .backbones import backbone_of
 from .configuration_sa2va import IGNORE_INDEX, Sa2VAConfig, bundled
-from .grounding import MaskPrediction, Sa2VAGroundingEncoder, touch
+from .grounding import MaskPrediction, Sa2VAGroundingEncoder, precision, touch
 from .losses import answer_cross_entropy, mask_losses, repeat_weights, soft_iou, uncertain_points
+from .released_api import ReleasedApiMixin
 from .zero3 import load_buffers, outside_zero_init
 
 LOGITS_CHUNK = 1024  # tokens whose logits are held at a time in training
@@ -49,7 +50,7 @@ class Sa2VAOutput(ModelOutput):
     seg_embeddings: Tensor | None = None
 
 
-class Sa2VAForConditionalGeneration(PreTrainedModel):
+class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel):
     """`mllm` (a native multimodal LLM, see `backbones.py`), `grounding_encoder` (SAM 2) and `text_hidden_fcs` between
     them."""
 
@@ -258,11 +259,14 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
         with self.grounding_precision():
             return self.grounding_encoder(frames, frame_index, embeddings[seg_index])
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the LLM computes in: that of its first floating weight, since quantised weights are stored as others."""
+        return self.mllm.dtype
+
     def grounding_precision(self) -> AbstractContextManager:
         """SAM 2 keeps float32 weights; where the LLM's are half precision it computes in half as well."""
-        weight = self.get_input_embeddings().weight
-        half = weight.dtype in (torch.bfloat16, torch.float16)
-        return torch.autocast(weight.device.type, weight.dtype) if half else nullcontext()
+        return precision(self.compute_dtype, self.grounding_encoder.device)
 
     def forward(
         self,
@@ -403,7 +407,11 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
 
     # ---------------------------------------------------------------- generation
     @torch.no_grad()
-    def generate(
+    def generate(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.generate_new_tokens(*args, **kwargs)
+
+    @torch.no_grad()
+    def generate_new_tokens(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -431,34 +439,6 @@ class Sa2VAForConditionalGeneration(PreTrainedModel):
         kwargs.setdefault("do_sample", False)
         sequences = self.mllm.generate(**inputs, attention_mask=attention_mask, **kwargs)
         return sequences[:, length:] if "input_ids" in inputs else sequences  # of ids, `generate` repeats the prompt
-
-    def predict_forward(
-        self,
-        image: Any = None,
-        video: Any = None,
-        text: str | None = None,
-        past_text: str = "",
-        mask_prompts: Any = None,
-        tokenizer: Any = None,
-        processor: Any = None,
-    ) -> dict[str, Any]:
-        """The released code's door: one question, answered greedily, masks as its `"memory"` video mode draws them.
-
-        Args:
-            image: a picture. video: a list of frames; the LLM reads the first five.
-            text: the question; `<image>` marks the place of the picture, by default it comes first.
-            past_text: what the call before returned as "past_text"; give its image or video again.
-            mask_prompts: [array (regions, H, W)] of the image, called region1, region2 ... in the text.
-            tokenizer, processor: a `Sa2VAProcessor`, or the checkpoint's tokenizer; needed where the model was not
-                loaded from a folder that has one.
-
-        Returns "prediction", the answer with its special tokens; "prediction_masks", per [SEG] a bool array
-        (frames, H, W); and "past_text". Unlike there, a [SEG] as the very last token has a mask, the history comes
-        back, and nothing is moved to another device.
-        """
-        from .released_api import predict_forward
-
-        return predict_forward(self, image, video, text, past_text, mask_prompts, tokenizer, processor)
 
 
 def _shrink(masks: Tensor, size: int, mode: str) -> Tensor:

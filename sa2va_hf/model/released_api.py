@@ -5,22 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .answering import draw, generate_answers
+from .answering import AnsweringMixin
 from .configuration_sa2va import bundled
 from .processing_sa2va import PLACEHOLDER, Sa2VAProcessor, get_template
 from .video_modes import get_video_mode
 from .visuals import Clip
 
-if TYPE_CHECKING:
-    from .modeling_sa2va import Sa2VAForConditionalGeneration
-
 MAX_NEW_TOKENS = 2048
 KEY_FRAMES = 5  # of a clip, the first ones
 MODE = "memory"
+FOR_SAM2 = ("grounding_pixel_values", "num_frames")  # of a processor's inputs; here SAM 2 reads all frames later
 # What the released code writes for the pictures (one block per frame), and after it for regions.
 _BLOCK = r"<img>(?:<IMG_CONTEXT>)+</img>|<\|vision_start\|>(?:<\|image_pad\|>)+<\|vision_end\|>"
 _BLOCKS = re.compile(rf"(?:{_BLOCK})(?:\n?(?:{_BLOCK}))*")
@@ -29,54 +27,79 @@ _REGIONS = re.compile(
 )
 
 
-def predict_forward(
-    model: Sa2VAForConditionalGeneration,
-    image: Any = None,
-    video: Any = None,
-    text: str | None = None,
-    past_text: str = "",
-    mask_prompts: Sequence[np.ndarray] | None = None,
-    tokenizer: Any = None,
-    processor: Any = None,
-) -> dict[str, Any]:
-    """See `Sa2VAForConditionalGeneration.predict_forward`."""
-    processor = find_processor(model, tokenizer, processor)
-    if not text or not text.strip():
-        raise ValueError(f"text: expected a question, got {text!r}")
-    if image is not None and video is not None:
-        raise ValueError("give image or video, not both")
-    clip = Clip([image]) if image is not None else Clip(video) if video is not None else None
-    regions = _regions(mask_prompts)
-    turns = read_history(past_text, processor.template)
-    _check_past(past_text, text, clip, regions)
-    key_frames = get_video_mode(MODE).key_frames(len(clip), KEY_FRAMES) if video is not None else []
+class ReleasedApiMixin(AnsweringMixin):
+    """`predict_forward` for the model that inherits it."""
+
+    def predict_forward(
+        self,
+        image: Any = None,
+        video: Any = None,
+        text: str | None = None,
+        past_text: str = "",
+        mask_prompts: Sequence[np.ndarray] | None = None,
+        tokenizer: Any = None,
+        processor: Any = None,
+    ) -> dict[str, Any]:
+        """The entry point of the released code: one question, answered greedily, masks in the video mode "memory".
+
+        Args:
+            image: a picture.
+            video: a list of frames; the LLM reads the first five.
+            text: the question; `<image>` marks where the picture comes in the text, by default first.
+            past_text: what the call before returned as "past_text"; give its image or video again.
+            mask_prompts: [array (regions, H, W)] of the image, called region1, region2 ... in the text.
+            tokenizer, processor: a `Sa2VAProcessor`, or the checkpoint's tokenizer; needed where the model was not
+                loaded from a folder that has one.
+
+        Returns:
+            "prediction", the answer with its special tokens; "prediction_masks", per [SEG] a bool array (frames, H,
+            W); and "past_text". Unlike in the released code, a [SEG] as the very last token has a mask, the history
+            is returned, and nothing is moved to another device.
+
+        Raises:
+            ValueError: no question, both image and video, or a `past_text` or regions without their picture.
+        """
+        processor = find_processor(self, tokenizer, processor)
+        if not text or not text.strip():
+            raise ValueError(f"text: expected a question, got {text!r}")
+        if image is not None and video is not None:
+            raise ValueError("give image or video, not both")
+        clip = Clip([image]) if image is not None else Clip(video) if video is not None else None
+        regions = _regions(mask_prompts)
+        turns = read_history(past_text, processor.template)
+        _check_past(past_text, text, clip, regions)
+        key_frames = get_video_mode(MODE).key_frames(len(clip), KEY_FRAMES) if video is not None else []
+        messages = _messages(clip, key_frames, regions, [*turns, (text, None)])
+        inputs = processor.apply_chat_template(messages, add_generation_prompt=True)
+        inputs = {name: value.to(self.device) for name, value in inputs.items() if name not in FOR_SAM2}
+        was_training = self.training
+        self.eval()
+        try:
+            [answer] = self.answer(processor, inputs, max_new_tokens=MAX_NEW_TOKENS)
+            [masks] = self.predict_clips(processor, [clip], [key_frames], [answer.states], MODE)
+        finally:
+            self.train(was_training)
+        past_text += write_turn(text, answer.text, processor.template, clip is not None and not turns)
+        return {"prediction": answer.raw_text, "prediction_masks": list(masks.masks), "past_text": past_text}
+
+
+def _messages(
+    clip: Clip | None, key_frames: list[int], regions: list[np.ndarray], turns: list[tuple[str, str | None]]
+) -> list[dict[str, Any]]:
+    """The conversation in the Hugging Face form. key_frames: none for a picture."""
     visuals = []
-    if video is not None:
-        visuals = [{"type": "video", "video": [clip[number] for number in key_frames]}]
-    elif image is not None:
+    if key_frames:
+        visuals = [{"type": "video", "video": [clip[index] for index in key_frames]}]
+    elif clip is not None:
         visuals = [{"type": "image", "image": clip[0]}, *({"type": "region", "mask": mask} for mask in regions)]
     messages = []
-    for question, reply in [*turns, (text, None)]:
+    for question, reply in turns:
         question = question if clip is not None else question.replace(PLACEHOLDER, "")
         messages.append({"role": "user", "content": [*visuals, {"type": "text", "text": question}]})
         visuals = []
         if reply is not None:
             messages.append({"role": "assistant", "content": reply})
-    inputs = processor.apply_chat_template(messages, add_generation_prompt=True)
-    drawn_from = ("grounding_pixel_values", "num_frames")
-    inputs = {name: value.to(model.device) for name, value in inputs.items() if name not in drawn_from}
-    was_training = model.training
-    model.eval()
-    try:
-        [answer] = generate_answers(model, processor, inputs, max_new_tokens=MAX_NEW_TOKENS)
-        [drawing] = draw(model, processor, [clip], [key_frames], [answer.states], MODE)
-    finally:
-        model.train(was_training)
-    return {
-        "prediction": answer.raw_text,
-        "prediction_masks": list(drawing.masks),
-        "past_text": past_text + write_turn(text, answer.text, processor.template, clip is not None and not turns),
-    }
+    return messages
 
 
 def _regions(mask_prompts: Any) -> list[np.ndarray]:
@@ -105,7 +128,7 @@ def _check_past(past_text: str, text: str, clip: Clip | None, regions: list[np.n
 def read_history(past_text: str, template: str) -> list[tuple[str, str]]:
     """Turns of a `past_text`: of ours, or of the released code, which writes every picture token out.
 
-    Errors: ValueError if it is no sequence of whole turns of this template.
+    Raises: ValueError if it is no sequence of whole turns of this template.
     """
     form = get_template(template)
     before, middle = form.instruction.split("{input}")
@@ -132,7 +155,7 @@ def write_turn(question: str, answer: str, template: str, visual: bool) -> str:
     return form.instruction.format(input=question) + answer + form.suffix + form.separator
 
 
-def find_processor(model: Sa2VAForConditionalGeneration, tokenizer: Any, processor: Any) -> Sa2VAProcessor:
+def find_processor(model: Any, tokenizer: Any, processor: Any) -> Sa2VAProcessor:
     """The processor that was given, or the one beside the model's weights, or one made of the tokenizer."""
     if isinstance(processor, Sa2VAProcessor):
         return processor

@@ -1,7 +1,9 @@
-"""Objects followed through a video from masks on some of its frames, all at once, frame by frame.
+"""Objects followed through a clip by SAM 2's memory (arXiv 2408.00714, section 4): which frames are remembered, and for
+how long.
 
-The steps are those of the `sam2` package's video predictor, with its memory in bfloat16; but frames come one at a time
-and are forgotten, and objects that are drawn on the same frames are followed as one batch.
+Attention to memories and their encoding are the `sam2` package's. `ClipMemory` keeps the prompted frames, and of the
+others no more than the next frame can look back at, so the space needed does not depend on the length of the clip.
+`follow_objects` follows objects from given masks through a whole video. Both predict all objects at once.
 """
 
 from __future__ import annotations
@@ -14,118 +16,194 @@ import torch.nn.functional as F
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from .grounding import PIXEL_MEAN, PIXEL_STD
+from .grounding import ImageFeatures, MaskPrediction, Sa2VAGroundingEncoder
+
+NO_OBJECT_LOGIT = -1024.0  # what SAM 2 puts where its object score says that there is nothing
+MASK_SCALE, MASK_BIAS = 20.0, -10.0  # a given mask as logits: -10 and 10
 
 
-class ObjectTracker:
-    """What is remembered of `objects` things that are drawn on the same frames of a video of `num_frames`."""
+class ClipMemory:
+    """What is remembered of `objects` objects in a clip of `num_frames` frames.
 
-    def __init__(self, sam2: SAM2Base, num_frames: int, memory_dtype: torch.dtype = torch.bfloat16) -> None:
-        if sam2.training:
-            raise ValueError("SAM 2 is in training mode, where its memory is random; call eval() first")
-        self.sam2, self.num_frames, self.dtype = sam2, num_frames, memory_dtype
+    Args:
+        dtype: what spatial memories are stored as; None = as computed. The released inference and SAM 2's own video
+            predictor store bfloat16 even where they compute in float32.
+        blank_absent: whether masks of objects that SAM 2 takes to be gone are blanked. Default: only by SAM 2's own
+            decoder beside a fine-tuned one; a decoder tuned for [SEG] never learned to tell.
+
+    Raises:
+        ValueError: the encoder is in training mode.
+    """
+
+    def __init__(
+        self,
+        encoder: Sa2VAGroundingEncoder,
+        objects: int,
+        num_frames: int,
+        dtype: torch.dtype | None = None,
+        blank_absent: bool | None = None,
+    ) -> None:
+        if encoder.training:
+            raise ValueError("the model is in training mode, where SAM 2's memory is random; call model.eval() first")
+        self.encoder, self.objects, self.num_frames, self.dtype = encoder, objects, num_frames, dtype
+        self.blank_absent = encoder.tracking_decoder is not None if blank_absent is None else blank_absent
         self.kept: dict[str, dict[int, dict[str, Any]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
 
-    def prompt(self, number: int, features: dict[str, list], masks: Tensor) -> Tensor:
-        """Draw the objects on a frame: bool (O, H, W), empty where one is absent. -> logits (O, S / 4, S / 4)."""
-        side = self.sam2.image_size
-        drawn = masks.unsqueeze(1).float()
-        if masks.shape[-2:] != (side, side):
-            drawn = F.interpolate(drawn, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
-            drawn = (drawn >= 0.5).float()
-        out = self._step(number, features, drawn)
-        # as if it were a prediction: the memory is made of the small mask
-        full = F.interpolate(out["pred_masks"], size=(side, side), mode="bilinear", align_corners=False)
-        expanded = self._expanded(features, len(masks))
-        memory, position = self.sam2._encode_new_memory(
-            current_vision_feats=expanded["current_vision_feats"],
-            feat_sizes=expanded["feat_sizes"],
-            pred_masks_high_res=full,
-            object_score_logits=out["object_score_logits"],
-            is_mask_from_pts=True,
-        )
-        self._keep("cond_frame_outputs", number, out | {"maskmem_features": memory, "maskmem_pos_enc": position})
-        self.objects = len(masks)
-        return out["pred_masks"][:, 0]
+    # ---------------------------------------------------------------- frames with a prompt
+    def prompt_with_embeddings(self, index: int, features: ImageFeatures, prediction: MaskPrediction) -> None:
+        """Remember frame `index`, whose masks came from [SEG] embeddings, as the released inference does."""
+        present = prediction.object_scores > 0
+        pointers = self._pointers(prediction, present)
+        self._remember(index, features, prediction.masks, pointers, present, prompted=True)
 
-    def follow(self, number: int, features: dict[str, list]) -> Tensor:
-        """Find the objects on the next frame: logits (O, S / 4, S / 4)."""
-        out = self._step(number, features, None)
-        self._keep("non_cond_frame_outputs", number, out)
-        return out["pred_masks"][:, 0]
+    def prompt_with_masks(self, index: int, features: ImageFeatures, masks: Tensor) -> Tensor:
+        """Remember frame `index` as if the user had given its masks: the tracker reads them as mask prompts, and the
+        memory takes them as they are, binary.
 
-    def _step(self, number: int, features: dict[str, list], masks: Tensor | None) -> dict[str, Any]:
-        return self.sam2.track_step(
-            frame_idx=number,
-            is_init_cond_frame=masks is not None,
-            point_inputs=None,
-            mask_inputs=masks,
+        masks: logits (objects, h, w), or bool masks of any size; empty where an object is absent. Returns logits
+        (objects, S / 4, S / 4).
+        """
+        sam, size = self.encoder.sam2_model, (self.encoder.mask_size,) * 2
+        given = self._binary(masks.unsqueeze(1))
+        image = features.levels[-1].expand(self.objects, -1, -1, -1)
+        prediction = self.encoder.prompt(features, masks=sam.mask_downsample(given), image=image)
+        # The decoder may already say that there is nothing; then, and where the given mask is empty, the pointer is
+        # that of no object.
+        seen, present = prediction.object_scores > 0, given.flatten(1).any(1, keepdim=True)
+        pointers = torch.where(present, self._pointers(prediction, seen), sam.no_obj_ptr)
+        small = _resize(given * MASK_SCALE + MASK_BIAS, size, antialias=True).squeeze(1)
+        self._remember(index, features, small, pointers, present, prompted=True)
+        return small
+
+    def _binary(self, masks: Tensor) -> Tensor:
+        """(objects, 1, H, W) logits or bool -> 0 and 1 at SAM 2's input size."""
+        size = (self.encoder.image_size,) * 2
+        if masks.dtype != torch.bool:
+            return (_resize(masks, size) > 0).float()
+        masks = masks.float()
+        return masks if masks.shape[-2:] == size else (_resize(masks, size, antialias=True) >= 0.5).float()
+
+    # ---------------------------------------------------------------- frames without one
+    def follow(self, index: int, features: ImageFeatures) -> tuple[Tensor, Tensor]:
+        """Find the objects on the next frame, without any prompt, and remember it.
+
+        Returns mask logits (objects, h, w) and the IoU expected of them (objects,).
+        """
+        prediction = self.encoder.prompt(features, image=self._condition(index, features))
+        present = prediction.object_scores > 0
+        masks = prediction.masks
+        if self.blank_absent:
+            masks = masks.where(present.unsqueeze(-1), torch.full_like(masks, NO_OBJECT_LOGIT))
+        self._remember(index, features, masks, self._pointers(prediction, present), present, prompted=False)
+        return masks, prediction.ious.amax(1)
+
+    def _condition(self, index: int, features: ImageFeatures) -> Tensor:
+        """(objects, C, H, W): what frame `index` looks like to SAM 2, given what it remembers of each object."""
+        sam, low = self.encoder.sam2_model, features.levels[-1]
+        position = sam.image_encoder.neck.position_encoding(low).to(low.dtype)
+        return sam._prepare_memory_conditioned_features(
+            frame_idx=index,
+            is_init_cond_frame=False,
+            current_vision_feats=[_to_sequence(low, self.objects)],
+            current_vision_pos_embeds=[_to_sequence(position, self.objects)],
+            feat_sizes=[low.shape[-2:]],
             output_dict=self.kept,
             num_frames=self.num_frames,
-            run_mem_encoder=masks is None,
-            **self._expanded(features, self.objects if masks is None else len(masks)),
         )
 
-    def _expanded(self, features: dict[str, list], objects: int) -> dict[str, list]:
-        maps = {name: [x.expand(-1, objects, -1) for x in features[name]] for name in features if name != "feat_sizes"}
-        return maps | {"feat_sizes": features["feat_sizes"]}
+    # ---------------------------------------------------------------- what is kept
+    def _pointers(self, prediction: MaskPrediction, present: Tensor) -> Tensor:
+        """(objects, C): the output tokens as SAM 2 keeps them, `no_obj_ptr` where the object is not there."""
+        sam = self.encoder.sam2_model
+        return torch.where(present, sam.obj_ptr_proj(prediction.tokens), sam.no_obj_ptr)
 
-    def _keep(self, group: str, number: int, out: dict[str, Any]) -> None:
-        names = ("maskmem_pos_enc", "obj_ptr")
-        memory = out["maskmem_features"].to(self.dtype)
-        self.kept[group][number] = {name: out[name] for name in names} | {"maskmem_features": memory}
-        others, upcoming = self.kept["non_cond_frame_outputs"], number + 1
-        for old in list(others):  # no later frame looks back at these: maps first, pointers later
-            if upcoming - old >= max(self.sam2.num_maskmem, self.sam2.max_obj_ptrs_in_encoder):
-                del others[old]
-            elif upcoming - old >= self.sam2.num_maskmem:
-                others[old].update(maskmem_features=None, maskmem_pos_enc=None)
+    def _remember(
+        self, index: int, features: ImageFeatures, masks: Tensor, pointers: Tensor, present: Tensor, prompted: bool
+    ) -> None:
+        """Keep frame `index`: mask logits (objects, h, w), object pointers (objects, C), and bool (objects, 1) whether
+        each object is there. Frames without a prompt must come in order."""
+        low, size = features.levels[-1], (self.encoder.image_size,) * 2
+        memory, position = self.encoder.sam2_model._encode_new_memory(
+            current_vision_feats=[_to_sequence(low, self.objects)],
+            feat_sizes=[low.shape[-2:]],
+            pred_masks_high_res=_resize(masks.unsqueeze(1), size),
+            object_score_logits=present.float() * 2 - 1,
+            is_mask_from_pts=prompted,
+        )
+        kept = self.kept["cond_frame_outputs" if prompted else "non_cond_frame_outputs"]
+        memory = memory.to(self.dtype or memory.dtype)
+        kept[index] = {"maskmem_features": memory, "maskmem_pos_enc": position, "obj_ptr": pointers}
+        self._forget(index + 1)
+
+    def _forget(self, upcoming: int) -> None:
+        """Drop what no frame from `upcoming` on looks back at: maps first, pointers later."""
+        sam, kept = self.encoder.sam2_model, self.kept["non_cond_frame_outputs"]
+        for index in list(kept):
+            if upcoming - index >= max(sam.num_maskmem, sam.max_obj_ptrs_in_encoder):
+                del kept[index]
+            elif upcoming - index >= sam.num_maskmem:
+                kept[index].update(maskmem_features=None, maskmem_pos_enc=None)
 
 
-def frame_features(sam2: SAM2Base, frame: Tensor) -> dict[str, list]:
-    """What SAM 2 sees in a frame uint8 (3, S, S), in the form that its tracking takes; for one object."""
-    mean, std = (torch.tensor(values, device=frame.device).view(1, 3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
-    found = sam2.forward_image((frame.unsqueeze(0).float() / 255 - mean) / std)
-    _, maps, positions, sizes = sam2._prepare_backbone_features(found)
-    return {"current_vision_feats": maps, "current_vision_pos_embeds": positions, "feat_sizes": sizes}
+def _resize(maps: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=antialias)
+
+
+def _to_sequence(maps: Tensor, objects: int) -> Tensor:
+    """(1, C, H, W) -> (H * W, objects, C), the form that SAM 2's memory reads."""
+    return maps.flatten(2).permute(2, 0, 1).expand(-1, objects, -1)
 
 
 @torch.no_grad()
 def follow_objects(
-    sam2: SAM2Base,
+    encoder: Sa2VAGroundingEncoder | SAM2Base,
     open_frame: Callable[[int], Tensor],
     num_frames: int,
     prompts: Mapping[int, Mapping[int, Tensor]],
 ) -> Iterator[tuple[int, dict[int, Tensor]]]:
-    """Every frame from the first prompt on: (its number, {object: mask logits (S / 4, S / 4)}).
+    """Every frame from the first prompt on: (its index, {object: mask logits (S / 4, S / 4)}).
 
-    open_frame: number -> uint8 (3, S, S). prompts: {object: {frame: bool (H, W)}}; an object is in the results from
-    its first prompt on, and its later ones are known from the beginning. Frames are opened in order, but those with
-    prompts first.
+    The steps are those of the `sam2` package's video predictor, its bfloat16 memory included, by SAM 2's own decoder
+    where there are two. Objects with prompts on the same frames are followed as one batch.
 
-    Errors: ValueError for an object without prompts, or a prompt beyond the video.
+    Args:
+        open_frame: index -> uint8 (3, S, S). Frames are opened in order, but those with prompts first.
+        prompts: {object: {frame index: bool (H, W)}}; an object is in the results from its first prompt on, and its
+            later ones are known from the beginning.
+
+    Raises:
+        ValueError: an object without prompts, or a prompt beyond the video.
     """
-    for thing, given in prompts.items():
-        if not given or not all(0 <= number < num_frames for number in given):
-            raise ValueError(f"object {thing}: expected masks on frames 0 to {num_frames - 1}, got {sorted(given)}")
+    if isinstance(encoder, SAM2Base):
+        encoder = Sa2VAGroundingEncoder(sam2=encoder).train(encoder.training)
+    for item, given in prompts.items():
+        if not given or not all(0 <= index < num_frames for index in given):
+            raise ValueError(f"object {item}: expected masks on frames 0 to {num_frames - 1}, got {sorted(given)}")
     groups: dict[tuple[int, ...], list[int]] = {}
-    for thing, given in prompts.items():
-        groups.setdefault(tuple(sorted(given)), []).append(thing)
-    trackers = {numbers: ObjectTracker(sam2, num_frames) for numbers in groups}
-    drawn: dict[tuple[int, ...], dict[int, Tensor]] = {numbers: {} for numbers in groups}
-    for number in sorted({number for numbers in groups for number in numbers}):
-        features = frame_features(sam2, open_frame(number))
-        for numbers, things in groups.items():
-            if number in numbers:
-                masks = torch.stack([prompts[thing][number] for thing in things])
-                drawn[numbers][number] = trackers[numbers].prompt(number, features, masks)
-    for number in range(min(numbers[0] for numbers in groups), num_frames):
-        following = [numbers for numbers in groups if numbers[0] < number and number not in numbers]
-        features = frame_features(sam2, open_frame(number)) if following else {}
+    for item, given in prompts.items():
+        groups.setdefault(tuple(sorted(given)), []).append(item)
+    memories = {
+        indices: ClipMemory(encoder, len(items), num_frames, torch.bfloat16, blank_absent=True)
+        for indices, items in groups.items()
+    }
+    prompted: dict[tuple[int, ...], dict[int, Tensor]] = {indices: {} for indices in groups}
+    for index in sorted({index for indices in groups for index in indices}):
+        features = _features(encoder, open_frame(index))
+        for indices, items in groups.items():
+            if index in indices:
+                masks = torch.stack([prompts[item][index] for item in items])
+                prompted[indices][index] = memories[indices].prompt_with_masks(index, features, masks)
+    for index in range(min(indices[0] for indices in groups), num_frames):
+        following = [indices for indices in groups if indices[0] < index and index not in indices]
+        features = _features(encoder, open_frame(index)) if following else None
         found: dict[int, Tensor] = {}
-        for numbers, things in groups.items():
-            if numbers in following:
-                found |= zip(things, trackers[numbers].follow(number, features), strict=True)
-            elif number in numbers:
-                found |= zip(things, drawn[numbers].pop(number), strict=True)
-        yield number, {thing: found[thing] for thing in prompts if thing in found}
+        for indices, items in groups.items():
+            if indices in following:
+                found |= zip(items, memories[indices].follow(index, features)[0], strict=True)
+            elif index in indices:
+                found |= zip(items, prompted[indices].pop(index), strict=True)
+        yield index, {item: found[item] for item in prompts if item in found}
+
+
+def _features(encoder: Sa2VAGroundingEncoder, frame: Tensor) -> ImageFeatures:
+    return encoder.encode(encoder.normalize(frame.unsqueeze(0)))

@@ -1,31 +1,27 @@
-"""From [SEG] embeddings to the masks of a whole clip: one function per way of doing it.
+"""From [SEG] embeddings to the masks of a whole clip: one function per video mode.
 
-A mode streams: it asks for frames by number, encodes each once for all objects and hands out masks as it goes, so that
-the length of the clip does not matter to the memory.
+A mode streams: it loads frames by index, encodes each once for all objects and yields masks frame by frame, so the
+memory needed does not depend on the length of the clip.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .grounding import ImageFeatures, MaskPrediction, Sa2VAGroundingEncoder
-from .memory import ClipMemory
+from .grounding import ImageFeatures, MaskPrediction, Sa2VAGroundingEncoder, precision
+from .tracking import ClipMemory
 
-if TYPE_CHECKING:
-    from .modeling_sa2va import Sa2VAForConditionalGeneration
-
-LoadFrames = Callable[[list[int]], Tensor]  # frame numbers -> uint8 (n, 3, S, S)
+LoadFrames = Callable[[list[int]], Tensor]  # frame indices -> uint8 (n, 3, S, S)
 ClipMasks = Iterator[tuple[Tensor, Tensor]]  # of n more frames: logits (objects, n, h, w), predicted IoU (objects, n)
 
 
 def uniform_frames(num_frames: int, count: int) -> list[int]:
-    """`count` frame numbers from the first to the last, evenly; all of them in a shorter clip."""
+    """`count` frame indices from the first to the last, evenly spaced and truncated; all in a shorter clip."""
     return np.linspace(0, num_frames - 1, min(count, num_frames), dtype=int).tolist()
 
 
@@ -44,68 +40,67 @@ class FrameReader:
     ) -> None:
         self.encoder, self.load, self.at_once, self.constants = encoder, load, at_once, constants
 
-    def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, ImageFeatures]]:
-        device = self.encoder.sam2_model.device
-        for start in range(0, len(numbers), self.at_once):
-            together = list(numbers[start : start + self.at_once])
-            pixels = self.encoder.normalize(self.load(together).to(device), self.constants)
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[int, ImageFeatures]]:
+        """(index, features of that frame), for each of `indices`."""
+        for start in range(0, len(indices), self.at_once):
+            together = list(indices[start : start + self.at_once])
+            pixels = self.encoder.normalize(self.load(together).to(self.encoder.device), self.constants)
             features = self.encoder.encode(pixels)
-            for place, number in enumerate(together):
-                yield number, features[place : place + 1]
+            for row, index in enumerate(together):
+                yield index, features[row : row + 1]
 
 
-def ask(encoder: Sa2VAGroundingEncoder, features: ImageFeatures, embeddings: Tensor) -> MaskPrediction:
+def predict(encoder: Sa2VAGroundingEncoder, features: ImageFeatures, embeddings: Tensor) -> MaskPrediction:
     """Every object on the one frame of `features`, without memory."""
-    return encoder.decode(
-        features, torch.zeros(len(embeddings), dtype=torch.long, device=embeddings.device), embeddings
-    )
+    frame_index = torch.zeros(len(embeddings), dtype=torch.long, device=embeddings.device)
+    return encoder.decode(features, frame_index, embeddings)
 
 
 def per_frame(frames: FrameReader, num_frames: int, key_frames: list[int], embeddings: Tensor) -> ClipMasks:
     """Every frame by itself, without memory, as in training."""
     for _, features in frames.read(range(num_frames)):
-        prediction = ask(frames.encoder, features, embeddings)
+        prediction = predict(frames.encoder, features, embeddings)
         yield prediction.masks.unsqueeze(1), prediction.ious.amax(1, keepdim=True)
 
 
 def memory(frames: FrameReader, num_frames: int, key_frames: list[int], embeddings: Tensor) -> ClipMasks:
-    """The released inference, step by step: the first frames are asked, the others followed by memory.
+    """The released inference, step by step: the first frames are prompted, the others followed by memory.
 
     Its roundings are kept, since its numbers depend on them: pixel constants and memories are bfloat16.
     """
     remembered = ClipMemory(frames.encoder, len(embeddings), num_frames, torch.bfloat16)
-    for number, features in frames.read(range(num_frames)):
-        if number in key_frames:
-            prediction = ask(frames.encoder, features, embeddings)
+    for index, features in frames.read(range(num_frames)):
+        if index in key_frames:
+            prediction = predict(frames.encoder, features, embeddings)
             masks, ious = prediction.masks, prediction.ious.amax(1)
             if num_frames > len(key_frames):
-                remembered.prompt_with_embeddings(number, features, prediction)
+                remembered.prompt_with_embeddings(index, features, prediction)
         else:
-            masks, ious = remembered.follow(number, features)
+            masks, ious = remembered.follow(index, features)
         yield masks.unsqueeze(1), ious.unsqueeze(1)
 
 
 def consistent(frames: FrameReader, num_frames: int, key_frames: list[int], embeddings: Tensor) -> ClipMasks:
-    """Key frames all over the clip are drawn as in training, then their masks are followed through the others.
+    """Masks of key frames from the whole clip are predicted as in training, then followed through the other frames.
 
-    After Sa2VA-i (arXiv 2509.19082, repository kumuji/sa2va-i): the memory was made for masks that are given, not for
-    those that a fine-tuned decoder finds from an embedding. A frame between two key frames looks at both.
+    After Sa2VA-i (arXiv 2509.19082, repository kumuji/sa2va-i): SAM 2's memory was trained on masks that are given,
+    not on those that a fine-tuned decoder predicts from an embedding. A frame between two key frames attends to both.
     """
-    remembered, drawn = ClipMemory(frames.encoder, len(embeddings), num_frames), {}
-    for number, features in frames.read(key_frames):
-        prediction = ask(frames.encoder, features, embeddings)
-        drawn[number] = prediction.masks, prediction.ious.amax(1)
+    remembered, predicted = ClipMemory(frames.encoder, len(embeddings), num_frames), {}
+    for index, features in frames.read(key_frames):
+        prediction = predict(frames.encoder, features, embeddings)
+        predicted[index] = prediction.masks, prediction.ious.amax(1)
         if num_frames > len(key_frames):
-            remembered.prompt_with_masks(number, features, prediction.masks)
-    others = frames.read([number for number in range(num_frames) if number not in drawn])
-    for number in range(num_frames):
-        masks, ious = drawn.pop(number) if number in drawn else remembered.follow(*next(others))
+            remembered.prompt_with_masks(index, features, prediction.masks)
+    others = frames.read([index for index in range(num_frames) if index not in predicted])
+    for index in range(num_frames):
+        masks, ious = predicted.pop(index) if index in predicted else remembered.follow(*next(others))
         yield masks.unsqueeze(1), ious.unsqueeze(1)
 
 
 @dataclass(frozen=True)
 class VideoMode:
-    """`key_frames(clip length, how many)` are the frames the LLM reads; `masks` draws on all of them."""
+    """`key_frames(clip length, count)` are the frames that the LLM reads; `masks` predicts on all frames."""
 
     key_frames: Callable[[int, int], list[int]]
     masks: Callable[[FrameReader, int, list[int], Tensor], ClipMasks]
@@ -120,33 +115,38 @@ VIDEO_MODES = {
 
 
 def get_video_mode(name: str) -> VideoMode:
-    """Errors: ValueError listing the modes there are."""
+    """Raises: ValueError listing the modes there are."""
     if name not in VIDEO_MODES:
         raise ValueError(f"video_mode: expected one of {sorted(VIDEO_MODES)}, got {name!r}")
     return VIDEO_MODES[name]
 
 
 def clip_masks(
-    model: Sa2VAForConditionalGeneration,
+    encoder: Sa2VAGroundingEncoder,
     load: LoadFrames,
     num_frames: int,
     key_frames: list[int],
     embeddings: Tensor,
-    mode: str | None = None,
+    mode: str,
+    dtype: torch.dtype = torch.float32,
     at_once: int | None = None,
 ) -> ClipMasks:
     """Masks of every object on every frame of a clip, in frame order; a picture is a clip of one frame.
 
-    embeddings: (objects, C) after `text_hidden_fcs`; mode: default the model's own; at_once: frames that are encoded
-    together, default 4 on a GPU, else 1. Yields float32 logits (objects, n, h, w) and the IoU that the model
-    expects of them (objects, n).
+    Args:
+        embeddings: (objects, C) after `text_hidden_fcs`.
+        mode: a name of `VIDEO_MODES`.
+        dtype: what the LLM computes in; SAM 2 follows it.
+        at_once: frames that are encoded together, default 4 on a GPU, else 1.
+
+    Yields float32 logits (objects, n, h, w) of the next n frames, and the IoU expected of them (objects, n).
     """
     at_once = at_once or (4 if embeddings.device.type == "cuda" else 1)
-    how = get_video_mode(mode or model.config.video_mode)
-    frames = FrameReader(model.grounding_encoder, load, at_once, how.constants)
+    how = get_video_mode(mode)
+    frames = FrameReader(encoder, load, at_once, how.constants)
     steps = how.masks(frames, num_frames, key_frames, embeddings)
     while True:
-        with torch.no_grad(), model.grounding_precision():  # entered per step: the caller runs in between
+        with torch.no_grad(), precision(dtype, embeddings.device):  # entered per step: the caller runs in between
             step = next(steps, None)
         if step is None:
             return
@@ -155,17 +155,22 @@ def clip_masks(
 
 @torch.no_grad()
 def picture_masks(
-    model: Sa2VAForConditionalGeneration, pixels: Tensor, embeddings: list[Tensor], mode: str | None = None
+    encoder: Sa2VAGroundingEncoder,
+    pixels: Tensor,
+    embeddings: list[Tensor],
+    mode: str,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Several pictures at once, as clips of one frame: pixels uint8 (B, 3, S, S), embeddings per picture (objects, C).
 
-    Returns per picture float32 logits (objects, h, w) and the IoU that the model expects of them (objects,).
+    mode, dtype: see `clip_masks`. Returns per picture float32 logits (objects, h, w) and the IoU that the model expects
+    of them (objects,).
     """
-    encoder, constants = model.grounding_encoder, get_video_mode(mode or model.config.video_mode).constants
+    constants = get_video_mode(mode).constants
     counts = [len(prompts) for prompts in embeddings]
     prompts = torch.cat(embeddings)
     picture = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(prompts.device)
-    with model.grounding_precision():
+    with precision(dtype, prompts.device):
         features = encoder.encode(encoder.normalize(pixels.to(prompts.device), constants))
         prediction = encoder.decode(features, picture, prompts)
     return prediction.masks.split(counts), prediction.ious.amax(1).split(counts)

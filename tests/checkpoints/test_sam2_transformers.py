@@ -15,8 +15,8 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 from sa2va_hf.checkpoints.convert import convert
 from sa2va_hf.checkpoints.sam2_transformers import our_config, transformers_config
 from sa2va_hf.model.configuration_sa2va import SAM2_TRUNKS, SAM2_VERSIONS, Sa2VAGroundingConfig
-from sa2va_hf.model.grounding import PIXEL_MEAN, PIXEL_STD, build_sam2
-from sa2va_hf.model.tracking import follow_objects, frame_features
+from sa2va_hf.model.grounding import PIXEL_MEAN, PIXEL_STD, Sa2VAGroundingEncoder, build_sam2
+from sa2va_hf.model.tracking import NO_OBJECT_LOGIT, follow_objects
 
 video_model_works = pytest.mark.skipif(
     transformers.__version__.startswith("5.0."),
@@ -82,18 +82,11 @@ def test_a_click_on_a_picture_gives_the_same_masks(tmp_path, version):
     click = {"point_coords": torch.tensor([[[100.0, 80.0]]]), "point_labels": torch.tensor([[1]], dtype=torch.int32)}
     session.add_point_inputs(0, 0, {name: value.unsqueeze(1) for name, value in click.items()})
     wanted = theirs(session, frame_idx=0).pred_masks
-    features, nothing = frame_features(sam2, VIDEO[0]), {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+    encoder = Sa2VAGroundingEncoder(sam2=sam2)
     with torch.no_grad():
-        found = sam2.track_step(
-            0,
-            True,
-            **features,
-            point_inputs=click,
-            mask_inputs=None,
-            output_dict=nothing,
-            num_frames=len(VIDEO),
-            run_mem_encoder=False,
-        )["pred_masks"]
+        features = encoder.encode(encoder.normalize(VIDEO[:1]))
+        found = encoder.prompt(features, points=(click["point_coords"], click["point_labels"]))
+    found = torch.where(found.object_scores > 0, found.masks.flatten(1), NO_OBJECT_LOGIT).view(1, 1, 64, 64)
     close(found, wanted)
 
 

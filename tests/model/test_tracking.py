@@ -11,7 +11,7 @@ from tiny import tiny_config
 
 from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
 from sa2va_hf.model.grounding import PIXEL_MEAN, PIXEL_STD, build_sam2
-from sa2va_hf.model.tracking import ObjectTracker, follow_objects
+from sa2va_hf.model.tracking import ClipMemory, follow_objects
 
 SIDE, FRAMES = 128, 20
 
@@ -102,30 +102,25 @@ def test_an_object_that_is_drawn_as_absent_stays_absent_there():
 def test_forgetting_changes_nothing_and_keeps_the_memory_small(version, monkeypatch):
     sam2, prompts = tiny_sam2(version), {1: {0: square(10)}}
     held = []
-    keep = ObjectTracker._keep
+    forget = ClipMemory._forget
 
-    def watch(tracker, *arguments):
-        keep(tracker, *arguments)
-        held.append(sum(len(group) for group in tracker.kept.values()))
+    def watch(memory, upcoming):
+        forget(memory, upcoming)
+        held.append(sum(len(group) for group in memory.kept.values()))
 
-    monkeypatch.setattr(ObjectTracker, "_keep", watch)
+    monkeypatch.setattr(ClipMemory, "_forget", watch)
     short = followed(sam2, prompts)
     assert max(held) == 1 + 15
     with monkeypatch.context() as never:
         never.setattr(sam2, "max_obj_ptrs_in_encoder", 16)
         never.setattr(sam2, "num_maskmem", 7)
-        never.setattr(ObjectTracker, "_keep", keep_everything)
+        never.setattr(ClipMemory, "_forget", lambda memory, upcoming: None)
         long = followed(sam2, prompts)
     assert all(torch.equal(short[number][1], long[number][1]) for number in short)
-
-
-def keep_everything(tracker, group, number, out):
-    memory = out["maskmem_features"].to(tracker.dtype)
-    tracker.kept[group][number] = {**out, "maskmem_features": memory}
 
 
 def test_what_cannot_be_followed():
     with pytest.raises(ValueError, match=r"object 4: expected masks on frames 0 to 19, got \[20\]"):
         followed(tiny_sam2(), {4: {20: square(10)}})
     with pytest.raises(ValueError, match="training mode"):
-        ObjectTracker(tiny_sam2().train(), 3)
+        followed(tiny_sam2().train(), {1: {0: square(10)}})

@@ -35,7 +35,7 @@ def test_every_mode_draws_every_object_on_every_frame_in_order(mode):
         asked.extend(numbers)
         return frames[numbers]
 
-    steps = list(clip_masks(model, load, 4, uniform_frames(4, 2), embeddings, mode))
+    steps = list(clip_masks(model.grounding_encoder, load, 4, uniform_frames(4, 2), embeddings, mode))
     masks = torch.cat([masks for masks, _ in steps], dim=1)
     ious = torch.cat([ious for _, ious in steps], dim=1)
     assert masks.shape == (3, 4, 32, 32) and masks.dtype == torch.float32
@@ -48,17 +48,17 @@ def test_per_frame_is_what_the_training_forward_draws():
     model = tiny_model()
     frames = torch.randint(0, 255, (4, 3, 128, 128), dtype=torch.uint8)
     embeddings = torch.randn(3, 64)
-    steps = clip_masks(model, lambda numbers: frames[numbers], 4, [0], embeddings, "per_frame")
+    steps = clip_masks(model.grounding_encoder, lambda numbers: frames[numbers], 4, [0], embeddings, "per_frame")
     masks = torch.cat([masks for masks, _ in steps], dim=1)
     prediction, _ = model.predict_masks(embeddings, torch.tensor([3]), frames, torch.tensor([4]))
     torch.testing.assert_close(masks, prediction.masks.view(3, 4, 32, 32), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_half_precision_of_the_model_does_not_leak_into_the_caller():
-    model = tiny_model()
-    model.mllm.to(torch.bfloat16)
+def test_half_precision_of_the_llm_does_not_leak_into_the_caller():
+    encoder = tiny_model().grounding_encoder
     frames = torch.randint(0, 255, (2, 3, 128, 128), dtype=torch.uint8)
-    for masks, _ in clip_masks(model, lambda numbers: frames[numbers], 2, [0], torch.randn(1, 64)):
+    load, embeddings = lambda indices: frames[indices], torch.randn(1, 64)
+    for masks, _ in clip_masks(encoder, load, 2, [0], embeddings, "consistent", dtype=torch.bfloat16):
         assert masks.dtype == torch.float32
         assert not torch.is_autocast_enabled("cpu"), "the caller's own arithmetic must stay in float32"

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...model.configuration_sa2va import Sa2VAGroundingConfig
-from ...model.grounding import PIXEL_MEAN, PIXEL_STD
+from ...model.grounding import PIXEL_MEAN, PIXEL_STD, MaskPrediction, prompt
+from ...model.tracking import NO_OBJECT_LOGIT
 from .losses import Losses, LossSettings, step_losses
 from .prompting import ClipPlan, Points, Prompter, PromptSettings
-
-NO_OBJECT_LOGIT = -1024.0  # what SAM 2 draws where its object score says that there is nothing
 
 
 @dataclass
@@ -224,28 +223,17 @@ class Sam2ClipModel(nn.Module):
         else:
             given = points.labels.shape[1]
         several = sam.multimask_output_in_sam and sam.multimask_min_pt_num <= given <= sam.multimask_max_pt_num
-        raw, ious, tokens, scores = self._run(self._decode, image, frame.levels, points, mask_prompts, several)
-        raw, present = raw.float(), scores > 0
-        masks = torch.where(present[:, :, None, None], raw, NO_OBJECT_LOGIT)
-        best, rows = ious.argmax(1), torch.arange(objects, device=image.device)
-        token = tokens[rows, best if tokens.shape[1] > 1 else torch.zeros_like(best)]
-        pointer = torch.where(present, sam.obj_ptr_proj(token), sam.no_obj_ptr)
-        return Answer(masks, raw, ious.float(), scores.float(), masks[rows, best].unsqueeze(1), pointer)
+        found = self._run(self._decode, image, frame.levels, points, mask_prompts, several)
+        present, rows = found.object_scores > 0, torch.arange(objects, device=image.device)
+        masks = torch.where(present[:, :, None, None], found.candidates, NO_OBJECT_LOGIT)
+        best = masks[rows, found.ious.argmax(1)].unsqueeze(1)
+        pointer = torch.where(present, sam.obj_ptr_proj(found.tokens), sam.no_obj_ptr)
+        return Answer(masks, found.candidates, found.ious, found.object_scores.float(), best, pointer)
 
     def _decode(
         self, image: Tensor, levels: list[Tensor], points: Points, mask_prompts: Tensor | None, several: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        prompts = self.sam2.sam_prompt_encoder
-        sparse, dense = prompts(points=tuple(points), boxes=None, masks=mask_prompts)
-        return self.sam2.sam_mask_decoder(
-            image_embeddings=image,
-            image_pe=prompts.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=several,
-            repeat_image=False,
-            high_res_features=levels,
-        )
+    ) -> MaskPrediction:
+        return prompt(self.sam2, image, levels, points=tuple(points), masks=mask_prompts, several=several)
 
     def _given(self, frame: Frame, masks: Tensor) -> Answer:
         """The answer where the prompt is the mask, bool (O, 1, S, S): itself. Only its pointer is computed."""

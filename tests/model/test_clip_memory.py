@@ -1,6 +1,6 @@
 """SAM 2's memory of a clip: the stock video predictor's numbers, for all objects at once, in bounded space.
 
-Run: pytest tests/model/test_memory.py
+Run: pytest tests/model/test_clip_memory.py
 """
 
 import pytest
@@ -9,7 +9,7 @@ from sam2 import sam2_video_predictor
 from tiny import tiny_config
 
 from sa2va_hf.model.grounding import Sa2VAGroundingEncoder
-from sa2va_hf.model.memory import NO_OBJECT_LOGIT, ClipMemory
+from sa2va_hf.model.tracking import NO_OBJECT_LOGIT, ClipMemory
 from sa2va_hf.model.video_modes import FrameReader, consistent, memory
 
 SIDE, FRAMES = 128, 20
@@ -181,7 +181,7 @@ def test_the_memory_does_not_grow_with_the_clip():
                 remembered.prompt_with_masks(0, features, logits((3, 4, 14, 20), (18, 2, 30, 9)))
             else:
                 remembered.follow(number, features)
-        kept = [frame for of_kind in remembered._kept.values() for frame in of_kind.values()]
+        kept = [frame for of_kind in remembered.kept.values() for frame in of_kind.values()]
         return len(kept), sum(frame["maskmem_features"] is not None for frame in kept)
 
     assert held(40) == held(25) == (1 + 15, 1 + 6)  # as far as SAM 2 looks back: 15 pointers, 6 maps

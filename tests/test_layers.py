@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "boxes": set(),
     "drawing": set(),
     "model": set(),
-    "data": {"boxes", "listings", "masks", "model.configuration_sa2va", "model.visuals"},
+    "data": {"boxes", "listings", "masks", "model.configuration_sa2va", "model.frames", "model.visuals"},
     "argument_help": set(),
     "training": {
         "data",
@@ -53,7 +53,9 @@ MAY_IMPORT = {
         "listings",
     },
     "checkpoints": {"model", "listings"},
-    "inference": {"boxes", "model"},
+    "inference": {"boxes", "model", "prediction"},
+    "prediction": {"drawing", "masks", "model"},
+    "pipeline": {"inference", "prediction"},
     "evaluation": {
         "boxes",
         "inference",
@@ -62,6 +64,7 @@ MAY_IMPORT = {
         "data",
         "drawing",
         "model.configuration_sa2va",
+        "model.frames",
         "model.tracking",
         "search",
     },
@@ -136,7 +139,7 @@ def broken_layers(tree: ast.AST, path: Path) -> list[str]:
 
 
 def module_graph(sources: dict[Path, ast.AST]) -> dict[str, set[str]]:
-    """Module -> modules of the package it imports, anywhere in its file: in functions and for type checking as well."""
+    """Module -> modules of the package it imports, anywhere in its file: in functions, for type checking as well."""
     names, graph = {module_name(path) for path in sources}, {}
     for path, tree in sources.items():
         found = set()

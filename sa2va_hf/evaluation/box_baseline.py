@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image
 
 from sa2va_hf import masks
@@ -19,6 +18,7 @@ from sa2va_hf.data.sources.folder_parts import Shapes
 from sa2va_hf.evaluation.following import follow
 from sa2va_hf.evaluation.items import Answer, Item, Settings
 from sa2va_hf.inference import Sa2VAPredictor
+from sa2va_hf.model.frames import uniform_frames
 from sa2va_hf.pseudo_labels import prompted_mask
 
 
@@ -46,7 +46,7 @@ BOX_STYLES = {  # by the `model_type` of the LLM
 
 
 def box_prompt(settings: Settings) -> str:
-    """ValueError when it is not said (or not known) which LLM is asked."""
+    """Raises: ValueError when it is not said (or not known) which LLM is asked."""
     if settings.box_style not in BOX_STYLES:
         raise ValueError(f"box_style: expected one of {', '.join(BOX_STYLES)}, got {settings.box_style!r}")
     return BOX_STYLES[settings.box_style].prompt
@@ -58,7 +58,7 @@ def ask_for_boxes(predictor: Sa2VAPredictor, items: Sequence[Item], settings: Se
     A clip's frames are shown one by one as pictures, `settings.num_frames` of them from the first to the last, until
     a box is written for one; on those before it there is nothing.
     """
-    shown = [_evenly(item.sample.num_frames, settings.num_frames) for item in items]
+    shown = [uniform_frames(item.sample.num_frames, settings.num_frames) for item in items]
     answers = [Answer("", more={"boxes": [], "said": False}) for _ in items]
     waiting, turn = list(range(len(items))), 0
     while waiting := [number for number in waiting if not answers[number].masks and turn < len(shown[number])]:
@@ -67,7 +67,7 @@ def ask_for_boxes(predictor: Sa2VAPredictor, items: Sequence[Item], settings: Se
         replies = predictor(image=pictures, text=questions, max_new_tokens=settings.max_new_tokens)
         for number, picture, reply in zip(waiting, pictures, replies, strict=True):
             boxes = read_boxes(reply.text, picture, settings.box_style, predictor)
-            answers[number] = _drawn(predictor, items[number], shown[number][turn], picture, reply.text, boxes)
+            answers[number] = _answer(predictor, items[number], shown[number][turn], picture, reply.text, boxes)
         turn += 1
     return answers
 
@@ -83,11 +83,7 @@ def read_boxes(text: str, picture: Image.Image, style: str, predictor: Sa2VAPred
     return [box for box in found or () if box[2] > box[0] and box[3] > box[1]]
 
 
-def _evenly(frames: int, count: int) -> list[int]:
-    return np.linspace(0, frames - 1, min(count, frames), dtype=int).tolist()
-
-
-def _drawn(
+def _answer(
     predictor: Sa2VAPredictor, item: Item, frame: int, picture: Image.Image, text: str, boxes: list[Box]
 ) -> Answer:
     more = {"boxes": [list(box) for box in boxes], "frame": frame, "said": bool(boxes)}

@@ -6,6 +6,8 @@ those of `sam2/configs/sam2{,.1}/*.yaml`.
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,18 @@ SEG_TOKEN = "[SEG]"
 # Added to the tokenizer in this order; released checkpoints rely on it.
 SPECIAL_TOKENS = (SEG_TOKEN, "<p>", "</p>", "<vp>", "</vp>")
 IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
+PLACEHOLDER = "<image>"  # in a text: where its pictures come
+# What structures a prompt, in any of the LLMs. In the text of a user these strings are text and nothing else.
+CONTROL_TOKENS = (
+    *(IMAGE_START, IMAGE_CONTEXT, IMAGE_END, "<vp>", "</vp>", "<video>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+    *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+    *("<s>", "</s>"),
+)
+_CONTROL = re.compile("|".join(map(re.escape, CONTROL_TOKENS)))
+CONTROL_BREAK = "\ue000\uf8ff\ue000"  # private characters: between them the tokenizer is called anew
+
+MAX_SIDE = 4096  # pixels of a square input; a config with more asks for all memory
 
 # Hiera trunks of the four published sizes; everything else is the same in all of them.
 SAM2_TRUNKS: dict[str, dict[str, Any]] = {
@@ -53,6 +67,65 @@ SAM2_TRUNKS: dict[str, dict[str, Any]] = {
     },
 }
 SAM2_VERSIONS = ("2.0", "2.1")
+
+
+def control_tokens_in(text: str) -> list[str]:
+    """The control tokens that a text contains, each once, in order."""
+    return list(dict.fromkeys(_CONTROL.findall(text)))
+
+
+def break_control_tokens(text: str) -> str:
+    """The text with a `CONTROL_BREAK` inside every control token, where a processor tokenises its parts one by one: so
+    the text of a user never becomes a control token. Raises: ValueError for a text that has such a break already."""
+    if CONTROL_BREAK in text:
+        raise ValueError("messages: the text contains U+E000 U+F8FF U+E000, which this processor uses itself")
+    return _CONTROL.sub(lambda found: found[0][0] + CONTROL_BREAK + found[0][1:], text)
+
+
+def check_side(name: str, side: Any) -> None:
+    """Raises: ValueError unless `side` is a whole number of pixels in 1..MAX_SIDE."""
+    if not isinstance(side, int) or isinstance(side, bool) or not 0 < side <= MAX_SIDE:
+        raise ValueError(f"{name}: expected a whole number of pixels from 1 to {MAX_SIDE}, got {side!r}")
+
+
+def check_identity(path: Any, fields: dict[str, Any] | None = None) -> None:
+    """Refuse a folder that holds another kind of model, before anything is built.
+
+    fields: the content of its config.json; default: what is read from the folder, if there is one.
+
+    Raises:
+        ValueError: which kind it is, and what to do with it.
+    """
+    folder = Path(str(path))
+    if fields is None and folder.is_dir():
+        if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{path}: holds LoRA weights without their base model; merge them first with scripts/merge_lora.py"
+            )
+        fields = _read_config(folder / "config.json")
+    kind = (fields or {}).get("model_type")
+    if kind in (None, Sa2VAConfig.model_type):
+        return
+    what = f"model_type {kind!r}"
+    if names := fields.get("architectures"):
+        what += f", {', '.join(map(str, names))}"
+    if "sa2va" in what.lower() and kind != Sa2VAGroundingConfig.model_type:
+        advice = f"a released Sa2VA; convert it: python scripts/convert_checkpoint.py --source {path} --output DIR"
+    elif kind == Sa2VAGroundingConfig.model_type:
+        advice = "SAM 2 alone; give a whole Sa2VA"
+    elif "lisa" in what.lower():
+        advice = "a LISA checkpoint, which has another architecture; give a Sa2VA"
+    else:
+        advice = "no Sa2VA; a multimodal LLM becomes the base of one in training, with scripts/train.py"
+    raise ValueError(f"{path}: this is {advice} ({what})")
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # transformers says what is wrong with the file
+    return content if isinstance(content, dict) else {}
 
 
 def bundled(path: Any) -> Any:
@@ -102,6 +175,7 @@ class Sa2VAGroundingConfig(PretrainedConfig):
             raise ValueError(f"grounding_config.version: expected one of {SAM2_VERSIONS}, got {version!r}")
         if size not in SAM2_TRUNKS:
             raise ValueError(f"grounding_config.size: expected one of {sorted(SAM2_TRUNKS)}, got {size!r}")
+        check_side("grounding_config.image_size", image_size)
         if image_size % 32:
             raise ValueError(f"grounding_config.image_size: expected a multiple of 32, got {image_size}")
         if hidden_dim % 32:
@@ -125,7 +199,7 @@ class Sa2VAGroundingConfig(PretrainedConfig):
 
 
 class Sa2VAConfig(PretrainedConfig):
-    """Sa2VA: `mllm_config` reads and writes text, `grounding_config` (SAM 2) draws what [SEG] means.
+    """Sa2VA: `mllm_config` reads and writes text, `grounding_config` (SAM 2) predicts the masks of its [SEG].
 
     Args:
         mllm_config: a config, or its dict, of a native multimodal LLM (InternVL, Qwen2.5-VL, Qwen3-VL).
@@ -142,8 +216,8 @@ class Sa2VAConfig(PretrainedConfig):
             = every object counts once.
         seg_before_norm: [SEG] is read before the LLM's last norm, not after it. So it was in the released training on
             Qwen3-VL alone: transformers 4.57 leaves the norm out of that model's last `hidden_states`.
-        video_mode: how the masks of a clip are drawn unless the caller says (`video_modes.VIDEO_MODES`). "per_frame"
-            suits a model whose SAM 2 never learned to remember.
+        video_mode: default way of predicting the masks of a clip (`video_modes.VIDEO_MODES`). "per_frame" suits a
+            model whose SAM 2 was not trained to use memory.
     """
 
     model_type = "sa2va"
@@ -189,6 +263,16 @@ class Sa2VAConfig(PretrainedConfig):
         # The released checkpoints train the embedding and the head as two matrices; so do we, at every level.
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, path: Any, *args: Any, **kwargs: Any) -> Sa2VAConfig:
+        """As in transformers; the config of another kind of model is refused.
+
+        Raises: ValueError saying which kind it is, and what to do with it.
+        """
+        check_identity(path)
+        check_identity(path, cls.get_config_dict(path, **kwargs)[0])
+        return super().from_pretrained(path, *args, **kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
         return self.mllm_config.get_text_config(*args, **kwargs)

@@ -1,14 +1,14 @@
-"""Messages, images, videos and region masks -> tensors: the only door to Sa2VA, for training and inference alike.
+"""Messages, images, videos and region masks -> tensors: the only entry point of Sa2VA, for training and inference.
 
 What the released model was trained on, and so what this must produce: no system prompt, one template per checkpoint,
 one block of picture tokens per image or video frame, and a separate square picture for SAM 2. How a picture becomes
-pixels and tokens for the LLM is in `pictures.py`.
+pixels and tokens for the LLM is in `pictures.py`, how chats are read in `conversations.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
@@ -17,50 +17,27 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
-from .configuration_sa2va import IGNORE_INDEX, SEG_TOKEN, Sa2VAConfig, bundled
+from .configuration_sa2va import (
+    CONTROL_BREAK,
+    CONTROL_TOKENS,
+    IGNORE_INDEX,
+    PLACEHOLDER,
+    SEG_TOKEN,
+    Sa2VAConfig,
+    break_control_tokens,
+    bundled,
+    check_side,
+)
+from .conversations import TEMPLATES, Conversation, Template, get_template, read_messages
 from .pictures import PICTURES, InternVLPictures, QwenVLPictures
-from .visuals import Clip, open_image
+from .postprocessing import PostProcessingMixin
+from .prompts import PromptMixin, check_options
 
-PLACEHOLDER = "<image>"
-
-
-@dataclass(frozen=True)
-class Template:
-    """How a turn is written: instruction(input) + answer + suffix + separator; only answer + suffix are learned."""
-
-    instruction: str
-    suffix: str
-    separator: str = "\n"
-    stop_words: tuple[str, ...] = ()
+MAX_TILES = 1024  # of a picture; more in a config would take all memory
+Pieces = list[tuple[str, bool]]  # (text, whether it is learned), in order
 
 
-_CHATML = "<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n"
-TEMPLATES: dict[str, Template] = {
-    "qwen_chat": Template(_CHATML, "<|im_end|>", stop_words=("<|im_end|>", "<|endoftext|>")),
-    "internlm2_chat": Template(_CHATML, "<|im_end|>", stop_words=("<|im_end|>",)),
-    "phi3_chat": Template("<|user|>\n{input}<|end|>\n<|assistant|>\n", "<|end|>", stop_words=("<|end|>",)),
-}
-
-
-@dataclass
-class Conversation:
-    """One conversation taken apart: its turns, and the frames and regions they speak of."""
-
-    turns: list[tuple[str, str | None]]
-    frames: list[Image.Image] = field(default_factory=list)
-    is_video: bool = False
-    regions: list[np.ndarray] = field(default_factory=list)
-
-
-def get_template(name: str) -> Template:
-    """The template of that name; released configs write "-" for "_"."""
-    template = TEMPLATES.get(name.replace("-", "_"))
-    if template is None:
-        raise ValueError(f"template: expected one of {sorted(TEMPLATES)}, got {name!r}")
-    return template
-
-
-class Sa2VAProcessor(ProcessorMixin):
+class Sa2VAProcessor(PromptMixin, PostProcessingMixin, ProcessorMixin):
     """Tokenizer, the LLM's pictures and SAM 2's in one.
 
     Args:
@@ -121,6 +98,11 @@ class Sa2VAProcessor(ProcessorMixin):
         unknown = sorted(chosen.keys() - {item.name for item in fields(PICTURES[backbone])})
         if unknown:
             raise ValueError(f"{', '.join(unknown)}: {backbone} has no such field")
+        check_side("grounding_image_size", grounding_image_size)
+        if tile_size is not None:
+            check_side("tile_size", tile_size)
+        if max_tiles is not None and not 1 <= max_tiles <= MAX_TILES:
+            raise ValueError(f"max_tiles: expected 1 to {MAX_TILES}, got {max_tiles!r}")
         pictures = PICTURES[backbone](**chosen)
         for name in given:
             setattr(self, name, getattr(pictures, name) if name in vars(pictures) else None)
@@ -195,7 +177,8 @@ class Sa2VAProcessor(ProcessorMixin):
         blocks = num_frames if video else 1
         # every context token but one per block is counted by hand: they are the bulk, and one token each
         visual = "" if image_size is None else self._visual_text([1] * blocks, [1] * len(cells))
-        pieces = self._pieces(list(turns), visual)
+        written = [(break_control_tokens(q), break_control_tokens(a)) for q, a in turns]
+        pieces = self._pieces(Conversation(written), visual)
         short = sum(len(ids) for text, _ in pieces for ids in [self._ids(text)]) + self.add_bos
         if image_size is None:
             return short
@@ -203,7 +186,14 @@ class Sa2VAProcessor(ProcessorMixin):
 
     # ---------------------------------------------------------------- text
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Token ids; a control token that a user wrote was broken in two, so it stays text."""
+        parts = text.split(CONTROL_BREAK)
+        return [token for part in parts for token in self.tokenizer(part, add_special_tokens=False)["input_ids"]]
+
+    @cached_property
+    def _added_control_tokens(self) -> list[str]:
+        """The control tokens that this tokenizer has, as one token each."""
+        return [token for token in CONTROL_TOKENS if token in self.tokenizer.get_added_vocab()]
 
     def _visual_text(self, tokens_per_block: Sequence[int], tokens_per_region: Sequence[int]) -> str:
         """Image blocks (one per image, or one per frame), then the sentence that names the regions."""
@@ -214,27 +204,28 @@ class Sa2VAProcessor(ProcessorMixin):
         regions = ", ".join(f"region{i}<vp>{pictures.context * n}</vp>" for i, n in enumerate(tokens_per_region, 1))
         return f"{blocks}\nThere are {len(tokens_per_region)} part regions in the picture: {regions}.\n"
 
-    def _pieces(self, turns: list[tuple[str, str | None]], visual: str) -> list[tuple[str, bool]]:
-        """(text, learned?) in order. Every piece is tokenised alone, as the released models were trained."""
-        template = get_template(self.template)
+    def _pieces(self, conversation: Conversation, visual: str) -> Pieces:
+        """Every piece is tokenised alone, as the released models were trained."""
+        template, turns = get_template(self.template), conversation.turns
         if visual:
-            place = next((i for i, (question, _) in enumerate(turns) if PLACEHOLDER in question), None)
-            if place is None:
-                place, question = 0, turns[0][0]
+            first = next((i for i, (question, _) in enumerate(turns) if PLACEHOLDER in question), None)
+            if first is None:
+                first, question = 0, turns[0][0]
                 question = visual + question if visual.endswith("\n") else f"{visual}\n{question}"
             else:
-                question = turns[place][0].replace(PLACEHOLDER, visual, 1)
-            turns = turns[:place] + [(question, turns[place][1])] + turns[place + 1 :]
+                question = turns[first][0].replace(PLACEHOLDER, visual, 1)
+            turns = turns[:first] + [(question, turns[first][1])] + turns[first + 1 :]
         if any(PLACEHOLDER in question for question, _ in turns):
             raise ValueError(f"messages: {PLACEHOLDER!r} is in the text, but there is no picture for it")
-        pieces = []
+        system = conversation.system
+        pieces = [(template.system.replace("{input}", system), False)] if system else []
         for question, answer in turns:
             pieces.append((template.instruction.replace("{input}", question), False))
             if answer is not None:
                 pieces += [(answer.strip() + template.suffix, True), (template.separator, False)]
         return pieces
 
-    def _tokenize(self, pieces: list[tuple[str, bool]], join_history: bool) -> tuple[list[int], list[int]]:
+    def _tokenize(self, pieces: Pieces, join_history: bool) -> tuple[list[int], list[int]]:
         if join_history:  # released inference encodes the prompt as one string; only the answer under test is apart
             last = max((i for i, (_, learned) in enumerate(pieces) if learned), default=len(pieces))
             last = last if last >= len(pieces) - 2 else len(pieces)
@@ -264,112 +255,105 @@ class Sa2VAProcessor(ProcessorMixin):
 
     # ---------------------------------------------------------------- conversations
     def read_messages(self, messages: list[dict[str, Any]]) -> Conversation:
-        """One chat in the Hugging Face form -> its turns, frames and regions."""
-        conversation = Conversation(turns=[])
-        for number, message in enumerate(messages):
-            content = message["content"]
-            content = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            text = "".join(item["text"] for item in content if item["type"] == "text")
-            if message["role"] == "user":
-                for item in content:
-                    self._read_visual(item, conversation, number)
-                conversation.turns.append((text, None))
-            elif message["role"] == "assistant":
-                if not conversation.turns or conversation.turns[-1][1] is not None:
-                    raise ValueError(f"messages[{number}]: an assistant turn must follow a user turn")
-                conversation.turns[-1] = (conversation.turns[-1][0], text)
-            else:
-                raise ValueError(f"messages[{number}].role: expected 'user' or 'assistant', got {message['role']!r}")
-        if not conversation.turns:
-            raise ValueError("messages: expected at least one user turn, got none")
-        unanswered = [i for i, (_, answer) in enumerate(conversation.turns[:-1]) if answer is None]
-        if unanswered:
-            raise ValueError(f"messages: user turn {unanswered[0]} has no answer, but another user turn follows it")
-        return conversation
+        """One chat in the Hugging Face form -> its turns, frames and regions. Raises: see `read_messages`."""
+        return read_messages(messages, self.check_region)
 
-    def _read_visual(self, item: dict[str, Any], conversation: Conversation, number: int) -> None:
-        kind = item["type"]
-        if kind == "text":
-            return
-        where = f"messages[{number}]"
-        if kind in ("image", "video") and conversation.frames:
-            raise ValueError(f"{where}: one image or one video per conversation, got a second {kind}")
-        if kind == "image":
-            conversation.frames = [open_image(item["image"])]
-        elif kind == "video":
-            conversation.frames = list(Clip(item["video"]))
-            conversation.is_video = True
-        elif kind == "region":
-            mask = np.asarray(item["mask"], dtype=bool)
-            if len(conversation.frames) != 1 or conversation.is_video:
-                raise ValueError(f"{where}: a region needs one image before it")
-            if not self.takes_regions:
-                raise ValueError(f"{where}: {self.backbone} has no form for regions; use a model on InternVL")
-            width, height = conversation.frames[0].size
-            if mask.shape != (height, width):
-                raise ValueError(f"{where}: region mask is {mask.shape}, its image is {(height, width)} (H, W)")
-            cells = self.region_cells(mask)
-            if not cells.any():
-                raise ValueError(f"{where}: the region mask covers no cell of the {len(cells)} grid; enlarge it")
-            conversation.regions.append(mask)
-        else:
-            raise ValueError(f"{where}: content type must be image, video, region or text, got {kind!r}")
+    def check_region(self, mask: np.ndarray) -> None:
+        """Raises: ValueError for a region mask (H, W) that the LLM cannot be shown."""
+        if not self.takes_regions:
+            raise ValueError(f"{self.backbone} has no form for regions; use a model on InternVL")
+        cells = self.region_cells(mask)
+        if not cells.any():
+            raise ValueError(f"the region mask covers no cell of the {len(cells)} grid; enlarge it")
 
     def apply_chat_template(  # the chat template is a `Template`, not jinja: visuals and labels belong to it
         self,
         conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        chat_template: None = None,
         tokenize: bool = True,
         return_dict: bool = True,
         return_tensors: str | None = "pt",
         add_generation_prompt: bool = True,
-        padding: bool = False,
+        continue_final_message: bool = False,
+        padding: bool | str = False,
+        padding_side: str = "right",
         return_labels: bool = False,
-        **kwargs: Any,
+        processor_kwargs: dict[str, Any] | None = None,
     ) -> BatchFeature | str | list[str]:
         """One chat, or a batch (a list of chats), -> model inputs.
 
-        Returns a `BatchFeature` with `input_ids`, `attention_mask` (B, L), padded on the right with 0; with pictures
-        `pixel_values` (tiles, 3, s, s) (Qwen-VL: (patches, P) and `image_grid_thw` (pictures, 3)),
-        `grounding_pixel_values` uint8 (frames, 3, S, S), `num_frames` (B,); with regions `region_masks` bool (R, g, g)
-        and `region_tiles` (R,), the tile each is pooled from; with `return_labels` also `labels` (B, L): -100 but on
-        the answers and their suffix.
-        `tokenize=False` returns the prompt text.
+        Args:
+            conversation: turns of the roles system (first), user and assistant; content as a string, or a list of
+                {"type": "text", "text"}, {"type": "image", one of "image", "url", "path", "base64"}, {"type": "video",
+                one of "video", "url", "path", and "num_frames"} and {"type": "region", "mask"} items.
+            tokenize: False: the prompt text.
+            continue_final_message: the last turn is the assistant's, and its text is to be continued.
+            padding: batches of different lengths are padded with 0, on the `padding_side`.
+            return_labels: also `labels` (B, L): -100 but on the answers and their suffix.
+            processor_kwargs: `padding`, `padding_side` and `return_tensors` may come here as well.
+            chat_template: accepted as None only.
+
+        Returns:
+            A `BatchFeature` with `input_ids`, `attention_mask` (B, L); with pictures `pixel_values` (tiles, 3, s, s)
+            (Qwen-VL: (patches, P) and `image_grid_thw` (pictures, 3)), `grounding_pixel_values` uint8 (frames, 3, S,
+            S), `num_frames` (B,); with regions `region_masks` bool (R, g, g) and `region_tiles` (R,), the tile each is
+            pooled from.
+
+        Raises:
+            ValueError: a chat that cannot be read, or whose last turn does not fit the arguments.
+            TypeError: an argument that is not taken.
         """
-        if kwargs:
-            raise TypeError(f"apply_chat_template: unknown arguments {sorted(kwargs)}")
+        options = {"padding": padding, "padding_side": padding_side, "return_tensors": return_tensors}
+        options |= processor_kwargs or {}
+        check_options("apply_chat_template", options)
+        if chat_template is not None:
+            raise TypeError("apply_chat_template: the template is a name, given to from_pretrained(template=)")
         if not len(conversation):
             raise ValueError("messages: expected at least one user turn, got none")
         single = isinstance(conversation[0], dict)
         chats = [self.read_messages(chat) for chat in ([conversation] if single else conversation)]
         for chat in chats:
             answered = chat.turns[-1][1] is not None
-            if answered == add_generation_prompt:
+            if answered != (continue_final_message or not add_generation_prompt):
                 state = "answered" if answered else "not answered"
-                raise ValueError(f"messages: the last turn is {state}, but {add_generation_prompt=}")
+                raise ValueError(
+                    f"messages: the last turn is {state}, but {add_generation_prompt=}, {continue_final_message=}"
+                )
         blocks = [[self.pictures.block(*frame.size, chat.is_video) for frame in chat.frames] for chat in chats]
         cells = [[self.region_cells(mask) for mask in chat.regions] for chat in chats]
         visual = [self._visual_text(b, [int(c.sum()) for c in r]) for b, r in zip(blocks, cells, strict=True)]
-        pieces = [self._pieces(chat.turns, v) for chat, v in zip(chats, visual, strict=True)]
+        pieces = [self._pieces(chat, v) for chat, v in zip(chats, visual, strict=True)]
+        if continue_final_message:
+            pieces = [[*p[:-2], (p[-2][0].removesuffix(get_template(self.template).suffix), True)] for p in pieces]
         if not tokenize:
             texts = ["".join(text for text, _ in p) for p in pieces]
+            if any(CONTROL_BREAK in text for text in texts):
+                raise ValueError("messages: a text contains a control token of the model; that needs tokenize=True")
             return texts[0] if single else texts
         rows = [self._tokenize(p, join_history=not return_labels) for p in pieces]
-        if len({len(ids) for ids, _ in rows}) > 1 and not padding:
-            raise ValueError("a batch of different lengths needs padding=True")
-        data = self._pad(rows, return_labels)
+        data = self._pad(rows, return_labels, options["padding"], options["padding_side"])
         if any(chat.frames for chat in chats):
             data |= self._visual_inputs(chats, blocks, cells)
         return BatchFeature(data) if return_dict else data["input_ids"]
 
-    def _pad(self, rows: list[tuple[list[int], list[int]]], return_labels: bool) -> dict[str, torch.Tensor]:
+    def _pad(
+        self, rows: list[tuple[list[int], list[int]]], return_labels: bool, padding: bool | str, side: str
+    ) -> dict[str, torch.Tensor]:
+        """Rows of (ids, labels) as tensors (B, L), 0 where there is padding."""
+        if side not in ("left", "right"):
+            raise ValueError(f"padding_side: expected 'left' or 'right', got {side!r}")
         length = max(len(ids) for ids, _ in rows)
+        if padding in (False, "do_not_pad") and any(len(ids) != length for ids, _ in rows):
+            raise ValueError("a batch of different lengths needs padding=True")
         input_ids = torch.zeros(len(rows), length, dtype=torch.long)
         attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
         labels = torch.full((len(rows), length), IGNORE_INDEX)
         for i, (ids, targets) in enumerate(rows):
-            input_ids[i, : len(ids)] = torch.tensor(ids)
-            attention_mask[i, : len(ids)] = 1
-            labels[i, : len(ids)] = torch.tensor(targets)
+            real = slice(0, len(ids)) if side == "right" else slice(length - len(ids), length)
+            input_ids[i, real] = torch.tensor(ids, dtype=torch.long)
+            attention_mask[i, real] = 1
+            if return_labels:
+                labels[i, real] = torch.tensor(targets, dtype=torch.long)
         data = {"input_ids": input_ids, "attention_mask": attention_mask}
         return data | {"labels": labels} if return_labels else data
 
@@ -398,4 +382,4 @@ class Sa2VAProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values", "grounding_pixel_values", "num_frames"]
 
 
-__all__ = ["Sa2VAProcessor", "TEMPLATES", "Template"]
+__all__ = ["PLACEHOLDER", "TEMPLATES", "Conversation", "Sa2VAProcessor", "Template", "get_template"]

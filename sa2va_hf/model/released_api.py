@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from .answering import AnsweringMixin
-from .configuration_sa2va import bundled
-from .processing_sa2va import PLACEHOLDER, Sa2VAProcessor, get_template
+from .configuration_sa2va import PLACEHOLDER, bundled
+from .conversations import get_template
+from .processing_sa2va import Sa2VAProcessor
 from .video_modes import get_video_mode
 from .visuals import Clip
 
@@ -80,7 +81,7 @@ class ReleasedApiMixin(AnsweringMixin):
         finally:
             self.train(was_training)
         past_text += write_turn(text, answer.text, processor.template, clip is not None and not turns)
-        return {"prediction": answer.raw_text, "prediction_masks": list(masks.masks), "past_text": past_text}
+        return {"prediction": answer.raw_text, "prediction_masks": list(masks.masks.unpack()), "past_text": past_text}
 
 
 def _messages(
@@ -118,9 +119,9 @@ def _check_past(past_text: str, text: str, clip: Clip | None, regions: list[np.n
     if past_text and PLACEHOLDER in text:
         raise ValueError(f"text: {PLACEHOLDER} belongs to the first turn, but past_text is not empty; leave it out")
     if clip is None and (PLACEHOLDER in past_text or _BLOCKS.search(past_text)):
-        raise ValueError("past_text speaks of a picture: give its image or video again")
+        raise ValueError("past_text refers to a picture: give its image or video again")
     if not regions and _REGIONS.search(past_text):
-        raise ValueError("past_text speaks of regions: give their mask_prompts again")
+        raise ValueError("past_text refers to regions: give their mask_prompts again")
     if regions and (clip is None or len(clip) != 1):
         raise ValueError("mask_prompts mark regions of an image; give one")
 

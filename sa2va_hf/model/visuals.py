@@ -3,36 +3,84 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 from PIL import Image, ImageOps
 
+TIMEOUT, MAX_DOWNLOAD = 30, 64 * 2**20  # of a picture from a URL: seconds, bytes
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
-def open_image(image: Image.Image | str | Path) -> Image.Image:
-    """A path or a picture as RGB. A file is turned upright (EXIF); a picture keeps its pixels where they are, so that
-    masks fit the picture that was given. 16-bit grey is scaled to 8 bits; transparency is dropped."""
+def open_image(image: Image.Image | str | Path | bytes) -> Image.Image:
+    """A picture, or the path or content of a file, as RGB.
+
+    A file is turned upright (EXIF); a picture keeps its pixels where they are, so that masks fit the picture that was
+    given. Grey of more than 8 bits is scaled by its own range; transparency is dropped.
+
+    Raises:
+        ValueError: a file that cannot be read, or pixels without a defined range.
+    """
     if isinstance(image, Image.Image):
         return _to_rgb(image)
-    if not isinstance(image, str | Path):
+    if not isinstance(image, str | Path | bytes):
         raise ValueError(f"image: expected a PIL picture or a path, got {type(image).__name__}")
+    is_content = isinstance(image, bytes)
     try:
-        with Image.open(image) as opened:
+        with Image.open(BytesIO(image) if is_content else image) as opened:
             return _to_rgb(ImageOps.exif_transpose(opened))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{image}: cannot be read as a picture ({error})") from error
+        name = f"image of {len(image)} bytes" if is_content else image
+        raise ValueError(f"{name}: cannot be read as a picture ({error})") from error
+
+
+def fetch_image(source: Any) -> Image.Image:
+    """As `open_image`, and a URL (http, https), a data URI or the base64 of a file as well.
+
+    Raises:
+        ValueError: a source that cannot be fetched or decoded; a file of more than `MAX_DOWNLOAD` bytes.
+    """
+    if not isinstance(source, str):
+        return open_image(source)
+    if source.startswith(("http://", "https://")):
+        try:
+            with urlopen(source, timeout=TIMEOUT) as response:
+                content = response.read(MAX_DOWNLOAD + 1)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{source}: cannot be fetched ({error})") from error
+        if len(content) > MAX_DOWNLOAD:
+            raise ValueError(f"{source}: expected at most {MAX_DOWNLOAD} bytes")
+        return open_image(content)
+    if source.startswith("data:"):
+        return open_image(_from_base64(source.partition(",")[2]))
+    return open_image(source.removeprefix("file://"))
+
+
+def open_base64(text: str) -> Image.Image:
+    """A picture from the base64 of its file, or from a data URI. Raises: ValueError if it is none."""
+    return open_image(_from_base64(text.partition(",")[2] if text.startswith("data:") else text))
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return b64decode("".join(text.split()), validate=True)
+    except ValueError as error:
+        raise ValueError(f"image: {text[:40]!r}... is no base64 ({error})") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion clips at 255
+    if image.mode.startswith("I"):  # grey of up to 16 bits, which Pillow's own conversion clips at 255
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"image: integer pixels {values.min()} to {values.max()}; expected 16 bits, 0 to 65535")
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        # A file of 16 bits says not how many the camera filled: the fewest of these that hold its values.
+        white = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
+        image = Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("image: float pixels have no defined range; give 8 or 16 bits per channel")
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -48,8 +96,7 @@ class Clip(Sequence[Image.Image]):
 
     def __init__(self, source: Any) -> None:
         if isinstance(source, str | Path) and Path(source).is_dir():
-            files = (file for file in Path(source).iterdir() if file.suffix.lower() in FRAME_SUFFIXES)
-            self._frames: Sequence[Any] = sorted(files, key=_number_order)
+            self._frames: Sequence[Any] = frame_files(Path(source))
             name = f"{source}: expected frames ({', '.join(FRAME_SUFFIXES)}) in this folder"
         elif isinstance(source, str | Path):
             self._frames = _VideoFile(Path(source))
@@ -71,6 +118,13 @@ class Clip(Sequence[Image.Image]):
         if number and frame.size != self.size:
             raise ValueError(f"video: expected frames of one size; frame {number} is {frame.size}, 0 is {self.size}")
         return frame
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The pictures in a folder in the order of the numbers in their names. Hidden files are skipped: `._0.png` is what
+    macOS leaves beside 0.png on other file systems."""
+    files = (file for file in folder.iterdir() if file.suffix.lower() in FRAME_SUFFIXES)
+    return sorted((file for file in files if not file.name.startswith(".")), key=_number_order)
 
 
 def _number_order(file: Path) -> list[str | int]:
@@ -103,8 +157,17 @@ class _VideoFile(Sequence[Image.Image]):
                 image = frame.to_image()
                 return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the decoder, which cannot be pickled; it starts over where it is needed."""
+        return self.__dict__ | {"_frames": None, "_next": self._count + 1}
+
     def _decode(self) -> Iterator[Any]:
-        import av  # only for video files: frames and pictures need no decoder
+        try:
+            import av  # only for video files: frames and pictures need no decoder
+        except ImportError as error:
+            raise ValueError(
+                f"{self.path}: a video file needs PyAV; install av, or give a folder of frames"
+            ) from error
 
         try:
             with av.open(str(self.path)) as container:

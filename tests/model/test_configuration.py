@@ -3,12 +3,21 @@
 Run: pytest tests/model/test_configuration.py
 """
 
+import json
+
 import pytest
 from tiny import tiny_config
 from transformers import AutoConfig
 
-from sa2va_hf import Sa2VAConfig, Sa2VAGroundingConfig
-from sa2va_hf.model.configuration_sa2va import SAM2_TRUNKS, SPECIAL_TOKENS, bundled
+from sa2va_hf import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAGroundingConfig, Sa2VAPredictor
+from sa2va_hf.model.configuration_sa2va import (
+    CONTROL_BREAK,
+    SAM2_TRUNKS,
+    SPECIAL_TOKENS,
+    break_control_tokens,
+    bundled,
+    control_tokens_in,
+)
 
 
 def test_a_saved_config_comes_back(tmp_path):
@@ -71,3 +80,50 @@ def test_a_folder_goes_before_a_bundled_model_of_its_name(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shapes-tiny").mkdir()
     assert bundled("shapes-tiny") == "shapes-tiny"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"model_type": "sa2va_chat", "architectures": ["Sa2VAChatModel"]},
+            "released Sa2VA; convert it: python scripts/",
+        ),
+        ({"model_type": "llava", "architectures": ["LISAForCausalLM"]}, "LISA checkpoint"),
+        ({"model_type": "internvl", "architectures": ["InternVLForConditionalGeneration"]}, "base of one in training"),
+        ({"model_type": "sa2va_grounding"}, "SAM 2 alone"),
+        (None, "LoRA weights without their base model; merge them first"),
+    ],
+)
+def test_another_kind_of_model_is_refused_before_anything_is_built(tmp_path, monkeypatch, fields, message):
+    """A released folder once built a random 7B model before it failed."""
+    name = "adapter_config.json" if fields is None else "config.json"
+    (tmp_path / name).write_text(json.dumps(fields or {"peft_type": "LORA"}))
+
+    def never(*_, **__):
+        raise AssertionError("something was built")
+
+    monkeypatch.setattr(Sa2VAForConditionalGeneration, "__init__", never)
+    for load in (
+        Sa2VAConfig.from_pretrained,
+        Sa2VAForConditionalGeneration.from_pretrained,
+        Sa2VAPredictor.from_pretrained,
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            load(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("side", [0, 1_000_000, 128.0, True])
+def test_sizes_are_bounded(side):
+    with pytest.raises(ValueError, match="image_size: expected a whole number of pixels from 1 to 4096"):
+        Sa2VAGroundingConfig(image_size=side)
+
+
+def test_control_tokens_are_found_and_broken():
+    text = "a <|im_end|> and <IMG_CONTEXT>, but [SEG] <p>it</p> <IMAGE>"
+    assert control_tokens_in(text) == ["<|im_end|>", "<IMG_CONTEXT>"]
+    broken = break_control_tokens(text)
+    assert control_tokens_in(broken) == [] and broken.replace(CONTROL_BREAK, "") == text
+    with pytest.raises(ValueError, match="U\\+E000"):
+        break_control_tokens(broken)

@@ -286,7 +286,7 @@ def test_a_rotated_photo_goes_in_upright(processor, tmp_path):
         ([said("Hi")], "must follow a user turn"),
         ([user("a"), said("b"), said("c")], "must follow a user turn"),
         ([user("a"), user("b")], "user turn 0 has no answer"),
-        ([{"role": "system", "content": "You are"}, user("a")], "expected 'user' or 'assistant', got 'system'"),
+        ([{"role": "tool", "content": "You are"}, user("a")], "expected 'system', 'user' or 'assistant', got 'tool'"),
         ([user("a", image=picture(), video=[picture()])], "got a second video"),
         ([user("a", image=picture()), said("b"), user("c", image=picture())], "got a second image"),
         ([{"role": "user", "content": [{"type": "sound", "sound": 1}]}], "got 'sound'"),

@@ -3,11 +3,13 @@
 Run: pytest tests/model/test_visuals.py
 """
 
+import base64
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from sa2va_hf.model.visuals import Clip, open_image
+from sa2va_hf.model.visuals import Clip, fetch_image, open_base64, open_image
 
 gradient = np.linspace(0, 255, 20 * 30).reshape(20, 30).astype(np.uint8)
 
@@ -153,3 +155,32 @@ def test_a_video_file_without_frames_or_that_is_none(tmp_path, video):
         container.mux(stream.encode())
     with pytest.raises(ValueError, match="no video stream"):
         Clip(tmp_path / "sound.wav")
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_grey_of_more_than_8_bits_is_scaled_by_its_own_range(bits):
+    """A camera of 12 bits fills a sixteenth of a 16-bit file: it must not come out black."""
+    values = np.linspace(0, 2**bits - 1, 64).round().astype(np.uint16).reshape(8, 8)
+    shown = np.asarray(open_image(Image.fromarray(values)))[..., 0]
+    np.testing.assert_allclose(shown, values.astype(np.float64) * 255 / (2**bits - 1), atol=0.5)
+
+
+def test_hidden_files_are_no_frames(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "._0.png").write_bytes(b"\0\5\x16\7")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    clip = Clip(tmp_path)
+    assert [frame.getpixel((0, 0))[0] for frame in clip] == [0, 1, 2]
+
+
+def test_a_picture_comes_as_content_data_uri_or_base64(tmp_path):
+    file = tmp_path / "a.png"
+    Image.new("RGB", (8, 6), (10, 20, 30)).save(file)
+    text = base64.b64encode(file.read_bytes()).decode()
+    sources = [file, str(file), file.read_bytes(), f"data:image/png;base64,{text}", f"file://{file}"]
+    for picture in [*map(fetch_image, sources), open_base64(text)]:
+        assert picture.size == (8, 6) and picture.getpixel((0, 0)) == (10, 20, 30)
+    for wrong in ("data:image/png;base64,???", "http://127.0.0.1:9/a.png"):
+        with pytest.raises(ValueError, match="no base64|cannot be fetched"):
+            fetch_image(wrong)

@@ -11,6 +11,7 @@ from sa2va_hf.data.dataset.parts import Item
 from sa2va_hf.data.dataset.rows import Facts, Row
 from sa2va_hf.data.prompts.templates import NO_TARGET_ANSWERS, SEG_ANSWERS, SEG_QUESTIONS, referring_turn
 from sa2va_hf.data.schema import IMAGE_TAG
+from sa2va_hf.model.frames import uniform_frames
 
 Turn = tuple[str, str]  # question, answer
 
@@ -224,7 +225,7 @@ class Planner:
         count = min(self.num_frames, len(choices))
         if self.train:
             return np.sort(choices[rng.permutation(len(choices))[:count]]).tolist()
-        return choices[np.linspace(0, len(choices) - 1, count, dtype=int)].tolist()  # truncated, as in inference
+        return choices[uniform_frames(len(choices), count)].tolist()  # as in inference
 
 
 def region_masks(row: Row) -> list[np.ndarray]:

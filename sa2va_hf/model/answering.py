@@ -16,10 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .packed import PackedMasks
+from .placement import resident
 from .processing_sa2va import Sa2VAProcessor
 from .video_modes import clip_masks, picture_masks
 from .visuals import Clip
 
+# Options of `generate` under which it returns more than token ids.
+REFUSED = {"return_dict_in_generate", "output_scores", "output_logits", "output_hidden_states", "output_attentions"}
 PICTURES_AT_ONCE = 8  # that go through SAM 2 together on a GPU; on a CPU one by one is faster
 
 
@@ -34,10 +38,10 @@ class Answer:
 
 @dataclass
 class PredictedMasks:
-    """`masks` bool (objects, frames, H, W) at the size of the input, `logits` float32 (objects, frames, h, w), and
+    """`masks` (objects, frames, H, W) at the size of the input, `logits` float32 (objects, frames, h, w), and
     `scores` (objects,), the IoU that SAM 2 expects, mean over frames."""
 
-    masks: np.ndarray
+    masks: PackedMasks
     logits: np.ndarray
     scores: np.ndarray
 
@@ -46,23 +50,27 @@ class PredictedMasks:
         """Masks that are still to be filled in; without a clip there are no frames. side: of the logits."""
         frames, (width, height) = (0, (0, 0)) if clip is None else (len(clip), clip.size)
         return cls(
-            masks=np.zeros((objects, frames, height, width), dtype=bool),
+            masks=PackedMasks.empty(objects, frames, height, width),
             logits=np.zeros((objects, frames, side, side), dtype=np.float32),
             scores=np.zeros(objects, dtype=np.float32),
         )
 
     def put(self, frames: slice, logits: Tensor, ious: Tensor, side: int) -> None:
-        """Write the masks of some frames, enlarged by way of SAM 2's input size, `side`, as in the released model.
-
-        Raises: ValueError for logits that are not finite.
-        """
+        """Write the masks of some frames. side: of SAM 2's input. Raises: see `full_masks`."""
         self.logits[:, frames] = logits.cpu().numpy()
-        if not np.isfinite(self.logits[:, frames]).all():
-            raise ValueError("mask logits are not finite: load the model with dtype=torch.float32 or bfloat16")
-        square = F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)
-        full = F.interpolate(square, size=self.masks.shape[-2:], mode="bilinear", align_corners=False)
-        self.masks[:, frames] = (full > 0).cpu().numpy()
+        self.masks.put(frames, full_masks(logits, side, self.masks.shape[-2:]))
         self.scores += ious.sum(1).cpu().numpy() / self.masks.shape[1]
+
+
+def full_masks(logits: Tensor, side: int, size: tuple[int, int]) -> np.ndarray:
+    """Mask logits (objects, n, h, w) -> bool (objects, n, H, W), by way of SAM 2's input size as in the released code.
+
+    Raises: ValueError for logits that are not finite.
+    """
+    if not torch.isfinite(logits).all():
+        raise ValueError("mask logits are not finite: load the model with dtype=torch.float32 or bfloat16")
+    square = F.interpolate(logits, size=(side, side), mode="bilinear", align_corners=False)
+    return (F.interpolate(square, size=size, mode="bilinear", align_corners=False) > 0).cpu().numpy()
 
 
 class AnsweringMixin:
@@ -77,6 +85,11 @@ class AnsweringMixin:
         The LLM runs once: a [SEG] state is kept when its token is read. Only where that never happens (a [SEG] as the
         very last token, or beams, which change rows) one more pass over prompt and answer finds it.
         """
+        refused = sorted(name for name in REFUSED & options.keys() if options[name])
+        if options.get("num_return_sequences", 1) not in (None, 1):
+            refused.append("num_return_sequences")
+        if refused:
+            raise ValueError(f"{', '.join(refused)}: one answer per question is read; call model.generate for more")
         stops = processor.stop_ids
         with self._last_states() as steps:
             generated = self.generate_new_tokens(**inputs, **self._generation_options(processor) | options)
@@ -158,45 +171,89 @@ class AnsweringMixin:
         go through SAM 2 together; of a clip only a few frames are on the device at a time. `video_mode` None: the
         model's own.
         """
-        counts, mode = [len(state) for state in states], video_mode or self.config.video_mode
-        embeddings = list(self.project(torch.cat(list(states))).split(counts)) if any(counts) else list(states)
-        encoder, dtype = self.grounding_encoder, self.compute_dtype
+        counts, encoder = [len(state) for state in states], self.grounding_encoder
         found = [
             PredictedMasks.empty(clip, count, encoder.mask_size) for clip, count in zip(clips, counts, strict=True)
         ]
+        if not any(counts):
+            return found
+        embeddings = self.project(torch.cat(list(states))).split(counts)
         looking_at: dict[tuple, list[int]] = {}  # questions, by what they look at
         for i, masks in enumerate(found):
-            if masks.masks.size:
+            if masks.masks.bits.size:
                 looking_at.setdefault((id(clips[i]), *key_frames[i]), []).append(i)
+        groups = list(looking_at.values())
 
         def put(questions: list[int], frames: slice, logits: Tensor, ious: Tensor) -> None:
             sizes = [counts[i] for i in questions]
             for i, low, expected in zip(questions, logits.split(sizes), ious.split(sizes), strict=True):
                 found[i].put(frames, low, expected, encoder.image_size)
 
-        pictures = [questions for questions in looking_at.values() if len(clips[questions[0]]) == 1]
-        at_once = PICTURES_AT_ONCE if encoder.device.type == "cuda" else 1
-        for start in range(0, len(pictures), at_once):
-            together = pictures[start : start + at_once]
+        with resident(encoder):
+            mode = video_mode or self.config.video_mode
+            pictures = [questions for questions in groups if len(clips[questions[0]]) == 1]
+            for questions, logits, ious in self._pictures(processor, clips, pictures, embeddings, mode):
+                put(questions, slice(0, 1), logits, ious)
+            for questions in groups:
+                clip = clips[questions[0]]
+                if len(clip) > 1:
+                    prompts = torch.cat([embeddings[i] for i in questions])
+                    for frames, logits, ious in self._clip(processor, clip, key_frames[questions[0]], prompts, mode):
+                        put(questions, frames, logits, ious)
+        return found
+
+    def stream_clip(
+        self,
+        processor: Sa2VAProcessor,
+        clip: Clip,
+        key_frames: list[int],
+        states: Tensor,
+        video_mode: str | None = None,
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Masks of one clip as they are predicted: (frame index, bool (objects, H, W), expected IoU (objects,))."""
+        if not len(states):
+            return
+        encoder, (width, height) = self.grounding_encoder, clip.size
+        with torch.no_grad():
+            prompts = self.project(states)
+        with resident(encoder):
+            steps = self._clip(processor, clip, key_frames, prompts, video_mode or self.config.video_mode)
+            for frames, logits, ious in steps:
+                masks = full_masks(logits, encoder.image_size, (height, width))
+                for row, index in enumerate(range(frames.start, frames.stop)):
+                    yield index, masks[:, row], ious[:, row].cpu().numpy()
+
+    def _pictures(
+        self,
+        processor: Sa2VAProcessor,
+        clips: Sequence[Clip | None],
+        groups: list[list[int]],
+        embeddings: Sequence[Tensor],
+        mode: str,
+    ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Per group of questions about one picture: them, logits (objects, 1, h, w) and expected IoU (objects, 1)."""
+        at_once = PICTURES_AT_ONCE if self.grounding_encoder.device.type == "cuda" else 1
+        for start in range(0, len(groups), at_once):
+            together = groups[start : start + at_once]
             pixels = processor.grounding_pixels([clips[questions[0]][0] for questions in together])
             prompts = [torch.cat([embeddings[i] for i in questions]) for questions in together]
-            predicted = picture_masks(encoder, pixels, prompts, mode, dtype)
-            for questions, low, expected in zip(together, *predicted, strict=True):
-                put(questions, slice(0, 1), low.unsqueeze(1), expected.unsqueeze(1))
-        for questions in looking_at.values():
-            clip, done = clips[questions[0]], 0
-            if len(clip) == 1:
-                continue
+            predicted = picture_masks(self.grounding_encoder, pixels, prompts, mode, self.compute_dtype)
+            for questions, logits, ious in zip(together, *predicted, strict=True):
+                yield questions, logits.unsqueeze(1), ious.unsqueeze(1)
 
-            def load(indices: list[int], clip: Clip = clip) -> Tensor:
-                return processor.grounding_pixels([clip[index] for index in indices])
+    def _clip(
+        self, processor: Sa2VAProcessor, clip: Clip, key_frames: list[int], prompts: Tensor, mode: str
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Frames of a clip in order: which, logits (objects, n, h, w) and expected IoU (objects, n)."""
 
-            prompts = torch.cat([embeddings[i] for i in questions])
-            steps = clip_masks(encoder, load, len(clip), key_frames[questions[0]], prompts, mode, dtype)
-            for low, expected in steps:
-                put(questions, slice(done, done := done + low.shape[1]), low, expected)
-            assert done == len(clip), f"{mode} predicted {done} of {len(clip)} frames"
-        return found
+        def load(indices: list[int]) -> Tensor:
+            return processor.grounding_pixels([clip[index] for index in indices])
+
+        done = 0
+        steps = clip_masks(self.grounding_encoder, load, len(clip), key_frames, prompts, mode, self.compute_dtype)
+        for logits, ious in steps:
+            yield slice(done, done := done + logits.shape[1]), logits, ious
+        assert done == len(clip), f"{mode} predicted {done} of {len(clip)} frames"
 
 
 def _cut(ids: list[int], stops: list[int], keep: bool = False) -> list[int]:

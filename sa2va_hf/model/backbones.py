@@ -186,7 +186,7 @@ BACKBONES = {"internvl": InternVL, "qwen2_5_vl": QwenVL, "qwen3_vl": Qwen3VL}
 
 
 def backbone_of(mllm_config: Any) -> InternVL | QwenVL:
-    """The class for an LLM's config. Errors: ValueError naming those there are."""
+    """The class for an LLM's config. Raises: ValueError naming those there are."""
     kind = BACKBONES.get(mllm_config.model_type)
     if kind is None:
         raise ValueError(

@@ -21,6 +21,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
 from .configuration_sa2va import Sa2VAGroundingConfig
+from .placement import Float32, device_of
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
@@ -225,7 +226,7 @@ def touch(module: nn.Module) -> Tensor:
     return sum((p.sum() * 0.0 for p in parameters), start=torch.zeros(()))
 
 
-class Sa2VAGroundingEncoder(nn.Module):
+class Sa2VAGroundingEncoder(Float32):
     """SAM 2 prompted by [SEG] embeddings, points, boxes or masks. Each frame is encoded once, however many objects it
     has.
 
@@ -253,7 +254,7 @@ class Sa2VAGroundingEncoder(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where SAM 2 computes."""
-        return self.sam2_model.device
+        return device_of(self)
 
     @property
     def tracker(self) -> nn.Module:
@@ -300,8 +301,8 @@ class Sa2VAGroundingEncoder(nn.Module):
     ) -> MaskPrediction:
         """Masks of P objects on the one frame of `features`, by the tracker; arguments as in `prompt` above.
 
-        image: (P, C, H, W), stride 16; default: that of the frame, without memory. A mask alone gives one candidate, as
-        in SAM 2; every other prompt gives three.
+        image: (P, C, H, W), stride 16; default: that of the frame, without memory. A mask alone gives one candidate,
+        as in SAM 2; every other prompt gives three.
         """
         if image is None:
             pairs = len(next(given for given in (points and points[0], boxes, masks) if given is not None))

@@ -85,8 +85,12 @@ def mask_losses(
         logits, targets: (N, h, w) mask logits and targets in 0..1.
         weights: (N,) how many masks each one counts as; None = 1 each.
         points: (N, P, 2) compare there only, targets sampled bilinearly as well; None = on all cells.
-        valid: (N, h, w) cells that count; None = all. Cells outside add nothing but stay in the BCE's denominator.
+        valid: (N, h, w) cells that count; None = all. Cells outside add nothing but stay in the BCE's denominator; a
+            mask without any such cell weighs nothing.
     """
+    weights = torch.ones(len(logits), device=logits.device) if weights is None else weights.float()
+    if valid is not None:
+        weights = weights * valid.flatten(1).any(1)
     logits, targets = logits.float(), targets.float()
     eps = 0.0
     if points is not None:
@@ -97,10 +101,9 @@ def mask_losses(
     if valid is not None:  # a very negative logit against target 0 costs nothing
         valid = valid.flatten(1)
         logits, targets = logits.masked_fill(~valid, -1e4), targets.masked_fill(~valid, 0.0)
-    weights = torch.ones(len(logits), device=logits.device) if weights is None else weights.float()
-    total = weights.sum()
-    bce = (weights * binary_cross_entropy(logits, targets)).sum() / (total * logits.shape[1] + eps)
-    return bce, (weights * dice(logits, targets)).sum() / (total + eps)
+    total, least = weights.sum(), torch.finfo(torch.float32).tiny  # nothing counts: the losses are 0, not 0 / 0
+    bce = (weights * binary_cross_entropy(logits, targets)).sum() / (total * logits.shape[1] + eps).clamp(min=least)
+    return bce, (weights * dice(logits, targets)).sum() / (total + eps).clamp(min=least)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Sa2VA (arXiv 2501.04001): a multimodal LLM says [SEG], SAM 2 draws it; one model for training and inference."""
+"""Sa2VA (arXiv 2501.04001): a multimodal LLM writes [SEG], SAM 2 predicts its mask; one model for training and use."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
 from .backbones import backbone_of
-from .configuration_sa2va import IGNORE_INDEX, Sa2VAConfig, bundled
+from .configuration_sa2va import IGNORE_INDEX, Sa2VAConfig, bundled, check_identity
 from .grounding import MaskPrediction, Sa2VAGroundingEncoder, precision, touch
 from .losses import answer_cross_entropy, mask_losses, repeat_weights, soft_iou, uncertain_points
+from .placement import Projection, device_of, keep_together, llm_only, remove_capturing_hooks
 from .released_api import ReleasedApiMixin
 from .zero3 import load_buffers, outside_zero_init
 
+MAX_NEW_TOKENS = 512  # unless `generate` is told
 LOGITS_CHUNK = 1024  # tokens whose logits are held at a time in training
+WHERE = ("revision", "cache_dir", "token", "subfolder", "local_files_only")  # which files of a Hub repository
 # Heads of the mask decoder that no Sa2VA loss reaches: the mask is chosen by argmax and never gated by object score.
 UNREACHED_HEADS = ("iou_prediction_head", "pred_obj_score_head", "output_hypernetworks_mlps.0")
 
@@ -34,6 +37,7 @@ class Sa2VAOutput(ModelOutput):
     Args:
         logits: (B, L, V).
         pred_masks: per sample (num_seg, num_frames, h, w) mask logits at a quarter of SAM 2's input side.
+        pred_scores: per sample (num_seg, num_frames), the IoU that SAM 2 expects of them.
         seg_hidden_states: (total [SEG], D) after the LLM's last norm (before it with `config.seg_before_norm`), where
             [SEG] is the input token.
         seg_embeddings: (total [SEG], C) after `text_hidden_fcs`.
@@ -46,11 +50,12 @@ class Sa2VAOutput(ModelOutput):
     iou_loss: Tensor | None = None
     logits: Tensor | None = None
     pred_masks: list[Tensor] | None = None
+    pred_scores: list[Tensor] | None = None
     seg_hidden_states: Tensor | None = None
     seg_embeddings: Tensor | None = None
 
 
-class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel):
+class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel, GenerationMixin):
     """`mllm` (a native multimodal LLM, see `backbones.py`), `grounding_encoder` (SAM 2) and `text_hidden_fcs` between
     them."""
 
@@ -64,6 +69,7 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel):
     _no_split_modules = ["Sa2VAGroundingEncoder"]  # and those of the MLLM, which transformers adds
     # SAM 2's prompt encoder mixes float32 coordinates in; its masks need the precision as well.
     _keep_in_fp32_modules_strict = ["grounding_encoder", "text_hidden_fcs"]
+    _keep_in_fp32_modules = _keep_in_fp32_modules_strict  # which quantisation leaves alone, whatever its kind
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -77,11 +83,11 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel):
         with torch.device("cpu"), outside_zero_init():
             self.grounding_encoder = Sa2VAGroundingEncoder(config.grounding_config)
         hidden, embedding = config.hidden_size, config.grounding_config.hidden_dim
-        self.text_hidden_fcs = nn.Sequential(
+        self.text_hidden_fcs = Projection(
             nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, embedding), nn.Dropout(0.0)
         )
         for module in [*self.grounding_encoder.modules(), *self.text_hidden_fcs.modules()]:
-            module._is_hf_initialized = True  # else `post_init` redraws them with a normal of 0.02
+            module._is_hf_initialized = True  # else `post_init` initialises them anew, from a normal of 0.02
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -89,17 +95,28 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, but a missing or unexpected key is an error that lists them (never a silent random
-        tensor)."""
-        model, info = super().from_pretrained(bundled(path), *args, output_loading_info=True, **kwargs)
-        info["missing_keys"] = load_buffers(model, bundled(path), set(info["missing_keys"]))
+        """As in transformers, but missing or unexpected weights are an error, never silently random numbers. A
+        `quantization_config` applies to the LLM alone; a `device_map` may offload any part.
+
+        Raises:
+            ValueError: another kind of model, before anything is built; or the weights that do not fit.
+        """
+        path = bundled(path)
+        if kwargs.get("config") is None and path is not None:
+            check_identity(path)
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = llm_only(kwargs["quantization_config"])
+        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        where = {name: kwargs[name] for name in WHERE if kwargs.get(name) is not None}
+        info["missing_keys"] = load_buffers(model, path, set(info["missing_keys"]), **where)
+        keep_together(model.grounding_encoder)
         problems = {
             name: sorted(str(key) for key in info[name])
             for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
             if info.get(name)
         }
         if problems:
-            listing = "\n".join(f"{name}: {', '.join(keys)}" for name, keys in problems.items())
+            listing = "\n".join(f"{name}: {_some(keys)}" for name, keys in problems.items())
             raise ValueError(
                 f"{path}: the weights do not fit this model; convert or merge the checkpoint first\n{listing}"
             )
@@ -109,6 +126,11 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel):
         """As in transformers, under the names of `state_dict`: its default, InternVL's older names, differs from
         version to version, and 5.0 does not read it back."""
         super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong; weights may be stored elsewhere, on disk for example."""
+        return device_of(self)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.mllm.get_input_embeddings()
@@ -241,7 +263,8 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel):
 
     def project(self, seg_hidden: Tensor) -> Tensor:
         """Hidden states at [SEG] (N, D) -> prompts of SAM 2 (N, C)."""
-        return self.text_hidden_fcs(seg_hidden.to(self.text_hidden_fcs[0].weight.dtype))
+        embeddings = self.text_hidden_fcs(seg_hidden.to(device_of(self.text_hidden_fcs), torch.float32))
+        return embeddings.to(self.grounding_encoder.device)
 
     # ---------------------------------------------------------------- hidden states -> masks
     def predict_masks(
@@ -261,7 +284,7 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What the LLM computes in: that of its first floating weight, since quantised weights are stored as others."""
+        """What the LLM computes in: the type of its first floating weight; quantised ones are stored as others."""
         return self.mllm.dtype
 
     def grounding_precision(self) -> AbstractContextManager:
@@ -285,7 +308,7 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel):
         seg_counts: Tensor | None = None,
         return_logits: bool = True,
     ) -> Sa2VAOutput:
-        """The whole walk; see `Sa2VAProcessor.apply_chat_template` for the inputs.
+        """Logits, masks and losses of a batch; see `Sa2VAProcessor.apply_chat_template` for the inputs.
 
         Args:
             mask_labels: per sample bool (num_objects, num_frames, H, W) at any size; as many objects as [SEG] tokens.
@@ -305,7 +328,7 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel):
         num_frames = torch.zeros_like(seg_counts) if num_frames is None else num_frames
         prediction, zero = self.predict_masks(embeddings, seg_counts, grounding_pixel_values, num_frames)
         output = Sa2VAOutput(seg_hidden_states=seg_hidden, seg_embeddings=embeddings)
-        output.pred_masks = self._per_sample(prediction, seg_counts, num_frames, embeddings)
+        output.pred_masks, output.pred_scores = self._per_sample(prediction, seg_counts, num_frames, embeddings)
         if return_logits:
             output.logits = self.mllm.lm_head(hidden)
         if labels is not None and return_logits:
@@ -326,12 +349,17 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel):
 
     def _per_sample(
         self, prediction: MaskPrediction | None, seg_counts: Tensor, num_frames: Tensor, like: Tensor
-    ) -> list[Tensor]:
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Masks (num_seg, num_frames, h, w) and expected IoUs (num_seg, num_frames) of each sample."""
         size = self.grounding_encoder.mask_size
         masks = like.new_zeros(0, size, size) if prediction is None else prediction.masks
+        scores = like.new_zeros(0) if prediction is None else prediction.ious.detach().amax(1)
         shapes = list(zip(seg_counts.tolist(), num_frames.tolist(), strict=True))
-        chunks = masks.split([objects * frames for objects, frames in shapes])
-        return [c.view(objects, frames, size, size) for c, (objects, frames) in zip(chunks, shapes, strict=True)]
+        pairs = [objects * frames for objects, frames in shapes]
+        return (
+            [chunk.view(*shape, size, size) for chunk, shape in zip(masks.split(pairs), shapes, strict=True)],
+            [chunk.view(*shape) for chunk, shape in zip(scores.split(pairs), shapes, strict=True)],
+        )
 
     def _mask_losses(
         self,
@@ -372,7 +400,7 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel):
         weights = self._pair_weights(seg_counts, num_frames)
         config, logits = self.config, prediction.masks
         if config.iou_loss_weight > 0:
-            output.iou_loss = config.iou_loss_weight * _iou_error(prediction, targets)
+            output.iou_loss = config.iou_loss_weight * _iou_error(prediction, targets, valid)
             # All three candidates learn the mask: the best alone would let them guess one object each, and never read
             # the prompt.
             logits, count = prediction.candidates.flatten(0, 1), prediction.candidates.shape[1]
@@ -391,7 +419,7 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel):
         """How much each (object, frame) pair counts, in the order of `predict_masks`.
 
         A frame with n objects shows each of them to the loss `objects_per_frame / n` times (cyclic repetition, so
-        earlier objects once more); of more objects a random subset of that size is drawn on every frame.
+        earlier objects once more); of more objects a random subset of that size is sampled on every frame.
         """
         limit = self.config.objects_per_frame
         weights = []
@@ -406,9 +434,26 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel):
         return torch.cat(weights)
 
     # ---------------------------------------------------------------- generation
-    @torch.no_grad()
-    def generate(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.generate_new_tokens(*args, **kwargs)
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, streamer: Any = None, **kwargs: Any
+    ) -> Any:
+        """Prompt and answer as token ids (B, L + new tokens), as `generate` of every decoder in transformers.
+
+        Args:
+            input_ids, attention_mask: (B, L), padded on either side; further inputs as a processor makes them.
+            streamer: is given the prompt, then the new tokens.
+            kwargs: arguments of transformers' `generate`; greedy unless they say otherwise. With
+                `return_dict_in_generate` its output comes back, the prompt in front of `sequences`.
+        """
+        streamer = None if streamer is None else _PromptFirst(streamer, input_ids)
+        output = self.generate_new_tokens(input_ids, attention_mask, streamer=streamer, **kwargs)
+        new = output if isinstance(output, Tensor) else output.sequences
+        prompts = input_ids.repeat_interleave(len(new) // len(input_ids), dim=0)
+        sequences = torch.cat([prompts, new.to(prompts.device)], dim=1)
+        if isinstance(output, Tensor):
+            return sequences
+        output.sequences = sequences
+        return output
 
     @torch.no_grad()
     def generate_new_tokens(
@@ -422,23 +467,60 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel):
         grounding_pixel_values: Tensor | None = None,
         num_frames: Tensor | None = None,
         **kwargs: Any,
-    ) -> Tensor:
-        """Answers as token ids (B, new tokens), the prompt not included; `kwargs` go to the MLLM's `generate`.
+    ) -> Any:
+        """As `generate`, without the prompt: token ids (B, new tokens), as the released code returns them.
 
-        Rows padded on the right are moved to the right edge first: a decoder continues from its last position.
-        The grounding inputs are accepted, so that a processor's output fits, and are not used here.
+        The tokens of every row are moved to its right edge first: a decoder continues from the last position. The
+        grounding inputs are accepted, so that a processor's output fits, and are not used here.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        length = input_ids.shape[1]
-        start = attention_mask.sum(1, keepdim=True)
-        order = (torch.arange(length, device=input_ids.device) + start) % length  # roll to the right
+        order = attention_mask.argsort(dim=1, stable=True)
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         visuals = self._visuals(input_ids, pixel_values, region_masks, region_tiles, image_grid_thw)
         inputs = self.backbone.llm_inputs(self.mllm, input_ids, visuals)
-        kwargs.setdefault("do_sample", False)
-        sequences = self.mllm.generate(**inputs, attention_mask=attention_mask, **kwargs)
-        return sequences[:, length:] if "input_ids" in inputs else sequences  # of ids, `generate` repeats the prompt
+        if kwargs.get("generation_config") is None:
+            kwargs.pop("generation_config", None)
+            self.mllm.generation_config = self.generation_config
+            kwargs.setdefault("do_sample", False)
+            if self.generation_config.max_new_tokens is None and "max_length" not in kwargs:
+                kwargs.setdefault("max_new_tokens", MAX_NEW_TOKENS)  # transformers' own default is 20, with the prompt
+        output = self.mllm.generate(**inputs, attention_mask=attention_mask, **kwargs)
+        if "input_ids" not in inputs:
+            return output
+        length = input_ids.shape[1]  # of ids, `generate` repeats the prompt
+        if isinstance(output, Tensor):
+            return output[:, length:]
+        output.sequences = output.sequences[:, length:]
+        return output
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a model that has run as well: transformers hangs hooks on it then that cannot be pickled."""
+        return remove_capturing_hooks(self).__dict__.copy()
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Of the LLM, which runs the decoding; PEFT looks for it here."""
+        return self.mllm.prepare_inputs_for_generation(*args, **kwargs)
+
+
+class _PromptFirst:
+    """A streamer whose first `put` gets the prompt: the LLM itself is given embeddings and knows no ids of it."""
+
+    def __init__(self, streamer: Any, input_ids: Tensor) -> None:
+        self.streamer, self.prompt = streamer, input_ids
+
+    def put(self, ids: Tensor) -> None:
+        ids, self.prompt = (ids if self.prompt is None else self.prompt), None
+        self.streamer.put(ids.cpu())
+
+    def end(self) -> None:
+        self.streamer.end()
+
+
+def _some(names: list[str], limit: int = 20) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def _shrink(masks: Tensor, size: int, mode: str) -> Tensor:
@@ -446,10 +528,14 @@ def _shrink(masks: Tensor, size: int, mode: str) -> Tensor:
     return F.interpolate(masks.float(), size=(size, size), mode=mode).flatten(0, 1)
 
 
-def _iou_error(prediction: MaskPrediction, targets: Tensor) -> Tensor:
-    """How far the predicted IoUs are off: L1, mean over all candidates."""
+def _iou_error(prediction: MaskPrediction, targets: Tensor, valid: Tensor | None) -> Tensor:
+    """How far the predicted IoUs are off: L1, mean over all candidates of the masks that have a `valid` cell."""
     actual = soft_iou(prediction.candidates, targets.unsqueeze(1).expand_as(prediction.candidates))
-    return (prediction.ious - actual).abs().mean()
+    errors = (prediction.ious - actual).abs()
+    if valid is None:
+        return errors.mean()
+    counts = valid.flatten(1).any(1).float().unsqueeze(1)
+    return (errors * counts).sum() / (counts.sum() * errors.shape[1]).clamp(min=1)
 
 
 __all__ = ["Sa2VAForConditionalGeneration", "Sa2VAOutput"]

@@ -1,5 +1,4 @@
-"""Objects followed through a clip by SAM 2's memory (arXiv 2408.00714, section 4): which frames are remembered, and for
-how long.
+"""Objects followed through a clip by SAM 2's memory (arXiv 2408.00714, section 4): which frames are remembered.
 
 Attention to memories and their encoding are the `sam2` package's. `ClipMemory` keeps the prompted frames, and of the
 others no more than the next frame can look back at, so the space needed does not depend on the length of the clip.

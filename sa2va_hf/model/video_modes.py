@@ -9,24 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .frames import first_frames, uniform_frames
 from .grounding import ImageFeatures, MaskPrediction, Sa2VAGroundingEncoder, precision
 from .tracking import ClipMemory
 
 LoadFrames = Callable[[list[int]], Tensor]  # frame indices -> uint8 (n, 3, S, S)
 ClipMasks = Iterator[tuple[Tensor, Tensor]]  # of n more frames: logits (objects, n, h, w), predicted IoU (objects, n)
-
-
-def uniform_frames(num_frames: int, count: int) -> list[int]:
-    """`count` frame indices from the first to the last, evenly spaced and truncated; all in a shorter clip."""
-    return np.linspace(0, num_frames - 1, min(count, num_frames), dtype=int).tolist()
-
-
-def first_frames(num_frames: int, count: int) -> list[int]:
-    return list(range(min(count, num_frames)))
 
 
 class FrameReader:
@@ -161,10 +152,10 @@ def picture_masks(
     mode: str,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Several pictures at once, as clips of one frame: pixels uint8 (B, 3, S, S), embeddings per picture (objects, C).
+    """Several pictures at once, as clips of one frame: pixels uint8 (B, 3, S, S), per picture embeddings (objects, C).
 
-    mode, dtype: see `clip_masks`. Returns per picture float32 logits (objects, h, w) and the IoU that the model expects
-    of them (objects,).
+    mode, dtype: see `clip_masks`. Returns per picture float32 logits (objects, h, w) and the IoU expected of them
+    (objects,).
     """
     constants = get_video_mode(mode).constants
     counts = [len(prompts) for prompts in embeddings]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import nn
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
@@ -17,7 +16,10 @@ class outside_zero_init:
     def __enter__(self) -> None:
         self.active = is_deepspeed_zero3_enabled()
         if self.active:
-            from deepspeed.runtime.zero import partition_parameters
+            try:  # only where DeepSpeed runs already: inside `try`, so that remote code does not ask for it
+                from deepspeed.runtime.zero import partition_parameters
+            except ImportError as error:
+                raise RuntimeError("ZeRO-3 is configured, but deepspeed is not installed") from error
 
             self.contexts = partition_parameters
             self.contexts.shutdown_init_context()
@@ -27,8 +29,11 @@ class outside_zero_init:
             self.contexts.restore_init_context()
 
 
-def load_buffers(model: nn.Module, path: Any, missing: set[str]) -> set[str]:
+def load_buffers(model: nn.Module, path: Any, missing: set[str], **where: Any) -> set[str]:
     """Fill in the buffers among the `missing` names from the checkpoint's files; returns what is still missing.
+
+    where: of a Hub repository, which files: `revision`, `cache_dir`, `token`, `subfolder`, `local_files_only`, as
+    `from_pretrained` was given them.
 
     transformers 5.0 loads parameters alone under ZeRO-3, and SAM 2's random Fourier matrix is a buffer: without it
     every position would mean something else.
@@ -36,11 +41,21 @@ def load_buffers(model: nn.Module, path: Any, missing: set[str]) -> set[str]:
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in missing}
     if not buffers or not is_deepspeed_zero3_enabled():
         return missing
-    folder = Path(path) if Path(path).is_dir() else Path(cached_file(path, "config.json")).parent
+    try:  # transformers has it; inside `try`, so that remote code does not ask for it
+        from safetensors import safe_open
+    except ImportError as error:
+        raise RuntimeError("reading a checkpoint needs safetensors") from error
     found = set()
-    for shard in folder.glob("*.safetensors"):
+    for shard in checkpoint_folder(path, **where).glob("*.safetensors"):
         with safe_open(shard, "pt") as file:
             for name in buffers.keys() & set(file.keys()):
                 buffers[name].copy_(file.get_tensor(name))
                 found.add(name)
     return missing - found
+
+
+def checkpoint_folder(path: Any, subfolder: str = "", **where: Any) -> Path:
+    """The folder with the files of a checkpoint: `path` itself, or where those of a Hub repository are cached."""
+    if Path(path).is_dir():
+        return Path(path) / subfolder
+    return Path(cached_file(path, "config.json", subfolder=subfolder, **where)).parent

@@ -181,7 +181,7 @@ def test_seg_may_be_read_before_the_last_norm(name, model, processor, chats):
 @torch.no_grad()
 def test_generation_is_the_likeliest_token_after_another(model, processor):
     batch = inputs(processor, chat(None, video=[picture(1), picture(2)]))
-    new = model.generate(**batch, max_new_tokens=5, eos_token_id=[], pad_token_id=0)
+    new = model.generate_new_tokens(**batch, max_new_tokens=5, eos_token_id=[], pad_token_id=0)
     assert new.shape == (1, 5)
     ids, pixels = batch["input_ids"], {key: batch[key] for key in ("pixel_values", "image_grid_thw")}
     for token in new[0]:
@@ -193,9 +193,9 @@ def test_generation_is_the_likeliest_token_after_another(model, processor):
 def test_generation_does_not_depend_on_padding(model, processor, chats):
     asked = [one[:1] for one in chats]
     options = {"max_new_tokens": 6, "eos_token_id": [], "pad_token_id": 0}
-    together = model.generate(**inputs(processor, *asked), **options)
+    together = model.generate_new_tokens(**inputs(processor, *asked), **options)
     for row, one in zip(together, asked, strict=True):
-        assert torch.equal(row, model.generate(**inputs(processor, one), **options)[0])
+        assert torch.equal(row, model.generate_new_tokens(**inputs(processor, one), **options)[0])
     assert len({tuple(row.tolist()) for row in together}) > 1, "the pictures must matter"
 
 
@@ -203,9 +203,9 @@ def test_generation_does_not_depend_on_padding(model, processor, chats):
 def test_beams_have_their_pictures(model, processor, chats):
     asked = [one[:1] for one in chats]
     options = {"max_new_tokens": 4, "num_beams": 3, "eos_token_id": 1, "pad_token_id": 0}
-    together = model.generate(**inputs(processor, *asked), **options)
+    together = model.generate_new_tokens(**inputs(processor, *asked), **options)
     for row, one in zip(together, asked, strict=True):
-        alone = model.generate(**inputs(processor, one), **options)[0]
+        alone = model.generate_new_tokens(**inputs(processor, one), **options)[0]
         assert torch.equal(row[: len(alone)], alone)
 
 

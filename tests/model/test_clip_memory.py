@@ -3,13 +3,15 @@
 Run: pytest tests/model/test_clip_memory.py
 """
 
+from copy import deepcopy
+
 import pytest
 import torch
 from sam2 import sam2_video_predictor
 from tiny import tiny_config
 
 from sa2va_hf.model.grounding import Sa2VAGroundingEncoder
-from sa2va_hf.model.tracking import NO_OBJECT_LOGIT, ClipMemory
+from sa2va_hf.model.tracking import NO_OBJECT_LOGIT, ClipMemory, follow_objects
 from sa2va_hf.model.video_modes import FrameReader, consistent, memory
 
 SIDE, FRAMES = 128, 20
@@ -190,3 +192,30 @@ def test_the_memory_does_not_grow_with_the_clip():
 def test_a_model_in_training_mode_is_refused():
     with pytest.raises(ValueError, match="training mode.*eval"):
         ClipMemory(make_encoder().train(), 1, 3)
+
+
+@torch.no_grad()
+def test_prompts_and_memory_go_through_the_tracker():
+    """Of two decoders the one fine-tuned for [SEG] must not decide what a click, a box or a given mask means, or where
+    an object goes. A SAM 2 with the tracker as its only decoder predicts the same, as `vos_inference.py` loads it."""
+    encoder = make_encoder()
+    alone = Sa2VAGroundingEncoder(sam2=deepcopy(encoder.sam2_model)).eval()
+    alone.sam2_model.sam_mask_decoder = deepcopy(encoder.tracking_decoder)
+    clip, given = frames(4), {1: {0: logits((3, 4, 14, 20))[0] > 0}}
+    one, other = (dict(follow_objects(network, clip.__getitem__, 4, given)) for network in (encoder, alone))
+    for number, masks in one.items():
+        torch.testing.assert_close(masks[1], other[number][1])
+    prompts = [
+        {"points": (torch.tensor([[[40.0, 30.0]]]), torch.ones(1, 1, dtype=torch.int32))},
+        {"boxes": torch.tensor([[10.0, 20.0, 90.0, 100.0], [0.0, 0.0, 30.0, 30.0]])},
+        {"masks": logits((3, 4, 14, 20)).unsqueeze(1)},
+    ]
+    for prompt in prompts:
+        features, others = (network.encode(network.normalize(clip[:1])) for network in (encoder, alone))
+        found, expected = encoder.prompt(features, **prompt), alone.prompt(others, **prompt)
+        torch.testing.assert_close(found.masks, expected.masks)
+        assert found.candidates.shape[1] == (1 if "masks" in prompt else 3)
+    embedding = torch.randn(1, 64)
+    first = torch.zeros(1, dtype=torch.long)
+    tuned, stock = encoder.decode(features, first, embedding), alone.decode(others, first, embedding)
+    assert (tuned.masks - stock.masks).abs().max() > 1e-3  # [SEG] is the other decoder's

@@ -56,6 +56,22 @@ def test_repeat_weights_count_the_cyclic_copies(counts):
     torch.testing.assert_close(losses.repeat_weights(torch.tensor(counts), None), torch.ones(sum(counts)))
 
 
+@pytest.mark.parametrize("with_points", [False, True])
+def test_a_mask_without_a_valid_cell_weighs_nothing(masks, with_points):
+    """An object of which only the box is known stands beside one with a mask: the losses are those of the latter."""
+    logits, targets = masks
+    valid = torch.ones_like(targets, dtype=torch.bool)
+    valid[1] = False
+    points = torch.rand(4, 40, 2, generator=torch.Generator().manual_seed(1)) if with_points else None
+    rest = torch.tensor([0, 2, 3])
+    found = losses.mask_losses(logits, targets, points=points, valid=valid)
+    points_of_rest = None if points is None else points[rest]
+    alone = losses.mask_losses(logits[rest], targets[rest], points=points_of_rest, valid=valid[rest])
+    torch.testing.assert_close(torch.stack(found), torch.stack(alone))
+    nothing = losses.mask_losses(logits, targets, points=points, valid=torch.zeros_like(valid))
+    assert torch.stack(nothing).eq(0).all()
+
+
 def test_cells_that_do_not_count_have_no_say(masks):
     logits, targets = masks
     valid = torch.rand(4, 16, 16, generator=torch.Generator().manual_seed(1)) > 0.3

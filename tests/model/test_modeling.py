@@ -443,7 +443,7 @@ def talker() -> Sa2VAForConditionalGeneration:
 @torch.no_grad()
 def test_generation_is_the_likeliest_token_after_another(model):
     batch = inputs(chat(None, picture()))
-    new = model.generate(**batch, max_new_tokens=5, eos_token_id=[], pad_token_id=0)
+    new = model.generate_new_tokens(**batch, max_new_tokens=5, eos_token_id=[], pad_token_id=0)
     ids = batch["input_ids"]
     for token in new[0]:
         logits = model(ids, torch.ones_like(ids), batch["pixel_values"]).logits
@@ -463,15 +463,17 @@ def test_generation_does_not_depend_on_padding(model):
         chat(None, picture(3), regions=[region]),
     ]
     options = {"max_new_tokens": 6, "eos_token_id": [], "pad_token_id": 0}
-    together = model.generate(**inputs(*chats), **options)
-    alone = [model.generate(**inputs(one), **options)[0] for one in chats]
+    together = model.generate_new_tokens(**inputs(*chats), **options)
+    alone = [model.generate_new_tokens(**inputs(one), **options)[0] for one in chats]
     assert together.tolist() == [ids.tolist() for ids in alone]
     assert len({tuple(ids.tolist()) for ids in alone}) > 1, "one answer for all would prove nothing"
 
 
 @torch.no_grad()
 def test_a_trained_model_stops_by_itself(talker):
-    new = talker.generate(**inputs(chat(None, picture())), max_new_tokens=30, eos_token_id=PROCESSOR.stop_ids)
+    new = talker.generate_new_tokens(
+        **inputs(chat(None, picture())), max_new_tokens=30, eos_token_id=PROCESSOR.stop_ids
+    )
     assert PROCESSOR.decode(new[0]) == "Sure, it is [SEG].<|im_end|>"
 
 

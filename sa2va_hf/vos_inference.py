@@ -26,16 +26,23 @@ from .masks import components
 from .model.tracking import follow_objects
 
 HOLE, FILLED = 8, 0.1  # cells of a small mask that are a hole at most, and what they are filled with
-FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
-READ_AHEAD = 16  # frames of a film that are decoded together
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+MAX_PALETTE, MAX_ID = 255, 65535  # of an object: in a palette picture, and in one of 16 bits
+READ_AHEAD = 16  # frames of a video file that are decoded together
 
 
 @dataclass
 class VosOptions:
-    """score_threshold: of the mask logits. all_masks: every mask that is there is given, not only the first one.
-    later_objects: objects may first have a mask on any frame; without it a new one there is an error. per_object: a
-    folder per object is written, and objects may overlap. postprocessing: as SAM 2's own for interactive use: small
-    holes are filled. resample: of the frames; SAM 2's own tools take bicubic, its training bilinear."""
+    """How objects are followed and written.
+
+    Args:
+        score_threshold: of the mask logits.
+        all_masks: every mask of an object is given, not only its first one.
+        later_objects: objects may first have a mask on any frame; without it a new one on a later frame is an error.
+        per_object: a folder per object is written, and objects may overlap.
+        postprocessing: small holes are filled, as SAM 2 does for interactive use.
+        resample: of the frames; SAM 2's own tools take bicubic, its training bilinear.
+    """
 
     score_threshold: float = 0.0
     all_masks: bool = False
@@ -60,17 +67,17 @@ def follow_video(
 ) -> None:
     """Follow the objects of one video and write the folder `output`, complete or not at all.
 
-    Errors: ValueError for a file that does not fit, or masks that the options do not allow for.
+    Raises: ValueError for a file that does not fit, or masks that the options do not allow for.
     """
     numbers = list(files.stems)
     prompts = choose_prompts(files, options)
     width, height = files.open(numbers[0]).size
-    for thing, of_thing in prompts.items():
-        for mask in of_thing.values():
+    for object_id, frames_of_object in prompts.items():
+        for mask in frames_of_object.values():
             if mask.shape != (height, width):
                 raise ValueError(
-                    f"{output.name}: the mask of object {thing} is {mask.shape[1]} x {mask.shape[0]}, the frames are "
-                    f"{width} x {height}"
+                    f"{output.name}: the mask of object {object_id} is {mask.shape[1]} x {mask.shape[0]}, the frames "
+                    f"are {width} x {height}"
                 )
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -80,8 +87,8 @@ def follow_video(
         return to_square(files.open(numbers[place]), sam2.image_size, options.resample).to(device)
 
     given = {
-        thing: {numbers.index(n): torch.from_numpy(mask).to(device) for n, mask in masks.items()}
-        for thing, masks in prompts.items()
+        object_id: {numbers.index(n): torch.from_numpy(mask).to(device) for n, mask in masks.items()}
+        for object_id, masks in prompts.items()
     }
     palette = files.masks.palette()
 
@@ -99,13 +106,16 @@ def follow_video(
 
 
 def read_video(frames: Path, masks: Path) -> VideoFiles:
-    """The files of a video: `frames/*.jpg` (or png), or else a film `frames.mp4`, whose frames count from 0; and masks
-    as `masks/FRAME.png` with an index per object or `masks/OBJECT/FRAME.png`. Errors: ValueError naming the file."""
+    """The files of a video: `frames/*.jpg` (or png), or else a video file `frames.mp4`, whose frames count from 0; and
+    masks as `masks/FRAME.png` with an id per object or `masks/OBJECT/FRAME.png`. Raises: ValueError naming the file.
+    """
     given = MaskFolder(masks)
-    films = [film for suffix in FILMS if (film := frames.with_name(frames.name + suffix)).is_file()]
-    if films and not frames.is_dir():
-        (count, *_), source = video_shape(films[0]), films[0]
-        files = VideoFiles(source, {number: f"{number:05d}" for number in range(count)}, _Film(source, count), given)
+    videos = [video for suffix in VIDEO_SUFFIXES if (video := frames.with_name(frames.name + suffix)).is_file()]
+    if videos and not frames.is_dir():
+        (count, *_), source = video_shape(videos[0]), videos[0]
+        files = VideoFiles(
+            source, {number: f"{number:05d}" for number in range(count)}, _VideoFile(source, count), given
+        )
     else:
         pictures = numbered_frames(frames)
         stems = {number: path.stem for number, path in pictures.items()}
@@ -115,7 +125,7 @@ def read_video(frames: Path, masks: Path) -> VideoFiles:
     return files
 
 
-class _Film:
+class _VideoFile:
     """Frames of a video file; those that come next are decoded along with one, and few are held."""
 
     def __init__(self, path: Path, count: int) -> None:
@@ -135,18 +145,18 @@ def choose_prompts(files: VideoFiles, options: VosOptions) -> dict[int, dict[int
     prompts: dict[int, dict[int, np.ndarray]] = {}
     late = set()
     for number in files.masks:
-        if number != first and not (options.later_objects or options.all_masks):
-            break
-        for thing, mask in files.masks[number].items():
-            if thing in prompts and options.all_masks:
-                prompts[thing][number] = mask
-            elif thing not in prompts and mask.any():
+        for object_id, mask in files.masks[number].items():
+            if object_id in prompts and options.all_masks:
+                prompts[object_id][number] = mask
+            elif object_id not in prompts and mask.any():
                 if number == first or options.later_objects:
-                    prompts[thing] = {number: mask}
+                    prompts[object_id] = {number: mask}
                 else:
-                    late.add(thing)
+                    late.add(object_id)
     if late:
         raise ValueError(f"objects {sorted(late)} are not on {where}; give --track_object_appearing_later_in_video")
+    if prompts and max(prompts) > MAX_ID and not options.per_object:
+        raise ValueError(f"object {max(prompts)} of {files.source}: an id of at most {MAX_ID} can be written")
     if not prompts:
         raise ValueError(f"there is no mask on {where}")
     return dict(sorted(prompts.items()))
@@ -174,15 +184,17 @@ def _write_together(
     folder: Path,
     stem: str,
     masks: dict[int, np.ndarray],
-    things: list[int],
+    objects: list[int],
     size: tuple[int, int],
     palette: list[int] | None,
 ) -> None:
-    ids = np.zeros(size, np.uint8)
-    for thing, mask in masks.items():
-        ids[mask] = thing
+    wide = max(objects) > MAX_PALETTE  # then every frame is a picture of 16 bits, which has no palette
+    ids = np.zeros(size, np.uint16 if wide else np.uint8)
+    for object_id, mask in masks.items():
+        ids[mask] = object_id
     image = Image.fromarray(ids)
-    image.putpalette(palette or davis_palette())
+    if not wide:
+        image.putpalette(palette or davis_palette())
     image.save(folder / f"{stem}.png")
 
 
@@ -190,14 +202,14 @@ def _write_per_object(
     folder: Path,
     stem: str,
     masks: dict[int, np.ndarray],
-    things: list[int],
+    objects: list[int],
     size: tuple[int, int],
     palette: list[int] | None,
 ) -> None:
-    for thing in things:
-        place = folder / f"{thing:03d}"
+    for object_id in objects:
+        place = folder / f"{object_id:03d}"
         place.mkdir(exist_ok=True)
-        mask = masks.get(thing, np.zeros(size, bool))
+        mask = masks.get(object_id, np.zeros(size, bool))
         image = Image.fromarray(mask.astype(np.uint8))
         image.putpalette(davis_palette())
         image.save(place / f"{stem}.png")

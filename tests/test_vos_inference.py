@@ -16,6 +16,7 @@ from clips import disc, draw, tiny_clip_model, write_davis
 from PIL import Image
 from safetensors.torch import save_file
 
+from sa2va_hf.commands.vos_inference import main as vos_command
 from sa2va_hf.data.clips.vos import MaskFolder
 from sa2va_hf.data.media import decode_video
 from sa2va_hf.evaluation.benchmarks import get_benchmark, load_items
@@ -110,11 +111,60 @@ def test_which_masks_the_tracker_sees(video):
     def seen(**options):
         return {thing: list(given) for thing, given in choose_prompts(files, VosOptions(**options)).items()}
 
-    assert seen() == {1: [0], 2: [0]}
     assert seen(later_objects=True) == {1: [0], 2: [0], 3: [2]}
     assert seen(later_objects=True, all_masks=True) == {1: [*range(5)], 2: [*range(5)], 3: [2, 3, 4]}
-    with pytest.raises(ValueError, match=r"objects \[3\] are not on the first frame.*appearing_later"):
-        seen(all_masks=True)
+    for options in ({}, {"all_masks": True}):  # it is never left out in silence
+        with pytest.raises(ValueError, match=r"objects \[3\] are not on the first frame.*appearing_later"):
+            seen(**options)
+
+
+def test_an_id_above_255_is_written_with_16_bits(video, sam2, tmp_path):
+    ids = np.where(read_ids(video[1] / "00000.png") == 1, 300, 0).astype(np.uint16)
+    for path in video[1].iterdir():
+        path.unlink()
+    Image.fromarray(ids).save(video[1] / "00000.png")
+    follow_video(sam2, read_video(*video), tmp_path / "out/v", VosOptions(), "cpu")
+    written = MaskFolder(tmp_path / "out/v")
+    assert len(written) == 5 and list(written[0]) == [300]
+    assert (written[0][300] == (ids == 300)).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("made", "extra", "message"),
+    [
+        (["v.png"], [], "no folder of masks in"),  # masks without a folder per video
+        ([".ipynb_checkpoints/v.png", "__MACOSX/v.png"], [], "no folder of masks in"),
+        (["v/00000.png"], ["--device", "gpu"], "device: expected 'cpu', 'cuda'"),
+    ],
+)
+def test_nothing_to_do_and_wrong_arguments_are_errors_before_a_model_is_loaded(tmp_path, made, extra, message, capsys):
+    for name in made:
+        save(tmp_path / "masks" / name, np.ones((4, 4)))
+    command = [
+        "--sam2_checkpoint",
+        "there is none",
+        "--base_video_dir",
+        tmp_path,
+        "--input_mask_dir",
+        tmp_path / "masks",
+    ]
+    assert vos_command([*map(str, command), "--output_mask_dir", str(tmp_path / "out"), *extra]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_file_fails_before_the_work(tmp_path, capsys):
+    (tmp_path / "masks/v").mkdir(parents=True)
+    (tmp_path / "out").write_text("")
+    command = [
+        "--sam2_checkpoint",
+        "there is none",
+        "--base_video_dir",
+        tmp_path,
+        "--input_mask_dir",
+        tmp_path / "masks",
+    ]
+    assert vos_command([*map(str, command), "--output_mask_dir", str(tmp_path / "out")]) == 1
+    assert "expected a folder for the output, this is a file" in capsys.readouterr().err
 
 
 def test_before_its_first_mask_there_is_nothing(video, sam2, tmp_path):

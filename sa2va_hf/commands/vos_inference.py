@@ -64,18 +64,33 @@ def score(names: Sequence[str], arguments: argparse.Namespace) -> dict[str, floa
     return found
 
 
+def videos_of(arguments: argparse.Namespace) -> list[str]:
+    """Names of the videos. Raises: ValueError when there is none. Hidden folders and those of tools are skipped."""
+    from sa2va_hf.data.listing import subfolders
+    from sa2va_hf.data.sources.clips import read_names
+
+    if arguments.video_list_file:
+        names = read_names(arguments.video_list_file)
+    else:
+        names = [folder.name for folder in subfolders(arguments.input_mask_dir)]
+    if not names:
+        masks = arguments.input_mask_dir
+        raise ValueError(f"no folder of masks in {masks}: expected a folder per video, as {masks}/VIDEO/00000.png")
+    return names
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     import torch
     from PIL import Image
 
     from sa2va_hf.checkpoints.sam2 import load
-    from sa2va_hf.data.sources.clips import read_names
+    from sa2va_hf.inference import choose_device
+    from sa2va_hf.prediction import writable
     from sa2va_hf.vos_inference import VosOptions, follow_video, read_video
 
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     cuda = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    device = torch.device(arguments.device or (cuda if torch.cuda.is_available() else "cpu"))
     options = VosOptions(
         score_threshold=arguments.score_thresh,
         all_masks=arguments.use_all_masks,
@@ -85,10 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         resample=getattr(Image.Resampling, arguments.resample.upper()),
     )
     try:
-        if arguments.video_list_file:
-            names = read_names(arguments.video_list_file)
-        else:
-            names = sorted(path.name for path in arguments.input_mask_dir.iterdir() if path.is_dir())
+        device = choose_device(arguments.device or (cuda if torch.cuda.is_available() else None))
+        writable(arguments.output_mask_dir)
+        names = videos_of(arguments)
         sam2, _ = load(arguments.sam2_checkpoint)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,43 +14,19 @@ from PIL import Image
 from torch import Tensor
 
 from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
+from sa2va_hf.model.frames import check_count
 from sa2va_hf.model.modeling_sa2va import Sa2VAForConditionalGeneration
 from sa2va_hf.model.processing_sa2va import Sa2VAProcessor
 from sa2va_hf.model.video_modes import get_video_mode
 from sa2va_hf.model.visuals import Clip
+from sa2va_hf.prediction import History, Prediction, boxes_of, packed_boxes
 
+logger = logging.getLogger(__name__)
 Picture = Image.Image | str | Path
-
-
-@dataclass(frozen=True)
-class History:
-    """A conversation so far: what it looks at (read again for every turn, not copied), and its turns."""
-
-    clip: Clip | None = None
-    is_video: bool = False
-    regions: tuple[np.ndarray, ...] = ()
-    turns: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass
-class Prediction:
-    """One answer. Objects are the [SEG] of `text` in order; a picture has one frame.
-
-    Args:
-        text: without the stop word; [SEG], <p> and </p> are kept.
-        masks: bool (objects, frames, H, W) at the size of the input.
-        boxes: float (objects, frames, 4), the masks' xyxy in pixels, x1 and y1 exclusive; NaN where a mask is empty.
-        scores: float (objects,) in 0..1, the IoU that SAM 2 expects of its masks, mean over frames.
-        history: give it with the next question.
-        mask_logits: float32 (objects, frames, h, w) at a quarter of SAM 2's input side.
-    """
-
-    text: str
-    masks: np.ndarray
-    boxes: np.ndarray
-    scores: np.ndarray
-    history: History
-    mask_logits: np.ndarray
+HUB_OPTIONS = {"revision", "cache_dir", "token", "subfolder", "local_files_only"}
+FOR_SAM2 = ("grounding_pixel_values", "num_frames")  # of a processor's inputs: SAM 2 gets all frames, later
+MAX_OBJECTS = 100  # [SEG] of an answer that get masks
+DESCRIBE = "Please give me a short description of the region in the picture marked by region1."
 
 
 @dataclass(frozen=True)
@@ -76,14 +53,15 @@ class _Request:
 
 
 class Sa2VAPredictor:
-    """Answers questions about pictures and clips and draws what it speaks of.
+    """Answers questions about images and clips, with a mask per [SEG] of the answer.
 
     Args:
-        num_frames: how many frames of a clip the LLM reads (5 in training); masks are drawn on all of them.
+        num_frames: how many frames of a clip the LLM reads (5 in training); masks are predicted on all of them.
     """
 
     def __init__(self, model: Sa2VAForConditionalGeneration, processor: Sa2VAProcessor, num_frames: int = 5) -> None:
-        self.model, self.processor, self.num_frames = model.eval(), processor, num_frames
+        self.model, self.processor = model.eval(), processor
+        self.num_frames = check_count("num_frames", num_frames)
 
     @classmethod
     def from_pretrained(
@@ -92,16 +70,40 @@ class Sa2VAPredictor:
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
         num_frames: int = 5,
+        quantization_config: Any = None,
+        device_map: Any = None,
+        **options: Any,
     ) -> Sa2VAPredictor:
         """Load a folder or a Hub repository.
 
-        device: default CUDA if there is one, else the CPU. dtype: default the checkpoint's, but float32 on a CPU.
+        Args:
+            device: default CUDA if there is one, else the CPU.
+            dtype: default the checkpoint's, but float32 on a CPU.
+            num_frames: see the class.
+            quantization_config: of transformers, for the LLM; SAM 2 and the projection stay as they are.
+            device_map: "auto", or which part goes where; parts may be offloaded to the CPU or to the disk. Not with
+                `device`.
+            options: further arguments of `from_pretrained`, as `revision` or `offload_folder`.
+
+        Raises:
+            ValueError: no GPU where one is asked for, or another kind of model.
         """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if dtype is None:
+        if device_map is not None and device is not None:
+            raise ValueError("give device or device_map, not both")
+        device = choose_device(device)
+        if quantization_config is not None:
+            options["quantization_config"] = quantization_config
+            device_map = {"": device} if device_map is None else device_map  # some layers cannot be moved later
+        elif dtype is None:
             dtype = torch.float32 if device.type == "cpu" else "auto"
-        model = Sa2VAForConditionalGeneration.from_pretrained(path, dtype=dtype).to(device)
-        return cls(model, Sa2VAProcessor.from_pretrained(path), num_frames)
+        if dtype is not None:
+            options["dtype"] = dtype
+        if device_map is not None:
+            options["device_map"] = device_map
+        model = Sa2VAForConditionalGeneration.from_pretrained(path, **options)
+        model = model if device_map is not None else model.to(device)
+        hub = {name: options[name] for name in HUB_OPTIONS & options.keys()}
+        return cls(model, Sa2VAProcessor.from_pretrained(path, **hub), num_frames)
 
     def compile(self, **options: Any) -> Sa2VAPredictor:
         """Compile the two image encoders, where the time goes, in place; options: those of `torch.compile`.
@@ -124,6 +126,7 @@ class Sa2VAPredictor:
         max_new_tokens: int = 512,
         num_frames: int | None = None,
         video_mode: str | None = None,
+        max_objects: int | None = None,
         **generation: Any,
     ) -> Prediction | list[Prediction]:
         """Answer one question, or several at once.
@@ -136,13 +139,19 @@ class Sa2VAPredictor:
             history: `Prediction.history` of the turn before; it brings its image or video along.
             num_frames: how many frames of a clip the LLM reads; default the predictor's.
             video_mode: a name of `model.video_modes.VIDEO_MODES`; default the model's, "consistent" as a rule.
+            max_objects: how many [SEG] of an answer get masks, the first ones. Default: `MAX_OBJECTS`, with a warning
+                where there are more.
             generation: further arguments of `generate` (greedy by default).
+
+        Raises:
+            ValueError: an argument out of range, or inputs that do not fit each other.
         """
+        check_count("max_new_tokens", max_new_tokens)
         requests = self._requests(image, video, text, regions, history, num_frames, video_mode)
         inputs = self._inputs([request.messages() for request in requests], add_generation_prompt=True)
         answers = self.model.answer(self.processor, inputs, max_new_tokens=max_new_tokens, **generation)
         texts, states = [answer.text for answer in answers], [answer.states for answer in answers]
-        predictions = self._predict(requests, texts, states, video_mode)
+        predictions = self._predict(requests, texts, states, video_mode, max_objects)
         return predictions if isinstance(text, list) else predictions[0]
 
     @torch.no_grad()
@@ -156,6 +165,7 @@ class Sa2VAPredictor:
         history: History | list[History | None] | None = None,
         num_frames: int | None = None,
         video_mode: str | None = None,
+        max_objects: int | None = None,
     ) -> Prediction | list[Prediction]:
         """The masks of a given answer ("Sure, [SEG]."): nothing is generated. Else as calling the predictor."""
         requests = self._requests(image, video, text, regions, history, num_frames, video_mode)
@@ -163,8 +173,70 @@ class Sa2VAPredictor:
         chats = [request.messages(reply) for request, reply in zip(requests, answers, strict=True)]
         inputs = self._inputs(chats, add_generation_prompt=False)
         states = self.model.seg_states(inputs, [reply.count(SEG_TOKEN) for reply in answers])
-        predictions = self._predict(requests, [reply.strip() for reply in answers], states, video_mode)
+        predictions = self._predict(requests, [reply.strip() for reply in answers], states, video_mode, max_objects)
         return predictions if isinstance(text, list) else predictions[0]
+
+    @torch.no_grad()
+    def describe(
+        self,
+        image: Picture,
+        regions: Sequence[np.ndarray],
+        text: str = DESCRIBE,
+        max_new_tokens: int = 512,
+        batch_size: int = 8,
+        **generation: Any,
+    ) -> list[str]:
+        """One caption per region of a picture.
+
+        Args:
+            regions: bool masks (H, W); each is asked about by itself, as region1.
+            text: the question; default that of the released evaluation of region captions.
+            batch_size: regions that the LLM answers together.
+
+        Raises:
+            ValueError: no region, or one that the model cannot read (of another size, or below a cell of its grid).
+        """
+        regions = list(regions)
+        if not regions:
+            raise ValueError("regions: expected at least one mask (H, W), got none")
+        clip, captions = Clip([image]), []
+        for start in range(0, len(regions), check_count("batch_size", batch_size)):
+            asked = [
+                _Request(History(clip, regions=(mask,)), text, []) for mask in regions[start : start + batch_size]
+            ]
+            inputs = self._inputs([request.messages() for request in asked], add_generation_prompt=True)
+            answers = self.model.answer(self.processor, inputs, max_new_tokens=max_new_tokens, **generation)
+            captions += [answer.text.replace(SEG_TOKEN, "").strip() for answer in answers]
+        return captions
+
+    @torch.no_grad()
+    def stream(
+        self,
+        video: Any,
+        text: str,
+        answer: str | None = None,
+        max_new_tokens: int = 512,
+        num_frames: int | None = None,
+        video_mode: str | None = None,
+        max_objects: int = MAX_OBJECTS,
+        **generation: Any,
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """The masks of a clip frame by frame, in constant memory: (frame index, bool masks (objects, H, W), scores).
+
+        The LLM reads its frames first; masks of a frame come as soon as SAM 2 has seen it (in the mode "consistent":
+        it and the key frames). Scores (objects,) are the IoU that SAM 2 expects on that frame. Nothing comes where the
+        answer has no [SEG]. Arguments as in a call of the predictor; answer: as in `segment`.
+        """
+        [request] = self._requests(None, video, text, None, None, num_frames, video_mode)
+        inputs = self._inputs([request.messages(answer)], add_generation_prompt=answer is None)
+        if answer is None:
+            [said] = self.model.answer(self.processor, inputs, max_new_tokens=max_new_tokens, **generation)
+            states = said.states
+        else:
+            [states] = self.model.seg_states(inputs, [answer.count(SEG_TOKEN)])
+        states = states[: check_count("max_objects", max_objects)]
+        clip, keys = request.history.clip, request.key_frames
+        yield from self.model.stream_clip(self.processor, clip, keys, states, video_mode)
 
     # ---------------------------------------------------------------- questions -> tensors
     def _requests(
@@ -181,44 +253,56 @@ class Sa2VAPredictor:
         given = {"image": image, "video": video, "regions": regions, "history": history}
         columns = [_listed(name, values, text) for name, values in given.items()]
         choose = get_video_mode(video_mode or self.model.config.video_mode).key_frames
+        count = self.num_frames if num_frames is None else check_count("num_frames", num_frames)
         requests: list[_Request] = []
         opened: dict[Any, Clip] = {}
         for question, *inputs in zip(questions, *columns, strict=True):
             now = _look(*inputs, opened)
-            numbers = choose(len(now.clip), num_frames or self.num_frames) if now.is_video else []
+            numbers = choose(len(now.clip), count) if now.is_video else []
             requests.append(_Request(now, question, numbers))
         return requests
 
     def _inputs(self, chats: list[list[dict[str, Any]]], add_generation_prompt: bool) -> dict[str, Tensor]:
         inputs = self.processor.apply_chat_template(chats, add_generation_prompt=add_generation_prompt, padding=True)
-        drawn_from = ("grounding_pixel_values", "num_frames")  # SAM 2 gets all frames, one by one, later
-        return {name: value.to(self.model.device) for name, value in inputs.items() if name not in drawn_from}
+        return {name: value.to(self.model.device) for name, value in inputs.items() if name not in FOR_SAM2}
 
     # ---------------------------------------------------------------- states -> masks
     def _predict(
-        self, requests: list[_Request], texts: list[str], states: list[Tensor], video_mode: str | None
+        self,
+        requests: list[_Request],
+        texts: list[str],
+        states: list[Tensor],
+        video_mode: str | None,
+        max_objects: int | None,
     ) -> list[Prediction]:
+        limit = MAX_OBJECTS if max_objects is None else check_count("max_objects", max_objects)
+        if max_objects is None and (most := max(map(len, states))) > limit:
+            logger.warning("an answer has %d [SEG]; the first %d get masks (max_objects)", most, limit)
         clips, key_frames = [r.history.clip for r in requests], [r.key_frames for r in requests]
-        drawings = self.model.predict_clips(self.processor, clips, key_frames, states, video_mode)
+        states = [state[:limit] for state in states]
+        found = self.model.predict_clips(self.processor, clips, key_frames, states, video_mode)
         predictions = []
-        for request, text, drawn in zip(requests, texts, drawings, strict=True):
+        for request, text, masks in zip(requests, texts, found, strict=True):
             history = replace(request.history, turns=(*request.history.turns, (request.text, text)))
-            boxes = boxes_of(drawn.masks)
-            predictions.append(Prediction(text, drawn.masks, boxes, drawn.scores, history, drawn.logits))
+            boxes = packed_boxes(masks.masks)
+            predictions.append(Prediction(text, masks.masks, boxes, masks.scores, history, masks.logits))
         return predictions
 
 
-def boxes_of(masks: np.ndarray) -> np.ndarray:
-    """Tight boxes of bool masks (..., H, W) -> float32 (..., 4): xyxy, x1 and y1 exclusive, NaN for an empty mask."""
-    if not masks.size:
-        return np.full((*masks.shape[:-2], 4), np.nan, dtype=np.float32)
-    columns, rows = masks.any(-2), masks.any(-1)
-    x0, y0 = columns.argmax(-1), rows.argmax(-1)
-    x1 = columns.shape[-1] - columns[..., ::-1].argmax(-1)
-    y1 = rows.shape[-1] - rows[..., ::-1].argmax(-1)
-    boxes = np.stack([x0, y0, x1, y1], axis=-1).astype(np.float32)
-    boxes[~columns.any(-1)] = np.nan
-    return boxes
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """The device of that name; default CUDA if there is one, else the CPU.
+
+    Raises: ValueError for a name that torch does not know, or a GPU where there is none.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:INDEX', got {device!r}") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: {device!r} is asked for, but torch finds no GPU; use 'cpu'")
+    return chosen
 
 
 def _listed(name: str, values: Any, text: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Masks for pictures of parts that have none: drawn by a model, filtered, written beside the pictures.
+"""Masks for pictures of parts that have none: predicted by a model, filtered, written beside the pictures.
 
 A folder as `data.sources.folder_parts` reads it goes in; X_mask.png beside each picture comes out, and
 ROOT/pseudo_labels.json says what became of every picture.
@@ -35,8 +35,8 @@ ON, OFF = 1, 0  # SAM 2's labels of points
 class Filter:
     """Which masks are good enough.
 
-    min_area_ratio: pieces of a mask below this share of the picture are left out, and a mask with no other is
-    rejected. max_area_ratio: a larger mask is rejected, as the background drawn instead of the part. min_score: so is
+    min_area_ratio: pieces of a mask below this share of the picture are discarded, and a mask with no other is
+    rejected. max_area_ratio: a larger mask is rejected, as the background instead of the part. min_score: so is
     one of which SAM 2 expects a lower IoU. largest: of the pieces of a mask only the largest is kept.
     """
 
@@ -63,19 +63,19 @@ def pseudo_label(
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Draws a mask for every picture of a folder_parts root that has none, and returns (and writes) the manifest.
+    """Predicts a mask for every picture of a folder_parts root that has none, and returns (and writes) the manifest.
 
     The model is asked for `part` with the names put in, "handle of the mug"; where an X.json holds boxes or points,
-    SAM 2 is asked for these instead. A run that was stopped goes on: masks that are there are kept, and a picture
-    rejected before is not tried again unless the model, the phrase or the filter is another. overwrite: draw those
-    again that were drawn by a model. A mask or polygons that a person gave are never touched. progress: called with 1
+    SAM 2 is asked for these instead. A run that was stopped resumes: masks that are there are kept, and a picture
+    rejected before is not tried again unless the model, the phrase or the filter is another. overwrite: predict those
+    again that a model predicted. A mask or polygons that a person gave are never touched. progress: called with 1
     for every picture.
 
     The manifest: `model`, `part`, `filters`, `pictures`, by id {"status": "drawn" | "rejected" | "given", "reason" of
-    a reject, and of what was drawn "prompt" ("text" or "points"), "score", "area" in pixels, "area_ratio", "box"},
+    a reject, and of what was predicted "prompt" ("text" or "points"), "score", "area" in pixels, "area_ratio", "box"},
     and `problems`, files that cannot be placed.
 
-    Raises ValueError when there are no such pictures, or the manifest there cannot be read.
+    Raises Raises: ValueError when there are no such pictures, or the manifest there cannot be read.
     """
     check_part_phrase(part)
     root, filters = Path(root), filters or Filter()
@@ -88,7 +88,9 @@ def pseudo_label(
             entry = _present(picture, overwrite) or before.get(picture.id)
             if entry is None:
                 entry = _label(predictor, picture, part_phrase(picture.category, part), filters)
-                if entry["status"] == "rejected" and picture.mask is not None:  # drawn before, and good enough then
+                if (
+                    entry["status"] == "rejected" and picture.mask is not None
+                ):  # predicted before, and good enough then
                     picture.mask.unlink()
             manifest["pictures"][picture.id] = entry
             if progress is not None:
@@ -115,7 +117,7 @@ def _rejected_before(path: Path, settings: dict[str, Any]) -> dict[str, dict]:
 
 
 def _present(picture: PartPicture, overwrite: bool) -> dict[str, Any] | None:
-    """The entry of a picture that needs no mask, None when one is to be drawn."""
+    """The entry of a picture that needs no mask, None when one is to be predicted."""
     if picture.mask is not None:
         try:
             with Image.open(picture.mask) as image:
@@ -136,11 +138,11 @@ def _rejected(reason: str, **found: Any) -> dict[str, Any]:
     return {"status": "rejected", "reason": reason} | found
 
 
-# ---------------------------------------------------------------- drawing
+# ---------------------------------------------------------------- predicting
 
 
 def _label(predictor: Sa2VAPredictor, picture: PartPicture, phrase: str, filters: Filter) -> dict[str, Any]:
-    """Draws the mask of a picture, writes it when it is good enough, and returns the entry of the manifest."""
+    """Predicts the mask of a picture, writes it when it is good enough, and returns the entry of the manifest."""
     try:
         if picture.shapes is None:
             kind = "text"
@@ -173,7 +175,9 @@ def _label(predictor: Sa2VAPredictor, picture: PartPicture, phrase: str, filters
 def prompted_mask(predictor: Sa2VAPredictor, image: Image.Image, shapes: Shapes) -> tuple[np.ndarray, float]:
     """What SAM 2 makes of the boxes or points: the union over boxes (H, W), and the lowest IoU it expects of them.
 
-    Points belong to the one box, or are a prompt of their own. ValueError when there are several boxes and points.
+    Points belong to the one box, or are a prompt of their own.
+
+    Raises: ValueError when there are several boxes and points.
     """
     if len(shapes.boxes) > 1 and shapes.points:
         raise ValueError(f"there are {len(shapes.boxes)} boxes and points: which box are the points of?")

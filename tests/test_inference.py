@@ -332,3 +332,74 @@ def test_segment_needs_an_answer_per_question(predictor):
         predictor.segment(image=[picture(0)] * 2, text=["a", "b"], answer=[ANSWER])
     with pytest.raises(ValueError, match="answer: expected a text"):
         predictor.segment(image=picture(0), text="a")
+
+
+# ---------------------------------------------------------------- arguments, limits, streams, regions
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        *[({"num_frames": value}, "num_frames: expected a whole number from 1 on") for value in (0, -1, 2.5, True)],
+        ({"max_new_tokens": 0}, "max_new_tokens: expected a whole number from 1 on"),
+        ({"max_objects": 0}, "max_objects: expected a whole number from 1 on"),
+    ],
+)
+def test_numbers_are_checked_by_name(predictor, given, message):
+    with pytest.raises(ValueError, match=message):
+        predictor(video=CLIP, text="the dog", **given)
+    if "num_frames" in given:
+        with pytest.raises(ValueError, match=message):
+            Sa2VAPredictor(predictor.model, predictor.processor, **given)
+
+
+def test_a_device_that_is_not_there_is_one_line():
+    for device in ("gpu", "cuda" if not torch.cuda.is_available() else "cuda:x"):
+        with pytest.raises(ValueError, match="^device: ") as caught:
+            Sa2VAPredictor.from_pretrained("shapes-tiny", device=device)
+        assert "\n" not in str(caught.value)
+
+
+def test_only_the_first_objects_get_masks(predictor, caplog, monkeypatch):
+    answer = " ".join(["[SEG]"] * 4)
+    question = {"image": picture(0), "text": "all of them", "answer": answer}
+    every = predictor.segment(**question)
+    two = predictor.segment(**question, max_objects=2)
+    assert every.masks.shape[0] == 4 and two.masks.shape[0] == 2 and not caplog.records
+    np.testing.assert_array_equal(two.masks, every.masks[:2])
+    monkeypatch.setattr("sa2va_hf.inference.MAX_OBJECTS", 3)
+    assert predictor.segment(**question).masks.shape[0] == 3
+    assert "an answer has 4 [SEG]; the first 3 get masks (max_objects)" in caplog.text
+
+
+@pytest.mark.parametrize("mode", sorted(VIDEO_MODES))
+def test_a_stream_gives_the_masks_of_the_whole_clip_in_order(predictor, mode):
+    asked = {"video": CLIP, "text": "Please segment the dog.", "num_frames": 3, "video_mode": mode}
+    whole = predictor(**asked)
+    steps = list(predictor.stream(**asked))
+    assert [index for index, _, _ in steps] == list(range(7))
+    np.testing.assert_array_equal(np.stack([masks for _, masks, _ in steps], axis=1), whole.masks)
+    np.testing.assert_allclose(np.mean([scores for _, _, scores in steps], axis=0), whole.scores, rtol=1e-5)
+    forced = next(predictor.stream(**asked, answer=ANSWER))
+    np.testing.assert_array_equal(forced[1], whole.frame(0))
+    assert list(predictor.stream(**asked, answer="There is none.")) == []
+
+
+def test_regions_are_described_one_by_one(predictor):
+    regions = [np.zeros((60, 100), bool) for _ in range(3)]
+    for number, mask in enumerate(regions):
+        mask[:, 30 * number : 30 * number + 40] = True
+    captions = predictor.describe(image=picture(0), regions=regions, batch_size=2)
+    assert captions == ["Sure, it is ."] * 3  # what this model says of everything, without [SEG]
+    seen = []
+    answer = predictor.model.answer
+    predictor.model.answer = lambda processor, inputs, **options: (
+        seen.append(inputs) or answer(processor, inputs, **options)
+    )
+    try:
+        predictor.describe(image=picture(0), regions=regions, batch_size=2)
+    finally:
+        del predictor.model.answer
+    assert [len(inputs["region_masks"]) for inputs in seen] == [2, 1]
+    with pytest.raises(ValueError, match="regions: expected at least one mask"):
+        predictor.describe(image=picture(0), regions=[])

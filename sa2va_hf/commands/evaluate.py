@@ -25,7 +25,8 @@ from sa2va_hf.command_line import mistakes
 
 if TYPE_CHECKING:
     from sa2va_hf import Sa2VAConfig, Sa2VAPredictor
-    from sa2va_hf.evaluation.items import Settings
+    from sa2va_hf.evaluation.benchmarks import Benchmark
+    from sa2va_hf.evaluation.items import Item, Settings
 
 logger = logging.getLogger("evaluate")
 MODES = ("generate", "teacher")
@@ -71,6 +72,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--video_mode", choices=VIDEO_MODES, help="how masks get onto all frames; default: its own")
     parser.add_argument(
         "--search", action="store_true", default=None, help="search the targets of a question first (vstar_bench)"
+    )
+    parser.add_argument(
+        "--coco", action="store_true", help="also NAME.coco_results.json and NAME.coco_truth.json, of pictures"
     )
     parser.add_argument("--text_encoder", help="a folder of bert-base-uncased, for the recall of grounded captions")
     parser.add_argument("--device", help="default: cuda if there is one")
@@ -131,10 +135,12 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     from sa2va_hf.evaluation.describing import Choice, GroundedCaption, RegionCaption
     from sa2va_hf.evaluation.runner import Files, rescore, run, weights_of
     from sa2va_hf.model.configuration_sa2va import bundled
+    from sa2va_hf.prediction import writable
 
     if (arguments.model is None) == (arguments.predictions is None):
         raise ValueError("give --model, or --predictions to score what was predicted before")
     Files(arguments.output)  # its name is checked before anything is read
+    writable(arguments.output.parent)
     benchmark = get_benchmark(arguments.benchmark)
     settings = settings_now(arguments)
     options = parse_options(arguments.option, benchmark.samples)
@@ -146,7 +152,11 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     items, rejects = load_items(benchmark, arguments.root, settings, arguments.split, options, arguments.limit)
     if rejects and not arguments.skip_bad:
         listed = "\n".join(f"  {reject.id}: {reject.reason} ({reject.file})" for reject in rejects[:20])
-        raise ValueError(f"{len(rejects)} records cannot be used (--skip_bad goes on without them):\n{listed}")
+        raise ValueError(f"{len(rejects)} records cannot be used (--skip_bad skips them):\n{listed}")
+    if arguments.coco and (clips := [item.key for item in items if item.sample.num_frames > 1]):
+        raise ValueError(
+            f"--coco: COCO results are for pictures, {len(clips)} items are clips, {clips[0]} is the first"
+        )
     if not items:
         reason = f"none of {len(rejects)} records can be used, {rejects[0].reason}"
         raise ValueError(f"nothing is left to evaluate: {reason}")
@@ -156,7 +166,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if arguments.predictions is not None:
         if int(os.environ.get("RANK", 0)):  # of several processes one is enough
             return None
-        return rescore(*common, arguments.predictions, settings, recipe, arguments.output)
+        result = rescore(*common, arguments.predictions, settings, recipe, arguments.output)
+        return write_results(arguments, benchmark, items, result)
 
     def load(device: torch.device) -> Sa2VAPredictor:
         dtype = arguments.dtype and getattr(torch, arguments.dtype)
@@ -175,7 +186,25 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
 
         cpu = arguments.device == "cpu"
         how = (arguments.batch_size, progress, cpu, weights_of(bundled(arguments.model)))
-        return run(*common, load, settings, recipe, arguments.output, *how)
+        result = run(*common, load, settings, recipe, arguments.output, *how)
+    return write_results(arguments, benchmark, items, result)
+
+
+def write_results(
+    arguments: argparse.Namespace, benchmark: Benchmark, items: Sequence[Item], result: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """With --coco, the predictions of all processes as COCO results and the truth; returns `result`."""
+    if arguments.coco and result is not None:
+        from sa2va_hf.evaluation.coco_results import write_coco
+        from sa2va_hf.evaluation.predictions import read_predictions
+        from sa2va_hf.evaluation.referring import Referring
+        from sa2va_hf.evaluation.runner import Files
+
+        files = Files(arguments.output)
+        answers = read_predictions(files.predictions).answers
+        merged = isinstance(benchmark.task, Referring)
+        write_coco(files.beside(".coco_results.json"), files.beside(".coco_truth.json"), items, answers, merged)
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> None:

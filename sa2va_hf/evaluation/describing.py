@@ -15,7 +15,7 @@ from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.schema import Sample
 from sa2va_hf.evaluation.boxes import choice_accuracy
 from sa2va_hf.evaluation.captions import GroundedCaptions, caption_scores, phrase_similarity
-from sa2va_hf.evaluation.items import Answer, Item, Settings, checked_mask, encode_tracks, percent
+from sa2va_hf.evaluation.items import Answer, Item, Settings, checked_mask, percent
 from sa2va_hf.evaluation.searching import focus, search_figures
 from sa2va_hf.inference import Sa2VAPredictor
 from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
@@ -55,7 +55,7 @@ class GroundedCaption(_Describing):
         images = [load_frames(item.sample, [0])[0] for item in items]
         texts = [item.question for item in items]
         predictions = predictor(image=images, text=texts, max_new_tokens=settings.max_new_tokens)
-        answers = [Answer(said.text, encode_tracks(said.masks)) for said in predictions]
+        answers = [Answer(said.text, said.to_rle(), {"scores": said.scores.tolist()}) for said in predictions]
         return self.with_likeness(items, answers, settings)
 
     def with_likeness(self, items: Sequence[Item], answers: list[Answer], settings: Settings) -> list[Answer]:
@@ -64,16 +64,16 @@ class GroundedCaption(_Describing):
             return answers
         embed = text_encoder(settings.text_encoder)
         for item, answer in zip(items, answers, strict=True):
-            phrases, true = phrases_of(answer.text), [thing.category or "" for thing in item.sample.objects]
+            phrases, true = phrases_of(answer.text), [one.category or "" for one in item.sample.objects]
             answer.more["similarities"] = phrase_similarity(embed, phrases, true).tolist()
         return answers
 
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
         true = item.truth(0)
-        drawn = [checked_mask(track, item, 0) for track in answer.masks]
-        ious = [[masks.iou(mask, target) for target in true] for mask in drawn]
+        predicted = [checked_mask(track, item, 0) for track in answer.masks]
+        ious = [[masks.iou(mask, target) for target in true] for mask in predicted]
         best = np.array(ious).reshape(-1, len(true)).max(0, initial=0.0)
-        return {"score": float(best.mean()) if len(true) else float(not drawn), "ious": ious}
+        return {"score": float(best.mean()) if len(true) else float(not predicted), "ious": ious}
 
     def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
         scores = GroundedCaptions()
@@ -105,15 +105,19 @@ class RegionCaption(_Describing):
                 yield Item(f"{sample.id}/{number}", sample, REGION_PROMPT, targets=(number,), **how)
 
     def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
-        given = {"image": [load_frames(item.sample, [0])[0] for item in items]}
-        given |= {"text": [item.question for item in items], "regions": [list(item.truth(0)) for item in items]}
-        try:
+        answers: dict[int, Answer] = {}
+        for index, item in enumerate(items):
+            try:
+                predictor.processor.check_region(item.truth(0)[0])
+            except ValueError as error:  # a region too small for the model's grid: it is counted, with no caption
+                answers[index] = Answer("", more={"unanswered": str(error)})
+        if asked := [index for index in range(len(items)) if index not in answers]:
+            given = {"image": [load_frames(items[index].sample, [0])[0] for index in asked]}
+            given |= {"text": [items[index].question for index in asked]}
+            given |= {"regions": [list(items[index].truth(0)) for index in asked]}
             said = predictor(**given, max_new_tokens=settings.max_new_tokens)
-        except ValueError as error:  # a region too small for the model's grid: it is counted, with no caption
-            if len(items) == 1:
-                return [Answer("", more={"unanswered": str(error)})]
-            return [answer for item in items for answer in self.ask(predictor, [item], settings)]
-        return [Answer(one.text) for one in said]
+            answers |= {index: Answer(one.text) for index, one in zip(asked, said, strict=True)}
+        return [answers[index] for index in range(len(items))]
 
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
         words = set(clean_region_caption(answer.text).lower().split())

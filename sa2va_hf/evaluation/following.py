@@ -105,7 +105,8 @@ def follow(
 def score_folder(truth: MaskFolder, drawn: MaskFolder, convention: str) -> list[Scores]:
     """Of each object of a video, by the mask pictures in two folders; frames without true masks do not count.
 
-    ValueError for a frame that is not drawn, or drawn at another size.
+    Raises:
+        ValueError: a frame that is not predicted, or predicted at another size.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention: expected one of {CONVENTIONS}, got {convention!r}")

@@ -98,7 +98,7 @@ class GeneralizedIoU:
     """gRefCOCO, where an expression may match nothing (ReLA's evaluation; pairs of whole expressions).
 
     A prediction "nothing" is an empty mask, or what a model says of its own (`says_nothing`). Rightly said, it has
-    IoU 1 and adds no pixels to cIoU; where there is a target it has IoU 0, and the pixels drawn still count as union.
+    IoU 1 and adds no pixels to cIoU; where there is a target it has IoU 0, and predicted pixels still count as union.
     """
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class GeneralizedIoU:
         """{"gIoU", "cIoU", "N_acc", "T_acc", "Pr@0.5" ...} in 0..1. Pr@ is over expressions with a target.
 
         N_acc: share of the expressions without target of which "nothing" is said; T_acc: of those with one, of which
-        it is not said. One of them is left out where there are no such expressions.
+        it is not said. One of them is missing where there are no such expressions.
         """
         if not self._rows:
             raise ValueError("no masks were added: there is nothing to average")

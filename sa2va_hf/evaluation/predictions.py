@@ -55,7 +55,7 @@ def write_predictions(path: Path, items: Sequence[Item], answers: Sequence[Answe
 
 
 def read_predictions(path: Path) -> Predictions:
-    """ValueError when it is no such file, its note or a row is of another form, or a key occurs twice."""
+    """Raises: ValueError when it is no such file, its note or a row is of another form, or a key occurs twice."""
     note, rows = _read(path, rows=True)
     answers = by_key(rows, str(path))
     return Predictions(note, answers, {row["key"]: row.get("question") for row in rows})

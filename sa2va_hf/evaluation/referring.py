@@ -1,4 +1,4 @@
-"""Benchmarks that name a thing and want its mask: pictures and clips, one question per expression."""
+"""Referring segmentation benchmarks: the mask of an expression in an image or a clip, one question per expression."""
 
 from __future__ import annotations
 
@@ -87,6 +87,8 @@ class Referring:
         given: dict[str, Any] = {"video" if clips else "image": [shown[item.media] for item in items]}
         given |= {"text": [item.question for item in items]}
         given |= {"num_frames": settings.num_frames, "video_mode": settings.video_mode}
+        if clips:
+            given["max_objects"] = 1  # no more of them count
         if settings.mode == "teacher":
             predictions = predictor.segment(**given, answer=[GIVEN_ANSWER] * len(items))
         else:
@@ -155,9 +157,10 @@ def arrays(rows: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
 
 
 def _answer(prediction: Prediction, clip: bool) -> Answer:
+    if clip:
+        return Answer(prediction.text, prediction.to_rle()[:1])
     found = prediction.masks
-    kept = found[:1] if clip else found.any(0, keepdims=True)[: len(found)]
-    return Answer(prediction.text, encode_tracks(kept))
+    return Answer(prediction.text, encode_tracks(found.any(0, keepdims=True)[: len(found)]))
 
 
 def _emission(group: Sequence[tuple[Item, dict]]) -> dict[str, float]:

@@ -135,7 +135,7 @@ def differences(run: Mapping[str, Any]) -> Iterator[str]:
     if settings.get("baseline"):
         yield f"baseline {settings['baseline']}"
     if run.get("rejects"):
-        yield f"{len(run['rejects'])} records left out"
+        yield f"{len(run['rejects'])} records skipped"
     if recipe.get("limit"):
         yield f"the first {recipe['limit']} items only"
     elif (usual := EXPRESSIONS.get(run["benchmark"])) and (count := recipe.get("items", usual)) != usual:

@@ -28,7 +28,7 @@ def vstar_bench(root: Path | str, split: str = "") -> Iterator[Sample | Reject]:
     """ROOT/direct_attributes/X.jpg and X.json, ROOT/relative_position/...: {"question", "options": the first is right,
     "target_object": [...], "bbox": [[x, y, width, height], ...]}. Options become turns of one question.
 
-    Raises ValueError when there are no such files.
+    Raises Raises: ValueError when there are no such files.
     """
     files = [path for kind in VSTAR_KINDS for path in sorted((Path(root) / kind).glob("*.json"))]
     if not files:

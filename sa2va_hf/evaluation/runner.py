@@ -4,7 +4,7 @@
     metrics.md                 figures per item), a table, and metrics.samples.png, the worst and best samples: the
     metrics.samples.png        same bytes for any number of processes, interrupted or not
     metrics.run.json           when, where and by which versions
-    metrics.parts/             what is answered so far; removed at the end, read by a run that goes on
+    metrics.parts/             what is answered so far; removed at the end, read by a run that resumes
 
 A batch is decided by the items alone, not by who answers it or what was answered before, and on a CPU every process
 computes with the same number of threads: otherwise last digits, and with them pixels, would depend on the launch.
@@ -78,7 +78,7 @@ def run(
 
     Args:
         load: makes the predictor on the device of this process; not called when everything is answered already.
-        recipe: what the answers depend on besides settings (model, data): a run goes on only where it is the same.
+        recipe: what the answers depend on besides settings (model, data): a run resumes only where it is the same.
         progress: called with (answered, all) batches of this process, after each.
         cpu: use no GPU where there is one.
         weights: what tells the model's files from later ones in their place (`weights_of`); not in the results.
@@ -232,7 +232,7 @@ def make_batches(items: Sequence[Item], size: int) -> list[list[int]]:
 
 
 def share(batches: Sequence[list[int]], costs: Sequence[int], parts: int) -> list[list[list[int]]]:
-    """Batches for each of some processes: the dearest first, each to the one that has least to do."""
+    """Batches for each process: the most expensive first, each to the process with the least work."""
     loads, shares = [0] * parts, [[] for _ in range(parts)]
     for place in sorted(range(len(batches)), key=lambda place: -costs[place]):
         least = loads.index(min(loads))
@@ -275,8 +275,10 @@ def _scored(recipe: dict[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _begin(files: Files, recipe: dict[str, Any], main: bool) -> dict[str, Answer]:
-    """What an earlier run of the same recipe answered; ValueError when it was another one, if it answered anything.
-    Lines that it could not finish are cut off."""
+    """What an earlier run of the same recipe answered. Lines that it could not finish are cut off.
+
+    Raises: ValueError when it was a run of another recipe, and it answered anything.
+    """
     note = files.parts / "recipe.json"
     known = _read_parts(files.parts)
     if known and (before := json.loads(note.read_text(encoding="utf-8"))) != recipe:

@@ -30,7 +30,10 @@ class Submission(Referring):
 
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
         shares = [answer.mask(item, frame).mean() for frame in range(item.sample.num_frames)]
-        return {"score": float(np.mean(shares)), "said": bool(answer.masks)}  # the drawn share: nothing else is known
+        return {
+            "score": float(np.mean(shares)),
+            "said": bool(answer.masks),
+        }  # the predicted share: nothing else is known
 
     def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
         said = [answer.figures["said"] for answer in answers]

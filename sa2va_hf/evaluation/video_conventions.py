@@ -2,7 +2,7 @@
 
     | | `davis` | `davis_unsupervised` | `sa_v` | `expression` (ReVOS, Ref-SAV, MeViS) |
     |---|---|---|---|---|
-    | first and last frame | left out | scored | left out (option) | scored |
+    | first and last frame | skipped | scored | skipped (option) | scored |
     | void (255) | ignored: becomes background | taken out of both | an object as any other | - |
     | objects | 1 .. largest id of true frame 0 | the same, matched to proposals | ids of the truth | one union |
     | an id only predicted | an error | a proposal | ignored | - |
@@ -141,10 +141,10 @@ def expression(
 ) -> dict[str, np.ndarray]:
     """J, F and A of an expression against the union of its instances and, with `foregrounds`, R; per frame.
 
-    A: share of all pixels that are right. R: 1 - wrongly drawn pixels / pixels of `foregrounds` (everything annotated
-    in the clip). `released` keeps what eval_revos.py does where instances overlap: their sum is a uint8, so that 2 is
-    not what was drawn, and 1 - 2 = 255 pixels are wrong: a perfect prediction then has A < 1 and R = 0. Without it,
-    the union is what A and R are about as well.
+    A: share of all pixels that are right. R: 1 - wrongly predicted pixels / pixels of `foregrounds` (everything
+    annotated in the clip). `released` keeps what eval_revos.py does where instances overlap: their sum is a uint8, so
+    that 2 is not what was predicted, and 1 - 2 = 255 pixels are wrong: a perfect prediction then has A < 1 and R = 0.
+    Without it, A and R use the union as well.
 
     Args:
         predictions: bool (H, W) per frame. instances: bool (n, H, W) per frame; n = 0: nothing is meant.
@@ -169,7 +169,7 @@ def expression(
 
 def summarize_revos(expressions: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> dict[str, dict[str, float]]:
     """{"referring": {"J&F", "J", "F", "A", "R"}, "reasoning": ..., "overall": their mean} of (kind, per frame), in
-    percent. Other kinds ("no_target") are left out."""
+    percent. Other kinds ("no_target") are skipped."""
     return _by_kind(expressions, ("referring", "reasoning"))
 
 

@@ -285,6 +285,8 @@ def test_parts_on_the_disk_give_the_same_masks(folder, tmp_path, disk):
         assert found.text == wanted.text
         np.testing.assert_array_equal(found.masks, wanted.masks)
     assert all(p.is_meta for p in predictor.model.get_submodule(disk).parameters())
+    auto = Sa2VAPredictor.from_pretrained(folder, device_map="auto", dtype=torch.float32)
+    np.testing.assert_array_equal(auto(**question).masks, wanted.masks)
     clip = predictor.segment(video=[PICTURE] * 4, text="What is this?", answer=ANSWER, num_frames=2)
     assert clip.masks.shape[:2] == (1, 4)
 

@@ -94,3 +94,27 @@ def test_a_clip_becomes_frames_when_asked(run, tmp_path):
 def test_picture_or_clip_is_required(run):
     with pytest.raises(SystemExit):
         run("--text", "the dog")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num_frames", "0"], "--num_frames: expected a whole number from 1 on, got 0"),
+        (["--max_objects", "-1"], "--max_objects: expected a whole number from 1 on, got -1"),
+        (["--output", __file__], "expected a folder for the output, this is a file"),
+        (["--device", "gpu"], "device: expected 'cpu', 'cuda' or 'cuda:INDEX', got 'gpu'"),
+    ],
+)
+def test_mistakes_are_found_before_a_model_is_loaded(arguments, message, tmp_path):
+    from sa2va_hf.commands.predict import main
+
+    question = ["--model", "there is none", "--image", "a.png", "--text", "the dog", "--output", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=message):
+        main([*question, *arguments])
+
+
+@pytest.mark.parametrize(("form", "file"), [("rle", "masks.json"), ("coco", "coco.json")])
+def test_masks_in_other_forms(run, tmp_path, form, file):
+    [picture] = save_pictures(tmp_path / "pictures", 1)
+    output = run("--image", str(picture), "--text", "Please segment the dog.", "--format", form)
+    assert {path.name for path in output.iterdir()} == {"text.txt", "overlay.png", file}

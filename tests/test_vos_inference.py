@@ -192,12 +192,20 @@ def test_the_palette_is_davis():
     assert davis_palette()[-3:] == [224, 224, 192]
 
 
+def only(folder, ids):
+    """These ids on the first frame, and no other masks."""
+    for path in folder.iterdir():
+        path.unlink()
+    save(folder / "00000.png", ids)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (lambda masks: save(masks / "00009.png", np.ones((48, 64))), r"masks of frames \[9\]"),
-        (lambda masks: save(masks / "00000.png", np.ones((48, 63))), "mask of object 1 is 63 x 48, the frames are 64"),
-        (lambda masks: save(masks / "00000.png", np.zeros((48, 64))), "no mask on the first frame"),
+        (lambda masks: only(masks, np.ones((48, 63))), "mask of object 1 is 63 x 48, the frames are 64"),
+        (lambda masks: save(masks / "00000.png", np.zeros((48, 64))), r"objects \[1, 2\] are not on the first frame"),
+        (lambda masks: only(masks, np.zeros((48, 64))), "no mask on the first frame"),
         (lambda masks: save(masks / "cat/00000.png", np.ones((48, 64))), "must have its number as name"),
         (lambda masks: Image.new("RGB", (64, 48), "red").save(masks / "00000.png"), "00000.png is a colour picture"),
     ],

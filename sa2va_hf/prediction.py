@@ -62,6 +62,10 @@ class Prediction:
         masks of a frame, `prediction.frame(index)`."""
         return self.packed.unpack()
 
+    @masks.setter
+    def masks(self, masks: np.ndarray) -> None:
+        self.packed = PackedMasks.of(masks)
+
     def frame(self, index: int) -> np.ndarray:
         """bool (objects, H, W): the masks of one frame."""
         return self.packed.unpack(frames=index)

@@ -387,8 +387,8 @@ def test_a_stream_gives_the_masks_of_the_whole_clip_in_order(predictor, mode):
 
 def test_regions_are_described_one_by_one(predictor):
     regions = [np.zeros((60, 100), bool) for _ in range(3)]
-    for number, mask in enumerate(regions):
-        mask[:, 30 * number : 30 * number + 40] = True
+    for mask, (rows, columns) in zip(regions, ((60, 100), (20, 100), (60, 40)), strict=True):
+        mask[:rows, :columns] = True
     captions = predictor.describe(image=picture(0), regions=regions, batch_size=2)
     assert captions == ["Sure, it is ."] * 3  # what this model says of everything, without [SEG]
     seen = []

@@ -321,5 +321,5 @@ def test_the_script_goes_on_and_lists_what_it_could_not_do(tmp_path):
     command = [ROOT / "scripts/vos_inference.py", "--sam2_checkpoint", tmp_path, "--device", "cpu"]
     command += ["--base_video_dir", tmp_path / "JPEGImages/480p", "--output_mask_dir", tmp_path / "out"]
     done = forks.run([*command, "--input_mask_dir", tmp_path / "Annotations/480p"])
-    assert done.returncode == 1 and "b: there is no mask on the first frame" in done.stderr
+    assert done.returncode == 1 and "b: objects [1, 2] are not on the first frame" in done.stderr
     assert list(finished.iterdir()) == [] and len(list((tmp_path / "out/c").iterdir())) == 3

@@ -99,7 +99,7 @@ def test_what_an_llm_writes_becomes_a_mask(backbone, tmp_path):
     written = WRITTEN if backbone == "internvl" else '{"bbox_2d": [10, 10, 60, 50]}'
     predictor = Sa2VAPredictor(tiny_model(seed=4, backbone=backbone), tiny_processor(backbone))
     dictated = Dictated(predictor.processor.tokenizer, written)
-    predictor.model.generate = partial(predictor.model.generate, logits_processor=[dictated])
+    predictor.model.generate_new_tokens = partial(predictor.model.generate_new_tokens, logits_processor=[dictated])
     settings = Settings(baseline="box", box_style=backbone)
     record = sample("a", picture(tmp_path / "a.png", (96, 64)), (96, 64))
     (item,), (answer,) = ask(predictor, record, settings=settings)

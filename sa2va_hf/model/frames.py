@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 
 def uniform_frames(num_frames: int, count: int) -> list[int]:
     """`count` frame indices from the first to the last, evenly spaced and truncated; all of them in a shorter clip."""
-    count = min(count, num_frames)
-    if count == 1:
-        return [0]
-    return [index * (num_frames - 1) // (count - 1) for index in range(count)]
+    return np.linspace(0, num_frames - 1, min(count, num_frames), dtype=int).tolist()  # as the released code rounds
 
 
 def first_frames(num_frames: int, count: int) -> list[int]:

@@ -105,10 +105,11 @@ def test_picture_or_clip_is_required(run):
         (["--device", "gpu"], "device: expected 'cpu', 'cuda' or 'cuda:INDEX', got 'gpu'"),
     ],
 )
-def test_mistakes_are_found_before_a_model_is_loaded(arguments, message, tmp_path):
+def test_mistakes_are_found_before_a_model_is_loaded(arguments, message, tmp_path, monkeypatch):
     from sa2va_hf.commands.predict import main
 
     question = ["--model", "there is none", "--image", "a.png", "--text", "the dog", "--output", str(tmp_path / "out")]
+    monkeypatch.setenv("SA2VA_TRACEBACK", "1")
     with pytest.raises(ValueError, match=message):
         main([*question, *arguments])
 

@@ -1,4 +1,4 @@
-"""Random samples of a prepared folder, drawn with all that is said of them: look before you train."""
+"""Random samples of a prepared folder with their masks, boxes and texts drawn, to be looked at before training."""
 
 import base64
 import html

@@ -135,7 +135,7 @@ def _unpack(counts: str | bytes) -> np.ndarray:
     """Run lengths of a compressed string: signed base-32 digits, low first, each run from the third on as difference
     to the run two before (pycocotools common/maskApi.c, rleFrString)."""
     raw = counts.encode("utf-8") if isinstance(counts, str) else counts
-    digits = np.frombuffer(raw, dtype=np.uint8) - np.uint8(48)  # what is below 48 comes round to above 63
+    digits = np.frombuffer(raw, dtype=np.uint8) - np.uint8(48)  # values below 48 wrap to above 63
     if len(digits) == 0:
         raise ValueError("RLE garbage: counts is empty")
     if digits.max() > 63:
@@ -143,7 +143,7 @@ def _unpack(counts: str | bytes) -> np.ndarray:
         raise ValueError(
             f"RLE garbage: byte {raw[position : position + 1]!r} at {position} is not of the RLE alphabet"
         )
-    last = (digits & 32) == 0  # the sixth bit says that the number goes on
+    last = (digits & 32) == 0  # the sixth bit says that the number continues
     if not last[-1]:
         raise ValueError(f"RLE garbage: counts of {len(raw)} characters ends within a number (cut off?)")
     ends = np.flatnonzero(last)

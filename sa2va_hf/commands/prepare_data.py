@@ -76,6 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--skip_bad", action="store_true", help="skip records that cannot be used (manifest.json lists them)"
     )
+    parser.add_argument("--skip_bad", action="store_true", help="skip what cannot be used (manifest.json lists it)")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder prepared before")
     parser.add_argument(
         "--option",
@@ -150,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    tell(manifest.rejects, "" if looking else "left out: ")
+    tell(manifest.rejects, "" if looking else "skipped: ")
     counts = ", ".join(f"{getattr(manifest, name)} {name}" for name in ("samples", "objects", "masks", "expressions"))
     excluded = f", {manifest.excluded} excluded" if manifest.excluded else ""
     print(f"{output or manifest.source}: {counts}, {len(manifest.rejects)} rejects{excluded}")

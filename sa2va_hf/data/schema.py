@@ -25,7 +25,7 @@ Media = str | bytes  # a path, or the encoded file itself
 
 @dataclass
 class Object:
-    """One thing, with one entry per annotated frame of the sample.
+    """One object, with one entry per annotated frame of the sample.
 
     masks: None where it was not annotated (no loss there); an RLE without pixels where it is known to be absent.
     boxes: (x0, y0, x1, y1) in pixels of the upright picture, x1 and y1 exclusive; None where unknown; one without area
@@ -69,7 +69,8 @@ class Sample:
     video: a video file (path or bytes) instead of frames. Neither: text only.
     num_frames: frames of the clip; default len(frames), must be given for a video file.
     annotated: numbers of the frames that the entries of masks and boxes belong to; default all.
-    expressions: phrases whose questions and answers are drawn from templates; or turns: a fixed dialogue; never both.
+    expressions: phrases whose questions and answers are sampled from templates; or turns: a fixed dialogue; never
+        both.
     regions: objects (by index) given as region prompts, called region1, region2, ... in the question; the prompt is
         their mask on the first annotated frame.
     ignore: per annotated frame the pixels that do not count, None where all do; [] when there are none at all.
@@ -143,16 +144,16 @@ def to_row(sample: Sample) -> dict[str, Any]:
     row["video"] = None if sample.video is None else _to_media(sample.video)
     row["objects"] = [
         {
-            "category": thing.category,
-            "masks": thing.masks,
-            "boxes": [None if box is None else list(box) for box in thing.boxes],
+            "category": instance.category,
+            "masks": instance.masks,
+            "boxes": [None if box is None else list(box) for box in instance.boxes],
         }
-        for thing in sample.objects
+        for instance in sample.objects
     ]
     row["expressions"] = [asdict(expression) for expression in sample.expressions]
     row["turns"] = [asdict(turn) for turn in sample.turns]
     row["num_objects"] = len(sample.objects)
-    row["num_masks"] = sum(mask is not None for thing in sample.objects for mask in thing.masks)
+    row["num_masks"] = sum(mask is not None for instance in sample.objects for mask in instance.masks)
     row["is_video"] = sample.video is not None or sample.num_frames > 1
     return row
 
@@ -170,11 +171,11 @@ def from_row(row: dict[str, Any]) -> Sample:
         annotated=list(row["annotated"]),
         objects=[
             Object(
-                masks=[_from_rle(mask) for mask in thing["masks"]],
-                boxes=[None if box is None else tuple(box) for box in thing["boxes"]],
-                category=thing["category"],
+                masks=[_from_rle(mask) for mask in instance["masks"]],
+                boxes=[None if box is None else tuple(box) for box in instance["boxes"]],
+                category=instance["category"],
             )
-            for thing in row["objects"]
+            for instance in row["objects"]
         ],
         expressions=[Expression(**expression) for expression in row["expressions"]],
         turns=[Turn(**turn) for turn in row["turns"]],
@@ -209,8 +210,8 @@ def validate(sample: Sample) -> None:
     """
     try:
         _check_media(sample)
-        for number, thing in enumerate(sample.objects):
-            _check_object(sample, thing, f"objects[{number}]")
+        for number, instance in enumerate(sample.objects):
+            _check_object(sample, instance, f"objects[{number}]")
         _check_ignore(sample)
         _check_text(sample)
         _check_regions(sample)
@@ -250,15 +251,15 @@ def _check_media(sample: Sample) -> None:
     _expect(not sample.objects or len(numbers) > 0, "annotated is empty although there are objects")
 
 
-def _check_object(sample: Sample, thing: Object, name: str) -> None:
-    for kind, entries in (("masks", thing.masks), ("boxes", thing.boxes)):
+def _check_object(sample: Sample, instance: Object, name: str) -> None:
+    for kind, entries in (("masks", instance.masks), ("boxes", instance.boxes)):
         counts = f"{len(sample.annotated)} entries, one per annotated frame, got {len(entries)}"
         _expect(len(entries) == len(sample.annotated), f"{name}.{kind} must have {counts}")
-    for number, mask in enumerate(thing.masks):
+    for number, mask in enumerate(instance.masks):
         _check_mask(sample, mask, f"{name}.masks[{number}]")
-    for number, box in enumerate(thing.boxes):
+    for number, box in enumerate(instance.boxes):
         _check_box(sample, box, f"{name}.boxes[{number}]")
-    known = any(entry is not None for entry in [*thing.masks, *thing.boxes])
+    known = any(entry is not None for entry in [*instance.masks, *instance.boxes])
     _expect(known, f"{name} has neither a mask nor a box on any frame")
 
 

@@ -1,6 +1,6 @@
-"""Samples that cannot be used at training time: left out and reported, never replaced by others.
+"""Samples that cannot be used at training time: skipped and reported, never replaced by others.
 
-In the loading processes nothing can be counted for the whole run: what was left out travels with the batch, as
+In the loading processes nothing can be counted for the whole run: what was skipped travels with the batch, as
 `batch["rejects"]`, a list of {"id", "reason"}.
 """
 

@@ -82,3 +82,27 @@ def test_a_folder_of_another_layout_is_explained(quickstart, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     assert quickstart("--data", tmp_path / "mine", "--output", tmp_path / "out") == 1
     assert "images/X.jpg" in capsys.readouterr().err
+
+
+def test_the_export_of_a_tool_is_read_and_the_phrases_are_shown(tmp_path, capsys):
+    """What was found is printed, to be confirmed; a phrase beside data that name their objects is refused."""
+    read_own = runpy.run_path(str(ROOT / "scripts/quickstart.py"))["read_own"]
+    mine = tmp_path / "mine"
+    (mine / "images/default").mkdir(parents=True)
+    (mine / "annotations").mkdir()
+    for number in range(5):
+        Image.new("RGB", (64, 48)).save(mine / f"images/default/{number}.jpg")
+    images = [{"id": n, "file_name": f"{n}.jpg", "width": 64, "height": 48} for n in range(5)]
+    polygon = [4, 4, 20, 4, 20, 20]
+    annotations = [{"id": n, "image_id": n, "category_id": 1, "segmentation": [polygon]} for n in range(5)]
+    annotations.append({"id": 9, "image_id": 0, "category_id": 2, "segmentation": []})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "dog"}]}
+    content["categories"].append({"id": 2, "name": "cat"})
+    (mine / "annotations/instances_default.json").write_text(json.dumps(content))
+    read_own(mine, tmp_path / "out", None)
+    shown = capsys.readouterr().out
+    assert "as `coco_json`, told by annotations/instances_default.json" in shown
+    assert "train: 4 pictures, phrases 'dog' (4)" in shown and "val: 1 pictures, phrases 'dog' (1)" in shown
+    assert "so 'cat' is not asked for in this picture" in shown
+    with pytest.raises(ValueError, match="--phrase is for photos with mask pictures"):
+        read_own(mine, tmp_path / "out", "the dog")

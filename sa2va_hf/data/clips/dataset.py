@@ -1,6 +1,6 @@
 """Arrow rows -> clips of frames and objects for SAM 2, and the order in which datasets of them take turns.
 
-An index says the epoch too (epoch * len + number), and all that is drawn is drawn with rng(seed, epoch, number), as in
+An index says the epoch too (epoch * len + number), and all chance comes from rng(seed, epoch, number), as in
 `dataset.py`. The frames of a clip are neighbours among the annotated ones.
 """
 
@@ -51,7 +51,7 @@ class ClipDataset(torch.utils.data.Dataset):
 
     A clip is T neighbours of the annotated frames, with at most `max_objects` of the objects that its first frame
     shows, in random order; with the probability `reverse` it runs backwards. Frames on which some object was not
-    annotated are left out of it. Rows that have no such clip are rejected and listed in `rejected`.
+    annotated are not part of it. Rows that have no such clip are rejected and listed in `rejected`.
 
     Raises:
         ValueError: nothing is left, or a number is out of range. Reading: a file that is not what was prepared.
@@ -106,14 +106,14 @@ class ClipDataset(torch.utils.data.Dataset):
         item = part.item(epoch, number - int(self.starts[place]))
         rng = np.random.default_rng((self.seed, epoch, number))
         row = part.rows[part.numbers[item]]
-        positions, things = self._draw(row, self.frames[place], rng)
+        positions, instances = self._draw(row, self.frames[place], rng)
         numbers = row.annotated()[positions].tolist()
         size = row["height"], row["width"]
-        drawn = np.zeros((len(things), len(positions), *size), bool)
+        drawn = np.zeros((len(instances), len(positions), *size), bool)
         ignored = np.zeros((len(positions), *size), bool)
         for at, position in enumerate(positions):
-            for place, thing in enumerate(things):
-                drawn[place, at] = masks.decode(row.mask(thing, position))
+            for place, instance in enumerate(instances):
+                drawn[place, at] = masks.decode(row.mask(instance, position))
             if (rle := row.ignore(position)) is not None:
                 ignored[at] = masks.decode(rle)
         frames = open_frames(row, numbers)
@@ -134,8 +134,8 @@ class ClipDataset(torch.utils.data.Dataset):
                 start = starts[found[0]]
                 positions = usable[start : start + length]
                 there = np.flatnonzero(visible[:, firsts[found[0]]])
-                things = rng.permutation(there)[: self.max_objects]
-                return (positions[::-1] if direction else positions).tolist(), things.tolist()
+                instances = rng.permutation(there)[: self.max_objects]
+                return (positions[::-1] if direction else positions).tolist(), instances.tolist()
         raise ValueError(f"sample {row['id']!r}: {NOTHING_SEEN.format(length)}")
 
     def _open(self, place: int, given: ClipPart, num_frames: int) -> Part:

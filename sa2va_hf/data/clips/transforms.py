@@ -1,7 +1,7 @@
 """How clips are varied before SAM 2 sees them: the steps of its fine-tuning on MOSE, in their order.
 
 Flip, turn and shear, resize to a square, colours of the whole clip, grey, and colours of each frame. Everything is
-drawn with the generator that is passed in (sam2: `training/dataset/transforms.py`, whose generators differ).
+sampled with the generator that is passed in (sam2: `training/dataset/transforms.py`, whose generators differ).
 """
 
 from collections.abc import Sequence

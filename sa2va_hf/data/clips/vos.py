@@ -30,7 +30,7 @@ class VosClip:
         self.row, self.name = row, row["id"]
         self.numbers = row.annotated()[:limit]
         visible = row.visible()[:, : len(self.numbers)]
-        self.firsts = {thing: int(np.argmax(seen)) for thing, seen in enumerate(visible) if seen.any()}
+        self.firsts = {instance: int(np.argmax(seen)) for instance, seen in enumerate(visible) if seen.any()}
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -45,9 +45,9 @@ class VosClip:
         (picture,) = open_frames(self.row, [int(self.numbers[position])])
         return to_square(picture, size)
 
-    def mask(self, thing: int, position: int) -> np.ndarray:
+    def mask(self, instance: int, position: int) -> np.ndarray:
         """bool (H, W)."""
-        return masks.decode(self.row.mask(thing, position))
+        return masks.decode(self.row.mask(instance, position))
 
 
 class VosClips(Sequence[VosClip]):
@@ -102,8 +102,8 @@ class MaskFolder(Mapping[int, dict[int, np.ndarray]]):
         if self.per_object:
             return pictures
         values = [int(value) for value in np.unique(pictures[0]) if value]
-        things = values if values == [VOID] else [value for value in values if value != VOID]
-        return {value: pictures[0] == value for value in things}
+        instances = values if values == [VOID] else [value for value in values if value != VOID]
+        return {value: pictures[0] == value for value in instances}
 
     def size(self, number: int) -> tuple[int, int]:
         """(H, W) of the pictures of a frame."""

@@ -1,7 +1,7 @@
 """Arrow rows -> training examples: the one `torch.utils.data.Dataset` of the package.
 
-An index says the epoch too (epoch * len + number), and every choice is drawn with rng(seed, epoch, number): the items
-do not depend on the number of workers, on the order of access, or on anything that a resumed run has not seen.
+An index says the epoch too (epoch * len + number), and every choice is sampled with rng(seed, epoch, number): the
+items do not depend on the number of workers, on the order of access, or on anything that a resumed run has not seen.
 """
 
 import logging
@@ -39,20 +39,21 @@ class Sa2VADataset(torch.utils.data.Dataset):
     `dataset[epoch * len(dataset) + i]` is item i of that epoch. Repeats of 2.5 give every row twice and a random half
     of the rows once more, in turn. Repeats and samples hold over the rows that can be used.
 
-    Training: of a row's expressions at most `max_expressions` are drawn without replacement, and each becomes a turn
-    with question and answer drawn from `prompts`; of a clip `num_frames` random frames are taken. Evaluation
+    Training: of a row's expressions at most `max_expressions` are sampled without replacement, and each becomes a turn
+    with question and answer sampled from `prompts`; of a clip `num_frames` random frames are taken. Evaluation
     (`train=False`): all expressions in order, `max_expressions` per item (a row may give several items), frames spread
     evenly; the same in every epoch.
 
     Frames: of rows with masks only annotated ones, on which every object that is meant has a mask; a clip with few of
     them gives few frames. Where an object never has a mask (a box alone), the frame comes as ignored.
 
-    Length: drawn turns, or the last turns of a fixed dialogue, are left out until the rest fits `max_length` tokens;
+    Length: sampled turns, or the last turns of a fixed dialogue, are skipped until the rest fits `max_length` tokens;
     text is never cut. Rows that do not fit even so are rejected and listed in `rejected`; so are rows without text,
     region prompts on clips, which the model's prompt has no form for (with Qwen-VL: all of them), and regions too
     small for the model's grid.
 
-    length_cache: a folder where `lengths` are kept from run to run (`length_cache.default_folder()`); None: nowhere.
+    length_cache: a folder where `lengths` are kept from run to run (`length_cache.default_folder()`); None: they are
+    not kept.
 
     Raises:
         ValueError: no items left of a dataset; repeats that are not positive, or not 1 in evaluation; a dataset of
@@ -153,7 +154,7 @@ class Sa2VADataset(torch.utils.data.Dataset):
     def modalities(self, epoch: int) -> np.ndarray:
         """0 text, 1 image without masks, 2 image with masks, 3 video without, 4 video with: (len,) int8.
 
-        The same in every epoch: a row with masks stays one when only phrases that match nothing were drawn of it.
+        The same in every epoch: a row with masks stays one when only phrases that match nothing were sampled from it.
         """
         return np.concatenate([part.facts.modality[part.of_epoch(epoch)] for part in self.parts])
 
@@ -190,7 +191,7 @@ class Sa2VADataset(torch.utils.data.Dataset):
             texts = part.rows.phrases(part.numbers[items[chunk]])
             for row, virtual in enumerate(chunk.tolist()):
                 item = items[virtual]
-                _, turns = self.planner.draw(*texts.of(row), self._rng(epoch, start + virtual, place, 0))
+                _, turns = self.planner.sample_turns(*texts.of(row), self._rng(epoch, start + virtual, place, 0))
                 size = (int(facts.width[item]), int(facts.height[item]))
                 lengths[virtual] = self.planner.counter.count(
                     turns, size, int(frames[item]), bool(facts.is_video[item])
@@ -200,7 +201,7 @@ class Sa2VADataset(torch.utils.data.Dataset):
         return lengths
 
     def _lengths_of_fixed(self, place: int, which: np.ndarray) -> np.ndarray:
-        """Lengths of items in which no text is drawn; 0 for others: (items of the part,)."""
+        """Lengths of items in which no text is sampled; 0 for others: (items of the part,)."""
         part = self.parts[place]
         lengths = np.zeros(len(part.numbers), np.int64)
         for item in which.tolist():
@@ -310,17 +311,17 @@ def _labels(plan: Plan) -> dict[str, torch.Tensor]:
     targets = np.zeros((len(plan.targets), len(plan.frames), height, width), bool)
     ignored = np.zeros((len(plan.frames), height, width), bool)
     has_ignored = False  # most samples have nothing to ignore: then its memory is not even touched
-    meant = sorted({thing for things in plan.targets for thing in things})
+    meant = sorted({instance for instances in plan.targets for instance in instances})
     for place, number in enumerate(plan.frames):
         position = position_of.get(number)
         if position is None:  # of a clip without masks
             continue
-        rles = {thing: plan.row.mask(thing, position) for thing in meant}
-        decoded = {thing: masks.decode(rle) for thing, rle in rles.items() if rle is not None}
-        for seg, things in enumerate(plan.targets):
-            for thing in things:
-                if thing in decoded:
-                    targets[seg, place] |= decoded[thing]
+        rles = {instance: plan.row.mask(instance, position) for instance in meant}
+        decoded = {instance: masks.decode(rle) for instance, rle in rles.items() if rle is not None}
+        for seg, instances in enumerate(plan.targets):
+            for instance in instances:
+                if instance in decoded:
+                    targets[seg, place] |= decoded[instance]
                 else:
                     ignored[place] = has_ignored = True  # whether its pixels are here is not known
         rle = plan.row.ignore(position)

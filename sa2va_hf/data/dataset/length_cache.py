@@ -13,7 +13,7 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 KEPT = 100  # files; the oldest go first
-VERSION = 1  # to be raised when the same data come to count otherwise
+VERSION = 1  # raise it when the counts of the same data change
 
 
 def default_folder() -> Path:

@@ -1,4 +1,4 @@
-"""What an item of the dataset will be: expressions drawn, questions asked, frames chosen; media stay closed."""
+"""What an item of the dataset will be: expressions sampled, questions chosen, frames selected; no media are opened."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -101,7 +101,7 @@ class TokenCounter:
         return self._visuals[key]
 
     def bound(self, text_bytes: np.ndarray, turns: np.ndarray) -> np.ndarray:
-        """No conversation of so many turns and utf-8 bytes of text is longer, visuals apart: a token has a byte."""
+        """Upper bound of a conversation's tokens without its visuals: a token is at least one utf-8 byte of text."""
         return text_bytes + turns * (self._one + SLACK)
 
     def _text(self, turn: Turn) -> int:
@@ -138,7 +138,7 @@ class Planner:
         return Plan(item.row["id"], item.size, item.is_video, frames, [ask.turn for ask in asks], targets, item.row)
 
     def asks(self, item: Item, rng: np.random.Generator) -> list[Ask]:
-        """A row's dialogue; or asks for its expressions: drawn ones in training, all of them in evaluation."""
+        """A row's dialogue; or asks for its expressions: sampled ones in training, all of them in evaluation."""
         if not item.num_expressions:
             return [Ask((turn["question"], turn["answer"]), turn["targets"]) for turn in item.row["turns"]]
         texts, has_target = item.row.phrases()
@@ -146,13 +146,13 @@ class Planner:
         if self.train and not item.complete:
             known = item.row.known()
             usable = [n for n in usable if not has_target[n] or _share_a_frame(known, item.row.targets(n))] or usable
-        numbers, turns = self.draw([texts[n] for n in usable], [has_target[n] for n in usable], rng)
+        numbers, turns = self.sample_turns([texts[n] for n in usable], [has_target[n] for n in usable], rng)
         return [
             Ask(turn, [item.row.targets(usable[n])] if has_target[usable[n]] else [])
             for n, turn in zip(numbers, turns, strict=True)
         ]
 
-    def draw(
+    def sample_turns(
         self, texts: Sequence[str], has_target: Sequence[bool], rng: np.random.Generator
     ) -> tuple[list[int], list[Turn]]:
         """Which expressions are asked for, and how."""
@@ -230,7 +230,7 @@ class Planner:
 
 def region_masks(row: Row) -> list[np.ndarray]:
     """The region prompts of a row: bool (H, W) each."""
-    return [masks.decode(row.mask(thing, 0)) for thing in row["regions"]]
+    return [masks.decode(row.mask(instance, 0)) for instance in row["regions"]]
 
 
 def region_cells(row: Row, grid: int) -> list[np.ndarray]:
@@ -245,12 +245,12 @@ def region_cells(row: Row, grid: int) -> list[np.ndarray]:
 
 
 def _meant(asks: Sequence[Ask]) -> list[int]:
-    return sorted({thing for ask in asks for things in ask.targets for thing in things})
+    return sorted({instance for ask in asks for instances in ask.targets for instance in instances})
 
 
-def _share_a_frame(known: np.ndarray, things: list[int]) -> bool:
+def _share_a_frame(known: np.ndarray, instances: list[int]) -> bool:
     """Whether all objects have a mask on some frame. known: (objects, annotated)."""
-    return bool(known[things].all(axis=0).any())
+    return bool(known[instances].all(axis=0).any())
 
 
 def _with_common_frames(item: Item, asks: list[Ask]) -> list[Ask]:

@@ -130,8 +130,8 @@ def _texts(expressions: pa.StructArray) -> tuple[list[str], np.ndarray]:
 
 
 class Rows:
-    """The rows of a prepared dataset, by number, as they lie in its files: between two pictures, much code is slow
-    code, and most of `dataset[number]` is for other formats. Pickled as the dataset, whose files travel by name."""
+    """The rows of a prepared dataset, by number, as they lie in its files: `dataset[number]` spends most
+    of its time on other formats. Pickled as the dataset, whose files travel by name."""
 
     def __init__(self, dataset: datasets.Dataset):
         self.dataset = dataset.with_format("arrow")
@@ -218,9 +218,9 @@ class Row:
         nothing = pa.scalar(masks.empty(self["height"], self["width"])["counts"], counts.type)
         return self.known() & _numpy(pc.fill_null(pc.not_equal(counts, nothing), False)).reshape(self.known().shape)
 
-    def mask(self, thing: int, position: int) -> RLE | None:
+    def mask(self, instance: int, position: int) -> RLE | None:
         """The mask of an object on the annotated frame of that position."""
-        return _rle(self._objects.field("masks")[thing].values[position])
+        return _rle(self._objects.field("masks")[instance].values[position])
 
     def ignore(self, position: int) -> RLE | None:
         column = self._list("ignore")

@@ -77,7 +77,7 @@ def map_in_order(function: Callable, work: Iterable[Unit], num_proc: int) -> Ite
 
 
 def check_unit(unit: Unit, embed_media: bool, exclude: frozenset[str], open_media: bool = True) -> Checked:
-    """The rows of a unit's good samples, what is wrong with the others, and how many were left out on purpose.
+    """The rows of a unit's good samples, what is wrong with the others, and how many were excluded.
 
     open_media: decode and measure every picture; otherwise only see whether its file is there.
     """

@@ -47,7 +47,7 @@ def _keys(sample_id: str, frame: Media | None, video: Media | None, num_frames: 
 
 
 def read_exclusions(files: Sequence[Path | str]) -> tuple[frozenset[str], dict[str, str]]:
-    """Keys to leave out, and the sha256 of each list's keys.
+    """Keys to exclude, and the sha256 of each list's keys.
 
     files: text files with a name or an id per line, JSON lists of them, or folders that prepare wrote (all of their
     pictures). Raises ValueError when one is none of these or is empty.

@@ -22,8 +22,8 @@ class Manifest:
     """What a prepared folder was made from and holds. masks: those annotated, per object and frame.
 
     annotation_files: those that many records come from; not the ones of a single picture or clip.
-    shard: "2/4" for the second of four machines' parts. exclude: lists of pictures that were left out -> their sha256;
-    excluded: samples left out for that. release: counts of the public release, or of a task in it, where known.
+    shard: "2/4" for the second of four machines' parts. exclude: lists of excluded pictures -> their sha256;
+    excluded: samples skipped for that. release: counts of the public release, or of a task in it, where known.
     """
 
     source: str
@@ -143,7 +143,7 @@ def judge(manifest: Manifest) -> None:
         shown = "".join(f"\n  {reject.id}: {reject.reason}" for reject in rejects[:20])
         more = f"\n  ... and {len(rejects) - 20} more" if len(rejects) > 20 else ""
         what = "none of the records can" if manifest.samples == 0 else f"{len(rejects)} records cannot"
-        advice = "" if manifest.skip_bad else "\nNothing was written. Repair them, or leave them out with --skip_bad."
+        advice = "" if manifest.skip_bad else "\nNothing was written. Repair them, or skip them with --skip_bad."
         raise PrepareError(f"{what} be used:{shown}{more}{advice}", rejects)
     if manifest.samples == 0 and manifest.shard is None:
         excluded = f" ({manifest.excluded} excluded)" if manifest.excluded else ""

@@ -49,9 +49,9 @@ def prepare(
     """Reads `source` (a key of SOURCES) at `root`, checks every record and its media, writes the folder `output`.
 
     The folder is written beside its place and moved there when complete, and is the same, byte for byte, for any
-    num_proc (worker processes) and however often the run was killed: the same call goes on after the last finished
+    num_proc (worker processes) and however often the run was killed: the same call resumes after the last finished
     Arrow file. embed_media: store the files themselves instead of their paths. limit: read at most that many records.
-    exclude: lists of pictures to leave out (`read_exclusions`). shard: (i, n), 1 <= i <= n: do the i-th of n equal
+    exclude: lists of pictures to exclude (`read_exclusions`). shard: (i, n), 1 <= i <= n: do the i-th of n equal
     parts; when all n are there, they become one. options: the source's own. progress: called with the number of
     records done since last time.
 
@@ -59,7 +59,7 @@ def prepare(
 
     Raises:
         PrepareError: records cannot be used (all are listed) and skip_bad is False, or none can. With skip_bad they
-            are left out, counted, and listed in the manifest.
+            are skipped, counted, and listed in the manifest.
         ValueError: unknown source or option, unusable annotation file or list, `output` exists and overwrite is False,
             or parts that do not belong together.
     """
@@ -152,7 +152,7 @@ def _write(
     progress: Callable | None,
     shard: tuple[int, int] = (1, 1),
 ) -> Manifest:
-    """Writes a folder, or goes on with one."""
+    """Writes a folder, or resumes one."""
     folder = output.with_name(f".{output.name}.partial")
     writer = resume(folder, manifest)
     if writer is None:
@@ -160,7 +160,7 @@ def _write(
         folder.mkdir(parents=True)
         writer = ShardWriter(folder, manifest)
     else:
-        logger.info("%s: going on after %d units of records", folder, writer.units_done)
+        logger.info("%s: resumed after %d units of records", folder, writer.units_done)
     try:
         _fill(writer, num_proc, exclude, progress, shard)
         judge(writer.manifest)
@@ -168,7 +168,7 @@ def _write(
         writer.manifest.save(folder)
         (folder / PROGRESS).unlink(missing_ok=True)
         _replace(folder, output)
-    except ValueError:  # a run that failed starts anew; one that was killed goes on
+    except ValueError:  # a run that failed starts anew; one that was killed is resumed
         shutil.rmtree(folder)
         raise
     finally:

@@ -1,4 +1,4 @@
-"""Arrow files of a prepared folder, written one after the other, and the note from which a killed run goes on."""
+"""Arrow files of a prepared folder, written one after the other, and the note from which a killed run is resumed."""
 
 import hashlib
 import os
@@ -90,7 +90,7 @@ def sample_ids(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def resume(folder: Path, manifest: Manifest) -> ShardWriter | None:
-    """What goes on where a run of the same recipe was killed; None where there is none."""
+    """The writer that resumes a killed run of the same recipe; None where there is none."""
     try:
         progress = read_json(folder / PROGRESS)
         before = Manifest.from_dict(progress["manifest"], folder / PROGRESS)

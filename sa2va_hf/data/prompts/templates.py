@@ -1,4 +1,4 @@
-"""Questions and answers of every task, drawn with a generator that is passed in.
+"""Questions and answers of every task, sampled with a generator that is passed in.
 
 The wording is ours; the manner is that of Sa2VA's pools (projects/sa2va/datasets/common.py): an instruction or a
 question that names the phrase, answered by a short sentence around [SEG]. The five answers are the reference's, since
@@ -74,7 +74,7 @@ def clean_phrase(text: str) -> str:
     return text.strip().rstrip(".").rstrip().lower()
 
 
-def draw(pool: tuple[str, ...], rng: np.random.Generator) -> str:
+def choose(pool: tuple[str, ...], rng: np.random.Generator) -> str:
     """One entry of a pool, each equally likely."""
     return pool[int(rng.integers(len(pool)))]
 
@@ -86,15 +86,15 @@ def referring_turn(text: str, has_target: bool, rng: np.random.Generator) -> tup
     (projects/sa2va/datasets/sa2va_data_03_refvos.py).
     """
     phrase = clean_phrase(text)
-    question = text if "?" in text else fill(draw(SEG_QUESTIONS, rng), phrase)
+    question = text if "?" in text else fill(choose(SEG_QUESTIONS, rng), phrase)
     if has_target:
-        return question, draw(SEG_ANSWERS, rng)
+        return question, choose(SEG_ANSWERS, rng)
     if "?" in text:
         return question, "There is nothing in the picture that answers this."
-    answer = fill(draw(NO_TARGET_ANSWERS, rng), phrase)
+    answer = fill(choose(NO_TARGET_ANSWERS, rng), phrase)
     return question, answer[0].upper() + answer[1:]
 
 
 def region_question(number: int, rng: np.random.Generator) -> str:
     """A request to describe region{number}; regions count from 1."""
-    return draw(REGION_QUESTIONS, rng).replace("{n}", str(number))
+    return choose(REGION_QUESTIONS, rng).replace("{n}", str(number))

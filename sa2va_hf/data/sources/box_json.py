@@ -78,8 +78,8 @@ def box_json(
 ) -> Iterator[Sample | Reject]:
     """One sample per picture with boxes, with one expression per phrase, which means all of its boxes.
 
-    annotations, images: the file (taken as the split asked for) and the folder, where they lie elsewhere. boxes,
-    instances: see above. min_score: boxes with a lower "score" are left out. val_fraction: split a file that knows no
+    annotations, images: the file (taken as the split asked for) and the folder, where they are elsewhere. boxes,
+    instances: see above. min_score: boxes with a lower "score" are skipped. val_fraction: split a file that knows no
     splits (see `keep_split`). one, several: the phrase for one and for several objects of a category. Raises
     ValueError when a file is missing or of none of these forms.
     """
@@ -134,7 +134,7 @@ def _drop_low(content: Any, min_score: float, path: Path) -> None:
         return count + sum(map(drop, kept))
 
     if count := drop(content):
-        logger.info("%s: %d boxes have a score below %g and are left out", path, count, min_score)
+        logger.info("%s: %d boxes have a score below %g and are skipped", path, count, min_score)
 
 
 def _score(entry: dict) -> float:

@@ -156,23 +156,23 @@ def boxed_loader(
     """
 
     def load_boxes(annotation: str) -> Object:
-        thing = Object([None] * sample.num_frames, []) if load is None else load(annotation)
+        instance = Object([None] * sample.num_frames, []) if load is None else load(annotation)
         if annotation not in by_id:
             raise ValueError(f"anno_id {annotation} is not among the {len(by_id)} tracks of boxes")
         try:
-            thing.boxes = box_track(by_id[annotation], sample.num_frames, sample.height, sample.width, ends)
+            instance.boxes = box_track(by_id[annotation], sample.num_frames, sample.height, sample.width, ends)
         except ValueError as error:
             raise ValueError(f"anno_id {annotation}: {error}") from error
-        for number, (rle, box) in enumerate(zip(thing.masks, thing.boxes, strict=True)):
+        for number, (rle, box) in enumerate(zip(instance.masks, instance.boxes, strict=True)):
             tight = box if rle is None else masks.rle_to_box(rle) or ABSENT_BOX
             if (box == ABSENT_BOX) != (tight == ABSENT_BOX) or np.abs(np.subtract(box, tight)).max() > SLACK:
                 raise ValueError(
                     f"anno_id {annotation}: box {number} is {box} but the mask's box is {tight}: "
                     "do both have the same frames, and pictures of the same size?"
                 )
-        if all(box == ABSENT_BOX for box in thing.boxes):
+        if all(box == ABSENT_BOX for box in instance.boxes):
             raise ValueError(f"anno_id {annotation}: it is on none of the {sample.num_frames} frames")
-        return thing
+        return instance
 
     return load_boxes
 

@@ -41,7 +41,7 @@ def cvat(
 ) -> Iterator[Sample | Reject | Portion]:
     """One sample per picture with shapes, with one expression per label and one per phrase.
 
-    annotations, images: the file and the folder, where they lie elsewhere. phrase: the attribute that holds phrases.
+    annotations, images: the file and the folder, where they are elsewhere. phrase: the attribute that holds phrases.
     val_fraction: share of the pictures that is split "val" where the file knows no splits. one, several: the phrase
     for one and for several objects of a label. Raises ValueError when the file is missing or of another form.
     """

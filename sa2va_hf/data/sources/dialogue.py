@@ -1,4 +1,4 @@
-"""What the sources of dialogues share: messages paired to turns, questions drawn by id, regions measured in cells."""
+"""What the sources of dialogues share: messages paired to turns, questions chosen by id, regions measured in cells."""
 
 import hashlib
 from typing import Any
@@ -14,12 +14,12 @@ MIN_CELLS = 4  # of it that a region must cover, as in the reference (sa2va_data
 
 
 def seeded(sample_id: str) -> np.random.Generator:
-    """A generator that depends on the id alone: a sample's drawn question is the same whenever it is read."""
+    """A generator that depends on the id alone: a sample's question is the same whenever it is read."""
     return np.random.default_rng(int.from_bytes(hashlib.sha256(sample_id.encode()).digest()[:8], "big"))
 
 
 def read_turns(conversations: Any) -> tuple[list[tuple[str, str]], int]:
-    """(question, answer) pairs of LLaVA's `conversations`, and how many messages belong to none and are left out.
+    """(question, answer) pairs of LLaVA's `conversations`, and how many messages belong to none and are skipped.
 
     Those are answers before the first question and questions after the last answer, as in the reference
     (sa2va_data_02_vqa.py). Messages of the human that follow each other are one question. ValueError when a message is

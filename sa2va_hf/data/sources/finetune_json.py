@@ -43,7 +43,7 @@ def finetune_json(
 
     Splits come from the file's name (annotations_val.json, val.json or val/annotations.json), else from "split" in the
     records, else all is "train", or val_fraction of the pictures is "val" (see `keep_split`). annotations, images: the
-    file (taken as the split asked for) and the folder, where they lie elsewhere. Raises ValueError when the file is
+    file (taken as the split asked for) and the folder, where they are elsewhere. Raises ValueError when the file is
     missing or not a JSON list.
     """
     root = Path(root)

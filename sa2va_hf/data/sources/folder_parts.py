@@ -70,7 +70,7 @@ def folder_parts(
     """One sample per picture, with the part as its one object and one expression, "handle of the mug".
 
     A mask without pixels says that the part is not in the picture. Pieces of a mask of fewer than min_area pixels, or
-    of less than min_area_ratio of the picture, are left out of it; keep "largest": all but one. A picture without a
+    of less than min_area_ratio of the picture, are removed from it; keep "largest": all but one. A picture without a
     mask, or with nothing left of it, is a reject. part: the phrase. val_fraction: share of the pictures that is split
     "val" where there are no folders per split. Raises ValueError when there are no such pictures.
     """
@@ -116,7 +116,7 @@ def _root_of_split(root: Path, split: str) -> tuple[Path, bool]:
 def find_pictures(root: Path) -> tuple[list[PartPicture], list[Reject]]:
     """The pictures of a folder, sorted, and the files that cannot be placed. ValueError when there are no pictures.
 
-    Hidden files and folders are passed over, and so is what is neither picture nor json.
+    Hidden files and folders are skipped, and so is what is neither picture nor json.
     """
     files = [
         path

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sa2va_hf import masks
-from sa2va_hf.data.prompts.templates import GCG_QUESTIONS, draw
+from sa2va_hf.data.prompts.templates import GCG_QUESTIONS, choose
 from sa2va_hf.data.schema import Object, Reject, Sample, Turn
 from sa2va_hf.data.sources.coco_json import annotation_name, picture_of
 from sa2va_hf.data.sources.dialogue import seeded
@@ -61,7 +61,7 @@ class Grounding(NamedTuple):
 
 
 class Caption(NamedTuple):
-    """A record of any of the files, and what of it had to be left out."""
+    """A record of any of the files, and what of it was skipped."""
 
     sample_id: str
     file_name: str
@@ -82,7 +82,7 @@ def gcg(
 
     "A man drives" becomes "A <p> man </p> [SEG] drives". Phrases stand in the order of the caption; several masks of
     one place are meant by one [SEG]; of phrases that overlap the earlier one ends where the later begins. The request
-    is drawn by the id. annotations, images: the file and the folder, where they lie elsewhere. Raises ValueError when
+    is chosen by the id. annotations, images: the file and the folder, where they are elsewhere. Raises ValueError when
     the file is missing or not of this form.
     """
     root = Path(root)
@@ -211,7 +211,7 @@ def _unquoted(caption: str) -> str:
 
 
 def _fill(sample: Sample, caption: Caption, file: str) -> Iterator[Reject]:
-    """Adds the turn and its objects to the sample; yields the phrases that had to be left out."""
+    """Adds the turn and its objects to the sample; yields the phrases that were skipped."""
     things: dict[tuple[int, int], list[Object]] = {}
     broken: set[tuple[int, int]] = set()  # phrases of which a mask is missing: they are not marked at all
     labels: dict[tuple[int, int], str] = {}
@@ -241,7 +241,7 @@ def _fill(sample: Sample, caption: Caption, file: str) -> Iterator[Reject]:
         done = end
     if targets:
         answer = "".join(pieces) + caption.text[done:]
-        sample.turns = [Turn(draw(GCG_QUESTIONS, seeded(sample.id)), answer, targets)]
+        sample.turns = [Turn(choose(GCG_QUESTIONS, seeded(sample.id)), answer, targets)]
 
 
 def trimmed(spans: list[tuple[int, int]], text: str) -> list[tuple[int, int]]:

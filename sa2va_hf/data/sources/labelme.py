@@ -36,7 +36,7 @@ def labelme(
 ) -> Iterator[Sample | Reject | Portion]:
     """One sample per json with shapes, with one expression per label.
 
-    images: the folder of the pictures, where they lie elsewhere. val_fraction: share of the pictures that is split
+    images: the folder of the pictures, where they are elsewhere. val_fraction: share of the pictures that is split
     "val" where there are no folders per split. one, several: the phrase for one and for several objects of a label.
     Raises ValueError when there are no such files.
     """

@@ -51,7 +51,7 @@ def labelstudio(
     """One sample per task with regions, with one expression per label and one per text of a region.
 
     Of several annotations of a task the first that was not cancelled counts. annotations, images: the file and the
-    folder, where they lie elsewhere. image_key: the key of a task's data that names the picture, where it has several.
+    folder, where they are elsewhere. image_key: the key of a task's data that names the picture, where it has several.
     val_fraction: share of the pictures that is split "val". one, several: the phrase for one and for several objects
     of a label. Raises ValueError when the file is missing or of another form.
     """

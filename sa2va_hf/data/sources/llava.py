@@ -67,7 +67,7 @@ def llava(
     A dialogue that begins with an answer loses it, and one that ends with a question loses that: how many messages
     these are is logged at the end. Rows with several pictures are rejected: a sample has one picture or one clip. A
     video may also be a folder of numbered frames, or have another suffix than the row says. annotations, images,
-    videos: the file and the folders, where they lie elsewhere. Raises ValueError when the file is missing or no list,
+    videos: the file and the folders, where they are elsewhere. Raises ValueError when the file is missing or no list,
     or when several of the usual files are there.
     """
     root = Path(root)
@@ -91,7 +91,7 @@ def llava(
             label = str(row.get("id", "")) if isinstance(row, dict) else ""
             yield Reject(f"row {number} ({label})" if label else f"row {number}", str(error), str(path))
     if left_out:
-        logger.info("%s: %d messages without a question or an answer are left out", path, left_out)
+        logger.info("%s: %d messages without a question or an answer are skipped", path, left_out)
 
 
 def _annotations(root: Path, split: str, name: str, given: Path | str | None) -> Path:

@@ -4,8 +4,8 @@
     ROOT/train2017/000000391895.jpg          or below ROOT/coco, ROOT/images; v1 names pictures by coco_url only
 
 A picture was searched for some categories only. `neg_category_ids` were not found in it; of those in
-`not_exhaustive_category_ids` some instances are drawn and others are not, so that neither "dog" nor "every dog" would
-be true: their instances are kept, as objects that no phrase means.
+`not_exhaustive_category_ids` some instances are annotated and others are not, so that neither "dog" nor "every dog"
+would be true: their instances are kept, as objects that no phrase means.
 """
 
 import hashlib
@@ -37,10 +37,10 @@ def lvis(
     several: str = "every {}",
     negatives: int = 0,
 ) -> Iterator[Sample | Reject]:
-    """One sample per picture with annotations, with one expression per category that is drawn completely.
+    """One sample per picture with annotations, with one expression per category that is annotated completely.
 
     A category's name is written as it is spoken, its explanation stays: "bat (animal)". annotations, images: the file
-    and the folder, where they lie elsewhere. one, several: the phrase for one and for several objects. negatives: so
+    and the folder, where they are elsewhere. one, several: the phrase for one and for several objects. negatives: so
     many categories known to be absent are added to every picture, as phrases without a target; which ones depends on
     the ids of picture and category alone. Raises ValueError when the file is missing or not of this form.
     """
@@ -71,9 +71,9 @@ def lvis(
         if filled.sample.expressions:
             yield filled.sample
     if bare := len(instances.pictures) - len(instances.of_image):
-        logger.info("%s: %d pictures have no annotations and are left out", instances.path, bare)
+        logger.info("%s: %d pictures have no annotations and are skipped", instances.path, bare)
     if unsaid:
-        logger.info("%s: %d pictures have no category drawn completely and are left out", instances.path, unsaid)
+        logger.info("%s: %d pictures have no category annotated completely and are skipped", instances.path, unsaid)
 
 
 def _with_file_name(picture: dict) -> dict:

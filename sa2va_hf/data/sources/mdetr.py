@@ -66,7 +66,7 @@ def mdetr(
 
     (V* takes one of them, so that the others become false negatives, and finds the caption of a box by its place in
     the list and not by its id.) A phrase in several pieces is these with a space between. A phrase that comes twice in
-    a caption means what both mean. annotations, images: the file and the folder, where they lie elsewhere. Raises
+    a caption means what both mean. annotations, images: the file and the folder, where they are elsewhere. Raises
     ValueError when the file is missing or not of this form.
     """
     root = Path(root)
@@ -75,7 +75,7 @@ def mdetr(
     instances = read_instances(path)
     yield from instances.rejects
     if bare := len(instances.pictures) - len(instances.of_image):
-        logger.info("%s: %d of %d captions have no boxes and are left out", path, bare, len(instances.pictures))
+        logger.info("%s: %d of %d captions have no boxes and are skipped", path, bare, len(instances.pictures))
     folders = [Path(images)] if images else [root / place.format(split=split) for place in IMAGE_FOLDERS]
     folders = [folder for folder in folders if folder.is_dir()] or folders
     for image_id, of_caption in instances.of_image.items():
@@ -95,7 +95,7 @@ def mdetr(
 
 
 def _fill(sample: Sample, caption: str, annotations: list[dict], file: str) -> Iterator[Reject]:
-    """Adds objects and expressions to the sample; yields the annotations that had to be left out."""
+    """Adds objects and expressions to the sample; yields the annotations that were skipped."""
     index_of: dict[tuple, int] = {}  # box -> object
     targets_of: dict[str, list[int]] = {}
     broken: set[str | None] = set()

@@ -5,7 +5,7 @@
 
 Pictures of V2 are called "images/v2/patch50/..." in the json and lie in train/patch50 (V*: images/train/patch50) on
 disk. Some categories are synonyms ("Barrel/bucket"): each of them is a phrase. Annotations that are `isfake` (a person
-on a poster) count as what they show, as in every reader of this dataset; `iscrowd` ones are many things of their
+on a poster) count as what they show, as in every reader of this dataset; `iscrowd` ones are many objects of their
 category and belong to the "every" of it.
 """
 
@@ -41,7 +41,7 @@ def objects365(
     """One sample per picture with annotations; per category in it one expression for each of its names, in lower case.
 
     Boxes that reach out of the picture are cut at its edge (many begin at -0.25). annotations, images: the file and
-    the folder, where they lie elsewhere. one, several: the phrase for one and for several objects. Raises ValueError
+    the folder, where they are elsewhere. one, several: the phrase for one and for several objects. Raises ValueError
     when the file is missing or not of this form.
     """
     check_phrases(one=one, several=several)
@@ -50,7 +50,7 @@ def objects365(
     instances = read_instances(path)
     yield from instances.rejects
     if bare := len(instances.pictures) - len(instances.of_image):
-        logger.info("%s: %d of %d pictures have no annotations and are left out", path, bare, len(instances.pictures))
+        logger.info("%s: %d of %d pictures have no annotations and are skipped", path, bare, len(instances.pictures))
     folders = [Path(images)] if images else [root / place.format(split=split) for place in IMAGE_FOLDERS]
     folders = [folder for folder in folders if folder.is_dir()] or folders
 

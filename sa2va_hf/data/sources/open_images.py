@@ -61,7 +61,7 @@ def open_images(
 
     Masks are brought to the size of the picture without blending. Not every box of the dataset has a mask: "every
     person" means those that have. annotations, images, classes: the csv of masks, the folder of pictures and the csv
-    of names, where they lie elsewhere. one, several: the phrase for one and for several objects. Raises ValueError
+    of names, where they are elsewhere. one, several: the phrase for one and for several objects. Raises ValueError
     when a csv is missing or not of this form.
     """
     check_phrases(one=one, several=several)
@@ -105,8 +105,8 @@ def _records(
             )
             yield Reject(f"{sample.id}/{Path(row[0]).stem}", reason, file)
     targets: dict[str, list[int]] = {}
-    for index, thing in enumerate(sample.objects):
-        targets.setdefault(thing.category, []).append(index)
+    for index, instance in enumerate(sample.objects):
+        targets.setdefault(instance.category, []).append(index)
     for category, indices in targets.items():
         if category in broken:
             continue

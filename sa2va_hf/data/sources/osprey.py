@@ -65,10 +65,10 @@ def osprey(
 ) -> Iterator[Sample | Reject]:
     """One sample per record, with all its regions as prompts; "<region1>" becomes "region1".
 
-    Descriptions are asked for by questions drawn by the id. Questions of the sets with few words say so. All is the
-    split "train". annotations, images: the file, and the folder or folders, where they lie elsewhere. min_cells: a
+    Descriptions are asked for by questions chosen by the id. Questions of the sets with few words say so. All is the
+    split "train". annotations, images: the file, and the folder or folders, where they are elsewhere. min_cells: a
     record with a region that covers fewer cells of the 16 x 16 that the model sees regions in is rejected. Messages
-    without a counterpart (see `read_turns`) are left out. Raises ValueError when the file is missing or no list.
+    without a counterpart (see `read_turns`) are skipped. Raises ValueError when the file is missing or no list.
     """
     if split not in ("train", "all"):
         raise ValueError(f"{name} has no split {split!r}: all of it is 'train'")
@@ -97,7 +97,7 @@ def osprey(
             label = record.get("file_name", "") if isinstance(record, dict) else ""
             yield Reject(f"record {number} ({label})" if label else f"record {number}", str(error), str(path))
     if left_out:
-        logger.info("%s: %d messages without a question or an answer are left out", path, left_out)
+        logger.info("%s: %d messages without a question or an answer are skipped", path, left_out)
 
 
 def _add_regions(sample: Sample, annotations: list, min_cells: int) -> None:
@@ -127,7 +127,7 @@ def _turns(record: dict, sample: Sample, name: str) -> tuple[list[Turn], int]:
 
 
 def describing_turns(texts: Any, sample: Sample) -> list[Turn]:
-    """A turn per region: a question drawn by the sample's id, and its text."""
+    """A turn per region: a question chosen by the sample's id, and its text."""
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"'description' must be a list of texts, got {texts!r:.80}")
     if len(texts) != len(sample.regions):

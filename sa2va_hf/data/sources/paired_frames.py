@@ -64,8 +64,8 @@ def _sample(name: str, file: Path) -> Sample:
         Image.fromarray(frame).save(buffer, "PNG", compress_level=1)  # without loss; a higher level is 10 times slower
         frames.append(buffer.getvalue())
     height, width = rles[0]["size"]
-    thing = Object(rles, [masks.rle_to_box(rle) for rle in rles])
-    return Sample(name, "referring", width, height, frames=frames, objects=[thing], source="paired_frames")
+    instance = Object(rles, [masks.rle_to_box(rle) for rle in rles])
+    return Sample(name, "referring", width, height, frames=frames, objects=[instance], source="paired_frames")
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:

@@ -44,7 +44,7 @@ def panoptic(
 
     A crowd segment (iscrowd 1) belongs to the "every" of its category. Pixels of no segment, and those of a segment
     that is rejected, do not count. annotations, images, maps: the json file, the folder of pictures and that of PNGs,
-    where they lie elsewhere. one, several: the phrase for one and for several things. Raises ValueError when the json
+    where they are elsewhere. one, several: the phrase for one and for several objects. Raises ValueError when the json
     is missing or not of this form.
     """
     check_phrases(one=one, several=several)
@@ -60,7 +60,7 @@ def panoptic(
     folders = [Path(images)] if images else [root / place.format(split=split) for place in IMAGE_FOLDERS]
     folders = [folder for folder in folders if folder.is_dir()] or folders
     if bare := len(pictures) - len(content["annotations"]):
-        logger.info("%s: %d of %d pictures have no annotation and are left out", path, bare, len(pictures))
+        logger.info("%s: %d of %d pictures have no annotation and are skipped", path, bare, len(pictures))
     for number, annotation in enumerate(content["annotations"]):
         name = f"annotations[{number}]"
         try:

@@ -41,11 +41,11 @@ def parts(
 ) -> Iterator[Sample | Reject]:
     """One sample per picture with annotations, with one expression per category in it.
 
-    Every annotation is an object of its own, of the category "dog" or "dog:head". Explanations in the names are left
-    out: "mouse_(computer_equipment):scroll_wheel" becomes "scroll wheel of the mouse". Categories that PACO lists as
-    not exhaustively drawn in a picture are objects of it that no phrase means. annotations, images: the file and the
-    folder, where they lie elsewhere. part, whole: the phrase for a part and for an object. Raises ValueError when the
-    file is missing or not of this form.
+    Every annotation is an object of its own, of the category "dog" or "dog:head". Explanations in the names are
+    removed: "mouse_(computer_equipment):scroll_wheel" becomes "scroll wheel of the mouse". Categories that PACO lists
+    as not exhaustively annotated in a picture are objects of it that no phrase means. annotations, images: the file
+    and the folder, where they are elsewhere. part, whole: the phrase for a part and for an object. Raises ValueError
+    when the file is missing or not of this form.
     """
     check_part_phrase(part)
     if not isinstance(whole, str) or "{object}" not in whole:
@@ -77,7 +77,7 @@ def parts(
 
 
 def _unfinished(picture: dict, categories: dict[int, str | None]) -> set[str | None]:
-    """Categories of which only some are drawn in the picture. The list may name others of LVIS, which PACO has not."""
+    """Categories of which not all objects in the picture are annotated. The list may name others, of LVIS."""
     given = {"not_exhaustive_category_ids": picture.get("not_exhaustive_category_ids", [])}
     expect_keys(given, {"not_exhaustive_category_ids": list}, f"image {picture['id']}")
     return {categories.get(one) for one in given["not_exhaustive_category_ids"] if isinstance(one, int)}

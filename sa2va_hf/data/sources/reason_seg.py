@@ -4,7 +4,7 @@
     ROOT/explanatory/train.json             [{"image": "X.jpg", "query": ..., "outputs": EXPLANATION}, ...]
 
 ROOT may also be the folder that holds ReasonSeg. A label is "target", contains "ignore" (pixels that do not count), or
-is "flag" (to be left out). Large polygons are painted first, so that a small one lies on top of a large one.
+is "flag" (skipped). Large polygons are painted first, so that a small one lies on top of a large one.
 """
 
 import json

@@ -78,12 +78,12 @@ def _coco(root: Path) -> Recognised | None:
     of_split = {split: [path for path in files if split_of(path, root) == split] for split in ("train", "val")}
     splits = {split: {} for split, paths in of_split.items() if paths}
     if set(splits) == {"train"}:  # a part of the only file is held out
-        splits["train"] = {"annotations": str(of_split["train"][0].relative_to(root))}
+        splits["train"] = {"annotations": str(of_split["train"][0])}
     elif not splits and len(files) > 1:
         named = ", ".join(str(path.relative_to(root)) for path in files)
         raise ValueError(f"{root} holds several COCO files without a split in their names: {named}")
     elif not splits:
-        splits["train"] = {"annotations": str(files[0].relative_to(root))}
+        splits["train"] = {"annotations": str(files[0])}
     return Recognised("coco_json", _relative(files, root), splits)
 
 

@@ -30,7 +30,7 @@ def ref_sav(
 ) -> Iterator[Sample | Reject]:
     """One sample per video with the objects that have a phrase.
 
-    annotations: the file, where it lies elsewhere. frames: see `sav`. val_fraction: share of the videos that is split
+    annotations: the file, where it is elsewhere. frames: see `sav`. val_fraction: share of the videos that is split
     "val" (see `keep_split`). Raises ValueError when the file is missing or not of this form.
     """
     root = Path(root)
@@ -48,7 +48,7 @@ def ref_sav(
         except ValueError as error:
             yield Reject(f"ref_sav/{video}", str(error), str(path))
             continue
-        things, clip.objects = clip.objects, []
+        instances, clip.objects = clip.objects, []
         clip.id, clip.source = f"ref_sav/{video}", "ref_sav"
         for key, entry in record["objects"].items():
             try:
@@ -56,12 +56,12 @@ def ref_sav(
                 number, text = entry["obj_id"], entry["formated"].strip()
                 if not text.strip(" ."):
                     raise ValueError(f"'formated' must be a non-empty text, got {text!r}")
-                if not 0 <= number < len(things):
-                    raise ValueError(f"obj_id {number} is not among the {len(things)} masklets of {file}")
-                if things[number] is None:
+                if not 0 <= number < len(instances):
+                    raise ValueError(f"obj_id {number} is not among the {len(instances)} masklets of {file}")
+                if instances[number] is None:
                     raise ValueError(f"masklet {number} of {file}: {problems[number]}")
                 clip.expressions.append(Expression(text, [len(clip.objects)]))
-                clip.objects.append(things[number])
+                clip.objects.append(instances[number])
             except ValueError as error:
                 yield Reject(f"{clip.id}/object {key}", str(error), str(path))
         if clip.expressions:

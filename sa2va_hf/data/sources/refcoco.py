@@ -89,7 +89,7 @@ def refcoco(
 def _fill(
     sample: Sample, refs: list[dict], annotations: dict, categories: dict, refs_file: str, field: str
 ) -> Iterator[Reject]:
-    """Adds objects and expressions of one picture's refs to the sample; yields what had to be left out."""
+    """Adds objects and expressions of one picture's refs to the sample; yields what was skipped."""
     index_of: dict[int, int] = {}  # ann_id -> object
     for ref in refs:
         name = f"{sample.source}/ref {ref['ref_id']}"
@@ -113,7 +113,7 @@ def _fill(
 
 
 def _targets(ref: dict, annotations: dict) -> list[int]:
-    """The annotations that a ref means; none where it matches nothing. A crowd beside others is left out."""
+    """The annotations that a ref means; none where it matches nothing. A crowd beside others is skipped."""
     ann_ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
     if not ann_ids or not all(isinstance(ann_id, int) and not isinstance(ann_id, bool) for ann_id in ann_ids):
         raise ValueError(f"'ann_id' must be a list of at least one int, got {ann_ids!r:.80}")

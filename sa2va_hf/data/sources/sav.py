@@ -1,4 +1,4 @@
-"""SA-V (https://ai.meta.com/datasets/segment-anything-video): videos with masklets, drawn by hand or by SAM 2.
+"""SA-V (https://ai.meta.com/datasets/segment-anything-video): videos with masklets, annotated by hand or by SAM 2.
 
     ROOT/sav_train/sav_000/sav_000001.mp4
     ROOT/sav_train/sav_000/sav_000001_manual.json, sav_000001_auto.json
@@ -56,7 +56,7 @@ def _records(file: Path, frames: Path | None) -> Iterator[Sample | Reject]:
         return
     for number, reason in problems.items():
         yield Reject(f"{file.stem}/object {number}", reason, str(file))
-    sample.objects = [thing for thing in sample.objects if thing is not None]
+    sample.objects = [instance for instance in sample.objects if instance is not None]
     if sample.objects:
         yield sample
 

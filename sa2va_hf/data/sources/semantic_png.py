@@ -71,7 +71,7 @@ def semantic_png(
     """One sample per map of classes, with one expression per class in it; pixels without a class do not count.
 
     Classes of COCO-Stuff with "-" in their name ("window-other") do not count either, as in LISA. version: of
-    Mapillary Vistas, "v1.2" or "v2.0". classes, images: the file of names and folder of photos, if they lie elsewhere.
+    Mapillary Vistas, "v1.2" or "v2.0". classes, images: the file of names and folder of photos, if they are elsewhere.
     Raises ValueError when the split or the names are missing or unreadable.
     """
     root = Path(root)

@@ -133,16 +133,16 @@ def _tracks(
 
 
 def _fill(sample: Sample, expressions: dict, kind: str, tracks: Callable, ends: str, file: str) -> Iterator[Reject]:
-    """Adds expressions and their objects to the sample; yields what had to be left out."""
+    """Adds expressions and their objects to the sample; yields what was skipped."""
     index_of: dict[tuple[Identity | None, ...], int] = {}
     for key, record in expressions.items():
         try:
             text = _text(sample, record, kind, ends)
             meant = _switched(sample, record) if kind == "switch" else [_target(record)] * len(sample.annotated)
             if tuple(meant) not in index_of:
-                thing = _composed(sample, meant, tracks)
+                instance = _composed(sample, meant, tracks)
                 index_of[tuple(meant)] = len(sample.objects)
-                sample.objects.append(thing)
+                sample.objects.append(instance)
             sample.expressions.append(Expression(text, [index_of[tuple(meant)]], kind))
         except ValueError as error:
             yield Reject(f"{sample.id}/expression {key}", str(error), file)
@@ -211,7 +211,9 @@ def _composed(sample: Sample, meant: Sequence[Identity | None], tracks: Callable
 
 def _drop_unknown_frames(sample: Sample) -> None:
     """Leaves out annotated frames on which nothing is known of any object."""
-    kept = [at for at in range(len(sample.annotated)) if any(thing.boxes[at] is not None for thing in sample.objects)]
+    kept = [
+        at for at in range(len(sample.annotated)) if any(instance.boxes[at] is not None for instance in sample.objects)
+    ]
     sample.annotated = [sample.annotated[at] for at in kept]
-    for thing in sample.objects:
-        thing.masks, thing.boxes = [thing.masks[at] for at in kept], [thing.boxes[at] for at in kept]
+    for instance in sample.objects:
+        instance.masks, instance.boxes = [instance.masks[at] for at in kept], [instance.boxes[at] for at in kept]

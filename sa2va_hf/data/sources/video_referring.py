@@ -109,7 +109,7 @@ def video_referring(
     `TYPES` says of ReVOS and Ref-SAV; for Ref-DAVIS17 the annotator, where each object has the published four.
 
     annotations, masks_from, frames: the file of expressions, the mask_dict or the folder of palette pictures, and the
-    folder of videos, where they lie elsewhere. numbering: how expressions without anno_id are numbered into mask_dict:
+    folder of videos, where they are elsewhere. numbering: how expressions without anno_id are numbered into mask_dict:
     "sorted" (as published) or "file" (in the order of the file). Wrong numbers are found: their count must be that
     of the masks, and expressions of one object must have the same masks. boxes: a file of boxes by anno_id, see
     `spatial_relations`; with it masks may be missing. ends: of these boxes, see `boxes.ENDS`. verbatim: spaces and
@@ -157,7 +157,7 @@ def _fill(
     file: str,
     verbatim: bool,
 ) -> Iterator[Reject]:
-    """Adds objects and expressions of a video to the sample; yields what had to be left out."""
+    """Adds objects and expressions of a video to the sample; yields what was skipped."""
     index_of: dict[str, int] = {}  # annotation -> object
     kinds = _annotators(expressions) if sample.source == "ref_davis17" else {}
     for key, expression in expressions.items():
@@ -168,9 +168,9 @@ def _fill(
             targets = []
             for annotation, own in _annotations(video, key, expression, source):
                 if own not in index_of:
-                    thing = load(annotation)
+                    instance = load(annotation)
                     index_of[own] = len(sample.objects)
-                    sample.objects.append(thing)
+                    sample.objects.append(instance)
                 elif source.numbers is not None and load(annotation) != sample.objects[index_of[own]]:
                     raise ValueError(
                         f"mask {annotation} is not the one that another expression of object {own} has: "

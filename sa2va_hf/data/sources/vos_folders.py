@@ -48,8 +48,8 @@ def vos_folders(
     """One sample per video with all its frames; those that have a mask picture are annotated.
 
     An object without pixels on an annotated frame is absent there. videos, exclude: files with one video name per
-    line, to be taken or left out (default: the list of the split, else every video). frames, annotations: the two
-    folders of videos, where they lie elsewhere. Raises ValueError when a folder or a listed video is missing.
+    line, to be taken or excluded (default: the list of the split, else every video). frames, annotations: the two
+    folders of videos, where they are elsewhere. Raises ValueError when a folder or a listed video is missing.
     """
     root = Path(root)
     frame_base, mask_base = find_folders(root, split, frames, annotations)
@@ -124,14 +124,14 @@ def _fill(sample: Sample, folder: Path, index_of: dict[int, int]) -> tuple[list[
             except ValueError as error:
                 problems.append(Reject(f"{sample.id}/{layer}{'/' if layer else ''}{path.stem}", str(error), str(path)))
         values = sorted({int(value) for ids in opened.values() for value in np.unique(ids)} - {0})
-        things = values if layer or values == [VOID] else [value for value in values if value != VOID]
+        instances = values if layer or values == [VOID] else [value for value in values if value != VOID]
         for at, ids in opened.items():
             of_frame = found.setdefault(at, {})
             if layer:
                 of_frame[layer] = masks.encode(ids != 0)
                 continue
-            of_frame |= {f"{value:03d}": masks.encode(ids == value) for value in things}
-            if VOID not in things and (ids == VOID).any():
+            of_frame |= {f"{value:03d}": masks.encode(ids == value) for value in instances}
+            if VOID not in instances and (ids == VOID).any():
                 ignored[at] = masks.encode(ids == VOID)
     sample.annotated = sorted(found)
     absent = masks.empty(sample.height, sample.width)

@@ -38,7 +38,7 @@ def yolo_seg(
 ) -> Iterator[Sample | Reject | Portion]:
     """One sample per picture with objects, with one expression per class in it.
 
-    annotations: the yaml, where it lies elsewhere or is called otherwise. val_fraction: share of the pictures that is
+    annotations: the yaml, where it is elsewhere or is called otherwise. val_fraction: share of the pictures that is
     split "val" where there are no folders per split. one, several: the phrase for one and for several objects of a
     class. Raises ValueError when the yaml or the folder of the split is missing.
     """

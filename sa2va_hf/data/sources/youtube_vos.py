@@ -33,7 +33,7 @@ def youtube_vos(
 ) -> Iterator[Sample | Reject | Portion]:
     """One sample per video of meta.json with an expression per category.
 
-    meta, frames, annotations: that file and the two folders of videos, where they lie elsewhere. Raises ValueError
+    meta, frames, annotations: that file and the two folders of videos, where they are elsewhere. Raises ValueError
     when one is missing or the file is not of this form.
     """
     root = Path(root)
@@ -65,10 +65,10 @@ def _records(video: str, record: dict, frames: Path, masks_of_frames: Path, file
 
 
 def _name(sample: Sample, names: list[str], records: dict, file: str) -> Iterator[Reject]:
-    """Gives the objects their categories and the sample its expressions; yields what had to be left out."""
-    things = {str(int(name)): thing for name, thing in zip(names, sample.objects, strict=True)}
+    """Gives the objects their categories and the sample its expressions; yields what was skipped."""
+    instances = {str(int(name)): instance for name, instance in zip(names, sample.objects, strict=True)}
     sample.objects = []
-    for key in things:
+    for key in instances:
         if key not in records:
             yield Reject(f"{sample.id}/object {key}", "it has pixels but is not in meta.json", file)
     of_category: dict[str, list[int]] = {}
@@ -77,22 +77,22 @@ def _name(sample: Sample, names: list[str], records: dict, file: str) -> Iterato
             expect_keys(record, {"category": str, "frames": list}, f"object {key}")
             if not all(isinstance(name, str) and name.isdigit() for name in record["frames"]):
                 raise ValueError(f"'frames' must be numbers as text, got {record['frames']!r:.80}")
-            if (thing := things.get(key)) is None:
+            if (instance := instances.get(key)) is None:
                 raise ValueError("it has no pixels on any frame")
         except ValueError as error:
             yield Reject(f"{sample.id}/object {key}", str(error), file)
             continue
         looked = {int(name) for name in record["frames"]}
         numbers = [frame_number(Path(sample.frames[at])) for at in sample.annotated]
-        thing.masks = [
+        instance.masks = [
             rle if number in looked or masks.area(rle) else None
-            for number, rle in zip(numbers, thing.masks, strict=True)
+            for number, rle in zip(numbers, instance.masks, strict=True)
         ]
         category = record["category"].replace("_", " ").strip()
         if category and category != NO_CATEGORY:
-            thing.category = category
+            instance.category = category
             of_category.setdefault(category, []).append(len(sample.objects))
-        sample.objects.append(thing)
+        sample.objects.append(instance)
     for category, targets in of_category.items():
         text = category if len(targets) == 1 else f"every {category}"
         sample.expressions.append(Expression(text, targets, "category"))

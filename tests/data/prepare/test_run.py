@@ -369,7 +369,7 @@ def test_the_command_writes_or_lists_every_problem_and_exits_1(tmp_path, run):
     assert "image b.jpg not found" in problems and "image c.jpg not found" in problems
     assert "2 records cannot be used: nothing was written" in problems
     status, summary, problems = run(*command, "--skip_bad", "--embed_media", "--num_proc", "2")
-    assert status == 0 and problems.count("left out: record") == 2
+    assert status == 0 and problems.count("skipped: record") == 2
     assert "1 samples, 1 objects, 1 masks, 1 expressions, 2 rejects" in summary
     assert [one.id for one in read(tmp_path / "out")] == ["a.jpg"]
 

@@ -103,7 +103,7 @@ def test_low_scores_are_left_out(tmp_path, caplog):
     caplog.set_level("INFO")
     (sample,), rejects = read(tmp_path, **options)
     assert len(sample.objects) == 1 and not rejects
-    assert "1 boxes have a score below 0.5 and are left out" in caplog.text
+    assert "1 boxes have a score below 0.5 and are skipped" in caplog.text
     assert len(read(tmp_path, min_score=0.1, **options)[0][0].objects) == 2
 
 

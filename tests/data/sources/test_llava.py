@@ -81,7 +81,7 @@ def test_messages_without_a_counterpart_are_left_out_and_counted(tmp_path, caplo
     samples, rejects = read(tmp_path)
     assert not rejects and [one.turns for one in samples] == [TURNS] * 3
     assert [one.id for one in samples] == ["9", "9#2", "9#3"]
-    assert "2 messages without a question or an answer are left out" in caplog.text
+    assert "2 messages without a question or an answer are skipped" in caplog.text
 
 
 def test_a_list_of_one_picture_is_one_and_rows_may_be_lines(tmp_path):

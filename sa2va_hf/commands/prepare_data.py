@@ -76,7 +76,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--skip_bad", action="store_true", help="skip records that cannot be used (manifest.json lists them)"
     )
-    parser.add_argument("--skip_bad", action="store_true", help="skip what cannot be used (manifest.json lists it)")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder prepared before")
     parser.add_argument(
         "--option",

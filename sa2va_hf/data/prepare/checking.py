@@ -2,6 +2,9 @@
 
 import inspect
 import multiprocessing
+import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -63,7 +66,7 @@ def map_in_order(function: Callable, work: Iterable[Unit], num_proc: int) -> Ite
         return
     # forked like the workers of a DataLoader: a fresh process would spend longer on importing torch than on most data
     context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
-    with ProcessPoolExecutor(num_proc, mp_context=context) as pool:
+    with ProcessPoolExecutor(num_proc, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         under_way: deque = deque()
         try:
             for unit in work:
@@ -74,6 +77,18 @@ def map_in_order(function: Callable, work: Iterable[Unit], num_proc: int) -> Ite
                 yield under_way.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with(parent: int) -> None:
+    """In a worker process: ends it soon after the process that started it, however that one ended. A worker waits at a
+    pipe that the other workers hold open as well, so it would stay for ever after a kill of the main process."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def check_unit(unit: Unit, embed_media: bool, exclude: frozenset[str], open_media: bool = True) -> Checked:

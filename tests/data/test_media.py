@@ -15,6 +15,7 @@ from sa2va_hf.data import media
 from sa2va_hf.data.media import Frames, decode_video, load_frames, load_image, video_shape
 from sa2va_hf.data.schema import Sample
 from sa2va_hf.data.sources.files import read_annotation, upright_size
+from sa2va_hf.model.visuals import open_image
 
 WIDTH, HEIGHT = 64, 32
 
@@ -84,6 +85,7 @@ def test_grey_of_fewer_bits_than_its_file_has_is_scaled_by_its_own_range(bits):
     image = Image.fromarray(values)
     loaded = pixels(load_image(encoded(image)))
     np.testing.assert_allclose(loaded[..., 0], values / (2**bits - 1) * 255, atol=0.51)
+    np.testing.assert_array_equal(loaded, pixels(open_image(image)))
 
 
 @pytest.mark.parametrize("pointer", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"])

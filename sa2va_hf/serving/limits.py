@@ -79,5 +79,5 @@ class Limits:
 
 
 def object_bytes(frames: int, pixels: int, cells: int) -> int:
-    """Memory of one object: a byte per pixel of its masks, four per cell of their logits."""
-    return frames * (pixels + 4 * cells)
+    """Memory of one object: a bit per pixel of its masks, four bytes per cell of their logits, one frame unpacked."""
+    return frames * (-(-pixels // 8) + 4 * cells) + pixels

@@ -170,6 +170,7 @@ def ask(predictor: Sa2VAPredictor, asked: Sequence[Opened], watcher: Watcher) ->
         regions=[opened.regions or None for opened in asked],
         history=[History(turns=question.turns) for question in questions],
         max_new_tokens=max(question.max_new_tokens for question in questions),
+        max_objects=max(question.max_objects for question in questions),
         **options,
     )
     return [
@@ -207,9 +208,9 @@ def masks_json(prediction: Prediction) -> list[dict[str, Any]]:
     COCO writes it, [x, y, width, height] in pixels; null where the mask is empty. score: 0..1, the IoU that SAM 2
     expects of the object, the same on all its frames. size: [height, width].
     """
-    phrases, masks, entries = phrases_of(prediction.text), prediction.masks, []
+    phrases, entries = phrases_of(prediction.text), []
     for frame in range(prediction.boxes.shape[1]):
-        for index, mask in enumerate(masks[:, frame]):
+        for index, mask in enumerate(prediction.frame(frame)):
             entry = {"index": index, "phrase": phrases[index], "frame": frame, "rle": encode(mask)}
             entry["bbox"] = _coco_box(prediction.boxes[index, frame])
             entry["score"] = round(float(prediction.scores[index]), 4)

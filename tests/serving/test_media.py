@@ -209,7 +209,7 @@ def test_regions_are_boxes_or_masks_of_the_image():
 def test_an_answer_gets_as_many_masks_as_there_is_room_for():
     limits = Limits(max_objects=10, max_answer_bytes=1_000_000)
     assert limits.objects(1, 10_000, 100) == 10
-    assert limits.objects(8, 10_000, 1000) == (1_000_000 - 30_000) // (8 * 14_000)
+    assert limits.objects(20, 10_000, 1000) == (1_000_000 - 30_000) // (20 * (1250 + 4000) + 10_000) == 8
     with pytest.raises(Refused, match="does not fit this server") as caught:
-        limits.objects(100, 10_000, 1000)
+        limits.objects(200, 10_000, 1000)
     assert caught.value.status == 413

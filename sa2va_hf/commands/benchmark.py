@@ -89,6 +89,7 @@ MEASUREMENTS = (
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of this command; building it imports neither torch nor transformers."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -103,6 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command with `argv`; default: the arguments of the process."""
     arguments = make_parser().parse_args(argv)
     import torch
 

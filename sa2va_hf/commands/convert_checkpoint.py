@@ -27,6 +27,7 @@ SAM2 = [f"{version}-{size}" for version in ("2.0", "2.1") for size in ("tiny", "
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of this command; building it imports neither torch nor transformers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True, help="a folder with config.json, or a .pt of SAM 2")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
@@ -39,6 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 @mistakes()
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command with `argv`; default: the arguments of the process."""
     arguments = make_parser().parse_args(argv)
     from sa2va_hf.checkpoints.convert import convert
     from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig

@@ -13,6 +13,7 @@ from sa2va_hf.command_line import mistakes
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of this command; building it imports neither torch nor transformers."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -26,6 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 @mistakes()
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command with `argv`; default: the arguments of the process."""
     arguments = make_parser().parse_args(argv)
     from sa2va_hf.inspection import draw_samples, save_sheet
 

@@ -15,6 +15,7 @@ from sa2va_hf.command_line import mistakes
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of this command; building it imports neither torch nor transformers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
@@ -27,6 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 @mistakes()
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command with `argv`; default: the arguments of the process."""
     arguments = make_parser().parse_args(argv)
     from sa2va_hf.checkpoints.merge import merge, push
 

@@ -26,6 +26,7 @@ FORMATS = ("png", "rle", "coco")  # as `prediction.FORMATS`
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of this command; building it imports neither torch nor transformers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a folder, a Hub repository, or the name of a bundled model")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -69,6 +70,7 @@ def predict(arguments: argparse.Namespace) -> Prediction:
 
 @mistakes()
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command with `argv`; default: the arguments of the process."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = make_parser().parse_args(argv)
     from sa2va_hf.model.frames import check_count

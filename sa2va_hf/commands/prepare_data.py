@@ -53,6 +53,7 @@ class _Source(argparse.Action):
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of this command; building it imports neither torch nor transformers."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -133,6 +134,7 @@ def tell(rejects: list[Reject], how: str = "") -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command with `argv`; default: the arguments of the process."""
     parser = make_parser()
     arguments = vars(parser.parse_args(argv))
     if not arguments["check"] and not arguments["output"]:

@@ -22,6 +22,7 @@ from sa2va_hf.command_line import mistakes
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of this command; building it imports neither torch nor transformers."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -40,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 @mistakes()
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command with `argv`; default: the arguments of the process."""
     arguments = make_parser().parse_args(argv)
     from sa2va_hf.inference import Sa2VAPredictor
     from sa2va_hf.pseudo_labels import NAME, Filter, pseudo_label

@@ -22,6 +22,7 @@ from sa2va_hf.command_line import mistakes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command with `argv`; default: the arguments of the process."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if asks_for_help(argv):
         print(help_text(__doc__, SAM2))

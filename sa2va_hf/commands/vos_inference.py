@@ -24,6 +24,7 @@ CONVENTIONS = ("davis", "sa_v")
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of this command; building it imports neither torch nor transformers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--sam2_checkpoint", "--model", required=True, help=".pt or folder; which SAM 2 is read off it"
@@ -80,6 +81,7 @@ def videos_of(arguments: argparse.Namespace) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command with `argv`; default: the arguments of the process."""
     arguments = make_parser().parse_args(argv)
     import torch
     from PIL import Image

@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 INSTALL = [
     "torch>=2.6.0",
     "torchvision>=0.21.0",
-    "transformers>=5.0.0",
+    "transformers>=5.3.0",  # 4.56 to 5.2 could run code from a config.json (CVE-2026-4372)
     "accelerate>=1.10.0",
     "peft>=0.18.0",
     "datasets>=4.0.0",

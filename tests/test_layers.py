@@ -48,6 +48,8 @@ MAY_IMPORT = {
         "checkpoints.sam2",
         "evaluation.metrics",
         "evaluation.video_metrics",
+        "checkpoints.card",
+        "checkpoints.files",
         "checkpoints.hub",
         "checkpoints.names",
         "listings",

@@ -178,6 +178,8 @@ def build(
     }
     arguments = Sa2VATrainingArguments(output_dir=str(output_dir), **(settings | training))
     chosen = ModelArguments(**({"model_name_or_path": str(model), "lora_rank": 4} | (model_arguments or {})))
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    (Path(output_dir) / "train_config.yaml").write_text(json.dumps({"model_name_or_path": str(model)}))
     live, processor = load(chosen, arguments)
     trainer = RecordingTrainer(
         model=live,

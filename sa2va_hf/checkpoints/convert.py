@@ -18,11 +18,13 @@ from ..model.configuration_sa2va import Sa2VAConfig, Sa2VAGroundingConfig
 from ..model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ..model.processing_sa2va import Sa2VAProcessor
 from . import sam2, sam2_transformers
+from .card import Facts
+from .files import read_json
+from .hub import export
 from .layouts import Layout, layout_of_ours, layout_of_release
 from .layouts.common import MAX_PADDING
 from .rules import SAM2, Move, moves
 from .weights import Stored, audit, read_folder, write_folder
-from .zero import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ def convert(
     grounding_config: Sa2VAGroundingConfig | None = None,
     with_sam2: Path | None = None,
     max_shard_size: str = "5GB",
+    base_model: str | None = None,
 ) -> None:
     """Write the model in `source` to the folder `output` in another layout.
 
@@ -54,6 +57,7 @@ def convert(
             place of its own; only to "ours".
         max_shard_size: larger models are written in several files, with an index. The tensors of one written file are
             in memory at a time.
+        base_model: Hub id of the release, for the model card of a folder of ours.
 
     Errors: ValueError naming the field, file or tensors that do not fit; nothing has been written then.
     """
@@ -70,7 +74,7 @@ def convert(
             )
         sam2.into_sa2va(source, with_sam2, output, max_shard_size)
     elif (kind, to) == ("a released folder", "ours"):
-        from_released(source, output, grounding_config, max_shard_size)
+        from_released(source, output, grounding_config, max_shard_size, base_model)
     elif (kind, to) == ("a model of this package", "sa2va"):
         to_released(source, output, grounding_config or RELEASED_GROUNDING, max_shard_size)
     elif (kind, to) == ("a file", "ours"):
@@ -96,9 +100,13 @@ def _kind(source: Path) -> str:
 
 
 def from_released(
-    source: Path, output: Path, asked: Sa2VAGroundingConfig | None = None, max_shard_size: str = "5GB"
+    source: Path,
+    output: Path,
+    asked: Sa2VAGroundingConfig | None = None,
+    max_shard_size: str = "5GB",
+    base_model: str | None = None,
 ) -> None:
-    """A released folder -> a model folder that `from_pretrained` loads."""
+    """A released folder -> a model folder that `from_pretrained` loads, complete with code and card."""
     released = read_json(source / "config.json")
     layout, stored = layout_of_release(released), read_folder(source)
     config, processor = layout.read(source, released, _released_grounding(stored, source, asked))
@@ -118,6 +126,7 @@ def from_released(
     write_folder(tensors, output, max_shard_size)
     processor.save_pretrained(output)
     config.save_pretrained(output)  # last: a folder with a config is a complete one
+    export(output, Facts(base=base_model), max_shard_size=max_shard_size)
     logger.info("%d tensors of %s became %d in %s", len(stored), source, len(tensors), output)
 
 

@@ -10,30 +10,40 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 
+from ..listings import listed
+from ..model.configuration_sa2va import bundled
 from ..model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ..model.processing_sa2va import Sa2VAProcessor
-from .card import model_card
-from .zero import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_zero_checkpoint, read_json
+from .card import facts_of_run
+from .files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TRAIN_CONFIG, read_json, read_settings
+from .hub import export
+from .names import published_name
+from .zero import is_zero_checkpoint
 
 logger = logging.getLogger(__name__)
 
 
 def merge(
-    checkpoint: Path, output: Path, *, base: str | None = None, dtype: str = "auto"
+    checkpoint: Path, output: Path, *, base: str | None = None, dtype: str = "auto", max_shard_size: str = "5GB"
 ) -> Sa2VAForConditionalGeneration:
-    """Write the merged model, its processor and a model card to `output`; returns the model.
+    """Write the merged model, its processor, its code and a model card to `output`.
 
     Args:
         checkpoint: a run's output folder, one of its checkpoint-N, or what zero_to_fp32.py made of one.
-        base: the model that was fine-tuned; default: the one that the adapter names.
+        base: the model that was fine-tuned; default: the one that the adapter or the run's train_config.yaml names.
         dtype: of the language model's weights; "auto": the base's. The sum itself is always float32.
+        max_shard_size: larger models are written in several files, with an index.
 
-    Errors: ValueError saying what the folder is and what to do when it holds no adapter, or one of another base.
+    Returns:
+        The merged model.
+
+    Raises:
+        ValueError: the folder holds no adapter, an adapter of another base, or weights that are not finite; the
+            message says what the folder is and what to do.
     """
     check_adapter(checkpoint)
-    base = base or read_json(checkpoint / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not base:
-        raise ValueError(f"{checkpoint / ADAPTER_CONFIG} names no base model: give it with --base")
+    base = find_base(checkpoint, base)
+    _check_finite(checkpoint / ADAPTER_WEIGHTS)
     logger.info("base: %s", base)
     model, kept = load_base(base)
     wrapped = PeftModel.from_pretrained(model, str(checkpoint))
@@ -41,10 +51,41 @@ def merge(
     merged = wrapped.merge_and_unload(safe_merge=True)
     dtype = kept if dtype == "auto" else getattr(torch, dtype)
     merged.mllm.to(dtype)  # SAM 2 and text_hidden_fcs stay float32, as `from_pretrained` keeps them
-    merged.save_pretrained(output)
+    merged.save_pretrained(output, max_shard_size=max_shard_size)
     Sa2VAProcessor.from_pretrained(_processor_folder(checkpoint, base)).save_pretrained(output)
-    (output / "README.md").write_text(model_card(base, checkpoint), encoding="utf-8")
+    export(output, facts_of_run(checkpoint, base))
     return merged
+
+
+def find_base(checkpoint: Path, base: str | None = None) -> str:
+    """The base model of an adapter: as given, as the adapter names it (a Hub id), or as its run was started with.
+
+    Raises:
+        ValueError: none of them names one, or the folder that the run was started with is not there any more.
+    """
+    if base:
+        return base
+    if named := read_json(checkpoint / ADAPTER_CONFIG).get("base_model_name_or_path"):
+        return named
+    if named := read_settings(checkpoint, TRAIN_CONFIG).get("model_name_or_path"):
+        if Path(bundled(named)).is_dir() or published_name(named):
+            return named
+        raise ValueError(f"{checkpoint}: its base model {named} is not there: give its folder with --base")
+    raise ValueError(
+        f"{checkpoint / ADAPTER_CONFIG} names no base model, and neither does a {TRAIN_CONFIG} beside or above it: "
+        "give the base with --base"
+    )
+
+
+def _check_finite(path: Path) -> None:
+    """Errors: ValueError naming the tensors that are not finite."""
+    with safe_open(path, "pt") as file:
+        broken = [name for name in file.keys() if not bool(torch.isfinite(file.get_tensor(name)).all())]  # noqa: SIM118
+    if broken:
+        raise ValueError(
+            f"{path}: not finite: {listed(broken)}; the run had diverged when this was saved: merge an earlier "
+            "checkpoint-N, or train again with a lower learning rate"
+        )
 
 
 def check_adapter(checkpoint: Path) -> None:
@@ -59,7 +100,7 @@ def check_adapter(checkpoint: Path) -> None:
     if (checkpoint / "config.json").is_file():
         raise ValueError(f"{checkpoint} is a whole model, not an adapter: there is nothing to merge, load it as it is")
     found = sorted(path.parent.name for path in checkpoint.glob(f"checkpoint-*/{ADAPTER_CONFIG}"))
-    hint = f"; did you mean one of {', '.join(found)} in it?" if found else ""
+    hint = f"; did you mean one of {listed(found)} in it?" if found else ""
     raise ValueError(f"{checkpoint}: no {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}{hint}")
 
 
@@ -75,7 +116,7 @@ def _check_names(wrapped: PeftModel, checkpoint: Path) -> None:
         saved = set(file.keys())
     expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     problems = [
-        f"{what}: {', '.join(sorted(names)[:8])}"
+        f"{what}: {listed(sorted(names))}"
         for what, names in (("missing", expected - saved), ("unexpected", saved - expected))
         if names
     ]
@@ -85,12 +126,3 @@ def _check_names(wrapped: PeftModel, checkpoint: Path) -> None:
 
 def _processor_folder(checkpoint: Path, base: str) -> str:
     return str(checkpoint) if (checkpoint / "processor_config.json").is_file() else base
-
-
-def push(folder: str | Path, repo: str, *, private: bool = False) -> str:
-    """Upload a model folder to the Hub (or to HF_ENDPOINT); returns its address. The token is the logged-in one."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    repo = api.create_repo(repo, private=private, exist_ok=True).repo_id
-    return str(api.upload_folder(folder_path=folder, repo_id=repo, commit_message="Merged Sa2VA model"))

@@ -18,9 +18,9 @@ from torch import Tensor
 from ..listings import listed
 from ..model.configuration_sa2va import SAM2_TRUNKS, Sa2VAConfig, Sa2VAGroundingConfig
 from ..model.grounding import build_sam2
+from .files import INDEX, read_json
 from .rules import SAM2, TRACKER
-from .weights import INDEX, Stored, audit, read_folder, read_pickle, write_folder
-from .zero import read_json
+from .weights import Stored, audit, read_folder, read_pickle, write_folder
 
 logger = logging.getLogger(__name__)
 

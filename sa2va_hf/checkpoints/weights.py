@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..listings import listed
-from .zero import read_json
+from .files import INDEX, WEIGHTS, damage, read_json
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-LFS_POINTER = b"version https://git-lfs"
 # Numpy scalars, which training scripts store beside the weights (an accuracy, a loss): plain data as well.
 NUMPY = [np.dtype, np.float64(0).__reduce__()[0], codecs.encode]
 NUMPY += [type(np.dtype(name)) for name in ("bool", "int32", "int64", "uint8", "float16", "float32", "float64")]
@@ -88,35 +86,31 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
     except SafetensorError as error:
-        raise ValueError(f"{path}: {_cause(path)} ({error})") from error
+        raise ValueError(f"{path}: {damage(path)} ({error})") from error
 
 
-def _cause(path: Path) -> str:
-    """Why a file of weights may be unreadable, and what to do."""
-    with open(path, "rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            return "a git-lfs pointer, not the weights: run `git lfs pull` there, or download with `hf download`"
-    return "cannot be read, it may be cut short: compare its size with the source and copy it again"
-
-
-def read_pickle(path: Path) -> Any:
+def read_pickle(path: Path, *, mmap: bool = False, known: Sequence[type] = ()) -> Any:
     """What `torch.save` wrote, as long as it is tensors, numbers and texts in plain containers.
+
+    Args:
+        mmap: map the file instead of copying it into memory.
+        known: further classes that the file may hold.
 
     Raises:
         ValueError: anything else is in it, which would have to be run to be read, or the file is damaged.
     """
     try:
-        with torch.serialization.safe_globals(NUMPY):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([*NUMPY, *known]):
+            return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except pickle.UnpicklingError as error:
-        if _cause(path).startswith("a git-lfs"):
-            raise ValueError(f"{path}: {_cause(path)}") from error
+        if damage(path).startswith("a git-lfs"):
+            raise ValueError(f"{path}: {damage(path)}") from error
         raise ValueError(
             f"{path}: not read, since it holds objects other than tensors, which would mean running its code, or is "
             f"damaged ({_first_line(error)}); save the tensors alone: torch.save({{'model': state_dict}}, path)"
         ) from error
     except (EOFError, RuntimeError, OSError, KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"{path}: {_cause(path)} ({_first_line(error)})") from error
+        raise ValueError(f"{path}: {damage(path)} ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -6,7 +6,6 @@ A ZeRO checkpoint holds the float32 master weights in pieces, one per process. W
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import shutil
@@ -17,14 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..listings import listed
 from ..model.configuration_sa2va import Sa2VAConfig
 from ..model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ..model.processing_sa2va import Sa2VAProcessor
+from .files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TRAIN_CONFIG, TRAINER_STATE
+from .weights import read_pickle
 
 logger = logging.getLogger(__name__)
-
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-ADAPTER_PREFIX = "base_model.model."
 
 
 def consolidate(checkpoint: Path, output: Path, *, dtype: str = "float32", max_shard_size: str = "5GB") -> None:
@@ -66,16 +65,14 @@ def find_shards(checkpoint: Path) -> Path:
     latest = checkpoint / "latest"
     if not latest.is_file():
         runs = sorted(path.parent.name for path in checkpoint.glob("checkpoint-*/latest"))
-        hint = f"; did you mean one of {', '.join(runs)} in it?" if runs else "; is it a run without DeepSpeed?"
+        hint = f"; did you mean one of {listed(runs)} in it?" if runs else "; is it a run without DeepSpeed?"
         raise ValueError(f"{checkpoint}: no DeepSpeed checkpoint (no file `latest`){hint}")
     shards = checkpoint / latest.read_text().strip()
     optimizer_files = sorted(shards.glob("*_optim_states.pt"))
     if not optimizer_files:
         raise ValueError(f"{shards}: no *_optim_states.pt; the shards named in {latest} are gone")
-    try:
-        first = torch.load(optimizer_files[0], map_location="cpu", mmap=True, weights_only=False)
-    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{optimizer_files[0]}: cannot be read, it may be cut short ({error})") from error
+    check_pickles(shards)
+    first = torch.load(optimizer_files[0], map_location="cpu", mmap=True, weights_only=False)
     count = first["optimizer_state_dict"]["partition_count"]
     world = max(count) if isinstance(count, list) else count
     kinds = ["optim_states"]
@@ -84,8 +81,24 @@ def find_shards(checkpoint: Path) -> Path:
     for kind in kinds:
         missing = [rank for rank in range(world) if not list(shards.glob(f"*zero_pp_rank_{rank}_mp_rank_*{kind}.pt"))]
         if missing:
-            raise ValueError(f"{shards}: *_{kind}.pt of {world} processes expected, missing of rank {missing}")
+            raise ValueError(f"{shards}: *_{kind}.pt of {world} processes expected, missing of rank {listed(missing)}")
     return shards
+
+
+def check_pickles(shards: Path) -> None:
+    """Read every file of the shards with torch's restricted unpickler before DeepSpeed reads them freely.
+
+    The files are mapped, not copied, so this takes no memory.
+
+    Raises:
+        ValueError: a file holds objects that neither torch nor DeepSpeed stores, or is damaged; nothing of it has run.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    for path in sorted(shards.glob("*.pt")):
+        read_pickle(path, mmap=True, known=[DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address])
 
 
 def _write_adapter(weights: dict[str, Tensor], checkpoint: Path, output: Path) -> None:
@@ -94,6 +107,8 @@ def _write_adapter(weights: dict[str, Tensor], checkpoint: Path, output: Path) -
     for name, weight in weights.items():
         if ".modules_to_save.default." in name:
             adapter[name.replace(".modules_to_save.default.", ".")] = weight
+        elif name.endswith(".lora_magnitude_vector.default.weight"):  # DoRA
+            adapter[name.removesuffix(".default.weight")] = weight
         elif ".lora_" in name:
             adapter[name.replace(".default.", ".")] = weight
     saved = checkpoint / ADAPTER_WEIGHTS
@@ -101,25 +116,15 @@ def _write_adapter(weights: dict[str, Tensor], checkpoint: Path, output: Path) -
         with safe_open(saved, "pt") as file:
             differing = sorted(set(file.keys()) ^ set(adapter))
         if differing:
-            raise ValueError(f"{saved}: other tensors than in the shards: {', '.join(differing[:8])}")
+            raise ValueError(f"{saved}: other tensors than in the shards: {listed(differing)}")
     save_file(adapter, output / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     shutil.copy(checkpoint / ADAPTER_CONFIG, output / ADAPTER_CONFIG)
-    state = checkpoint / "trainer_state.json"  # what the model card tells about the training
-    if state.is_file():
-        shutil.copy(state, output / state.name)
+    for folder in (checkpoint.parent, checkpoint):  # what the base model and the model card are read from
+        for name in (TRAIN_CONFIG, TRAINER_STATE):
+            if (folder / name).is_file():
+                shutil.copy(folder / name, output / name)
 
 
 def is_zero_checkpoint(folder: Path) -> bool:
     """Whether the folder holds DeepSpeed shards."""
     return (folder / "latest").is_file()
-
-
-def read_json(path: Path) -> dict:
-    """Errors: ValueError naming the file, when it is no JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read as JSON, it may be cut short ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected an object with named fields, got a {type(content).__name__}")
-    return content

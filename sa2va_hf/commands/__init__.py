@@ -17,6 +17,7 @@ COMMANDS = {  # name: module, what it does
     "zero-to-fp32": ("zero_to_fp32", "convert DeepSpeed shards to safetensors"),
     "merge": ("merge_lora", "merge the adapter of a LoRA run into its base model"),
     "convert": ("convert_checkpoint", "convert checkpoints from and to other layouts"),
+    "push": ("push_to_hub", "publish a model or a prepared dataset on the Hub"),
     "predict": ("predict", "answer a question about an image or a video, with masks"),
     "search": ("search", "search a large image for a small target"),
     "serve": ("serve", "serve a model over HTTP to OpenAI's clients"),

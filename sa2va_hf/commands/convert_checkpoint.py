@@ -35,6 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sam2", choices=SAM2, help="stop if the SAM 2 inside is another one")
     parser.add_argument("--with_sam2", type=Path, help="SAM 2 that replaces the model's: a .pt, or a folder with one")
     parser.add_argument("--max_shard_size", default="5GB", help="larger models are written in several files")
+    parser.add_argument("--base_model", metavar="HUB_ID", help="the release, for the card: ByteDance/Sa2VA-4B")
     return parser
 
 
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         grounding_config=grounding_config,
         with_sam2=arguments.with_sam2,
         max_shard_size=arguments.max_shard_size,
+        base_model=arguments.base_model,
     )
     print(f"written to {arguments.output}")
 

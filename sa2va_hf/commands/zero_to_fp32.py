@@ -2,7 +2,8 @@
 
     sa2va zero-to-fp32 runs/mine/checkpoint-1000 outputs/mine_fp32
 
-Writes float32 weights, config and processor.
+Writes float32 weights, config and processor. The shards are pickle files: they are checked with torch's restricted
+unpickler first, and a file with objects that neither torch nor DeepSpeed stores is refused before anything of it runs.
 """
 
 import argparse

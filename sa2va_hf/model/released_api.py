@@ -158,7 +158,9 @@ def write_turn(question: str, answer: str, template: str, visual: bool) -> str:
 
 def find_processor(model: Any, tokenizer: Any, processor: Any) -> Sa2VAProcessor:
     """The processor that was given, or the one beside the model's weights, or one made of the tokenizer."""
-    if isinstance(processor, Sa2VAProcessor):
+    # By name: transformers loads the code beside the weights of a local folder once for the model and once for the
+    # processor, as two classes.
+    if type(processor).__name__ == Sa2VAProcessor.__name__:
         return processor
     beside = bundled(model.name_or_path)
     if beside and (Path(beside) / "processor_config.json").is_file():

@@ -2,16 +2,16 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from toy_run import logits, tiny_folder
 
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_hf.arguments import ModelArguments, Sa2VATrainingArguments
-from sa2va_hf.checkpoints.merge import merge
+from sa2va_hf.checkpoints.merge import find_base, merge
 from sa2va_hf.training.sa2va.trainable import load
 
 
@@ -33,6 +33,7 @@ def adapter(base_model, tmp_path_factory):
                 weight += 0.02 * torch.randn(weight.shape, generator=generator)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    (folder / "train_config.yaml").write_text(f"model_name_or_path: {base_model}\n")
     (folder / "trainer_state.json").write_text(
         json.dumps({"global_step": 12, "epoch": 1.0, "log_history": [{"step": 12, "eval_cIoU": 0.75}]})
     )
@@ -57,8 +58,15 @@ def test_the_merged_model_says_what_the_unmerged_one_says(base_model, adapter, t
 def test_the_card_tells_where_the_model_comes_from(adapter, tmp_path):
     merge(adapter[0], tmp_path)
     card = (tmp_path / "README.md").read_text()
-    assert "base_model: tiny" in card and "rank 4" in card and "| cIoU | 0.7500 |" in card
-    assert str(adapter[0]) not in card and "/tiny" not in card, "no local folders in a public file"
+    assert "LoRA (rank 4, alpha 8)" in card and "12 steps" in card and "| cIoU | 0.7500 |" in card
+    assert "base_model" not in card, "a local folder is no name in a public file"
+    for file in [
+        *adapter[0].glob("*.json"),
+        adapter[0] / "README.md",
+        *tmp_path.glob("*.json"),
+        tmp_path / "README.md",
+    ]:
+        assert str(tmp_path.parent) not in file.read_text(), file
 
 
 def test_half_precision_is_the_language_models_alone(adapter, tmp_path):
@@ -73,13 +81,59 @@ def test_half_precision_is_the_language_models_alone(adapter, tmp_path):
 def test_a_base_that_moved_is_given_by_hand(base_model, adapter, tmp_path):
     folder = tmp_path / "adapter"
     shutil.copytree(adapter[0], folder)
-    settings = json.loads((folder / "adapter_config.json").read_text())
-    assert Path(settings["base_model_name_or_path"]) == base_model, "absolute, so that it is found from anywhere"
-    (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": None}))
-    with pytest.raises(ValueError, match="names no base model: give it with --base"):
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == ""
+    assert find_base(folder) == str(base_model), "from train_config.yaml"
+    (folder / "train_config.yaml").write_text("model_name_or_path: moved/far/away\n")
+    with pytest.raises(ValueError, match="base model moved/far/away is not there: give its folder with --base"):
+        find_base(folder)
+    (folder / "train_config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"names no base model, and neither does a train_config\.yaml .* --base"):
+        find_base(folder)
+    assert find_base(folder, str(base_model)) == str(base_model)
+
+
+def test_the_base_of_a_checkpoint_is_the_one_of_its_run(tmp_path):
+    checkpoint = tmp_path / "checkpoint-7"
+    checkpoint.mkdir()
+    (checkpoint / "adapter_config.json").write_text("{}")
+    (tmp_path / "train_config.yaml").write_text("model_name_or_path: owner/model\n")
+    assert find_base(checkpoint) == "owner/model"
+    (checkpoint / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/other"}')
+    assert find_base(checkpoint) == "owner/other"
+
+
+def test_weights_that_are_not_finite_are_named(adapter, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter[0], folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    broken = next(iter(weights))
+    weights[broken][0] = float("nan")
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"not finite: {broken}; the run had diverged.*merge an earlier checkpoint-N"):
         merge(folder, tmp_path / "merged")
-    merge(folder, tmp_path / "merged", base=str(base_model))
-    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True, "use_rslora": True},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora", "rank_pattern": {"q_proj": 2}},
+    ],
+    ids=["dora and rslora", "pissa", "olora and ranks"],
+)
+def test_every_kind_of_lora_is_merged(options, base_model, tmp_path):
+    arguments = ModelArguments(str(base_model), lora_rank=4, lora_options=options)
+    model, processor = load(arguments, Sa2VATrainingArguments(output_dir=str(tmp_path)))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight += 0.02 * torch.randn(weight.shape, generator=generator)
+    model.save_pretrained(tmp_path / "adapter")
+    processor.save_pretrained(tmp_path / "adapter")
+    merged = merge(tmp_path / "adapter", tmp_path / "merged", base=str(base_model))
+    assert (logits(merged, processor) - logits(model, processor)).abs().max() < 1e-4
 
 
 def test_folders_that_are_no_adapter_are_told_apart(base_model, adapter, tmp_path):
@@ -96,8 +150,6 @@ def test_folders_that_are_no_adapter_are_told_apart(base_model, adapter, tmp_pat
 
 
 def test_an_adapter_that_fits_in_part_is_refused(adapter, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     folder = tmp_path / "adapter"
     shutil.copytree(adapter[0], folder)
     weights = load_file(folder / "adapter_model.safetensors")

@@ -38,9 +38,9 @@ def test_what_is_missing_is_named(tmp_path):
     shards(tmp_path / "checkpoint-4", stage=2, world=3, present=[0, 2])
     with pytest.raises(ValueError, match="did you mean one of checkpoint-4"):
         find_shards(tmp_path)
-    with pytest.raises(ValueError, match=r"optim_states\.pt of 3 processes expected, missing of rank \[1\]"):
+    with pytest.raises(ValueError, match=r"optim_states\.pt of 3 processes expected, missing of rank 1"):
         find_shards(tmp_path / "checkpoint-4")
-    with pytest.raises(ValueError, match=r"model_states\.pt of 2 processes expected, missing of rank \[1\]"):
+    with pytest.raises(ValueError, match=r"model_states\.pt of 2 processes expected, missing of rank 1"):
         find_shards(shards(tmp_path / "three", stage=3, world=2, present=[0, 1]))
     with pytest.raises(ValueError, match="no .*_optim_states.pt"):
         find_shards(shards(tmp_path / "none", stage=2, world=2, present=[]))
@@ -54,6 +54,20 @@ def test_a_shard_cut_short_is_named(tmp_path):
     shard.write_bytes(shard.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"rank_0_mp_rank_00_optim_states\.pt: cannot be read"):
         find_shards(folder)
+
+
+class Trap:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+def test_a_shard_with_other_objects_is_not_unpickled(tmp_path, capsys):
+    folder = shards(tmp_path, stage=2, world=1, present=[0])
+    shard = folder / "global_step4" / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    torch.save({"module": {}, "extra": Trap()}, shard)
+    with pytest.raises(ValueError, match=r"model_states\.pt: not read, since it holds objects other than tensors"):
+        find_shards(folder)
+    assert "run" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -83,7 +97,7 @@ def test_a_full_runs_shards_give_the_live_models_logits(base, name, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(run / "checkpoint-4", broken)
     next(broken.glob("global_step*/*rank_1_mp*optim_states.pt")).unlink()
-    with pytest.raises(ValueError, match=r"missing of rank \[1\]"):
+    with pytest.raises(ValueError, match=r"missing of rank 1"):
         consolidate(broken, tmp_path / "out")
 
 

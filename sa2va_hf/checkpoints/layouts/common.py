@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedTokenizerBase
 
 from ...model.configuration_sa2va import SPECIAL_TOKENS
-from ..zero import read_json
+from ..files import read_json
 
 # Of tokenizer_config.json: what only transformers 5 writes, and 4 stumbles over or has another name for.
 ONLY_IN_5 = ("backend", "is_local", "local_files_only", "processor_class", "extra_special_tokens")

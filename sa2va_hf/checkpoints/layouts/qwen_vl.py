@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from ...model.configuration_sa2va import SEG_TOKEN, Sa2VAConfig, Sa2VAGroundingConfig
 from ...model.pictures import PICTURES
 from ...model.processing_sa2va import Sa2VAProcessor
+from ..files import read_json
 from ..rules import Rule, common_rules
-from ..zero import read_json
 from .common import check_tokenizer_files, check_vocabulary, needed, template_of, write_tokenizer
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from pathlib import Path
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -19,11 +19,17 @@ from transformers import set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ...arguments import ModelArguments, Sa2VATrainingArguments
+from ...checkpoints.names import published_name
+from ...listings import listed
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
 from .speed import use_faster_kernels
 
 logger = logging.getLogger(__name__)
+
+_SET_BY_PEFT = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "inference_mode")
+# Initialisations that subtract a part of the base weights which is random, or follows from calibration data.
+_NOT_REPEATABLE = ("pissa_niter", "corda", "loftq", "lora_ga")
 
 
 def load(
@@ -110,19 +116,44 @@ def add_lora(model: Sa2VAForConditionalGeneration, arguments: ModelArguments) ->
         raise ValueError(
             f"`lora_targets`: no layer named {', '.join(missing)}; the model has {', '.join(sorted(linear))}"
         )
-    config = LoraConfig(
+    config = lora_config(
+        arguments,
         r=arguments.lora_rank,
         lora_alpha=arguments.lora_alpha,
         lora_dropout=arguments.lora_dropout,
         target_modules=pattern,
         modules_to_save=trained_modules(model) or None,
-        bias="none",
     )
+    base = published_name(model.name_or_path) or ""  # None would make peft write the local path
     wrapped = get_peft_model(model, config)
-    # Written into the adapter, where merge_lora.py finds the base; a relative folder would be lost with the cwd.
-    base = str(model.name_or_path)
-    config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
+    config.base_model_name_or_path = base
+    model.name_or_path = model.config._name_or_path = base  # what peft writes into the adapter's README.md
     return wrapped
+
+
+def lora_config(arguments: ModelArguments, **ours: Any) -> LoraConfig:
+    """peft's config from our own arguments and `lora_options`.
+
+    Raises:
+        ValueError: an option that peft does not have, that an argument of ours sets, or that cannot be merged later.
+    """
+    options = arguments.lora_options or {}
+    known = sorted(item.name for item in fields(LoraConfig))
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(
+            f"`lora_options`: peft's LoraConfig has no {listed(unknown)}; it has {', '.join(sorted(known))}"
+        )
+    if fixed := sorted(set(options) & {*ours, *_SET_BY_PEFT}):
+        raise ValueError(f"`lora_options`: {listed(fixed)} cannot be set here; use `lora_rank`, `lora_alpha`, ...")
+    start = str(options.get("init_lora_weights", True)).lower()
+    if start.startswith(_NOT_REPEATABLE):
+        raise ValueError(
+            f"`lora_options`: init_lora_weights {start!r} changes the base weights at random or from data, which "
+            "merging cannot repeat; use pissa, olora, or one that leaves them as they are"
+        )
+    if start in ("pissa", "olora") and is_deepspeed_zero3_enabled():
+        raise ValueError(f"`lora_options`: init_lora_weights {start!r} needs whole weights: use ZeRO-2 or DDP")
+    return LoraConfig(**({"bias": "none"} | options | ours))
 
 
 def trained_modules(model: nn.Module) -> list[str]:

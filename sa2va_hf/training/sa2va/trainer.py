@@ -33,6 +33,7 @@ from ..safe_trainer import SafeTrainer
 from .flops import StepFlops
 from .given import as_dataset, default_collator, processor_of, refuse_undecided, settle_metric
 from .progress import COUNTS, batch_counts, logged, mask_counts
+from .pushing import push_checkpoint, push_run
 from .scores import first_tokens, predicted_ids, sample_sums, scores
 from .speed import RecomputeEvery
 from .trainable import mark_zero3_leaves, name_fsdp_units
@@ -284,6 +285,29 @@ class Sa2VATrainer(SafeTrainer):
             inputs.get("ignore_labels"),
         )
         return loss.detach(), sums, sums.new_zeros(len(sums))
+
+    # ---- the Hub ----
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> str | None:
+        """Save the model, complete it with its card and code, and upload it; returns the commit's address.
+
+        As in Trainer, but always blocking. Every process must call it; the first one uploads.
+        """
+        if getattr(self, "hub_model_id", None) is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        return push_run(self, commit_message, revision, token) if self.is_world_process_zero() else None
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():
+            push_checkpoint(self, Path(checkpoint_folder))
 
     # ---- loading ----
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sa2va_hf.arguments import ModelArguments
-from sa2va_hf.training.sa2va.trainable import make_trainable, trained_modules
+from sa2va_hf.training.sa2va.trainable import lora_config, make_trainable, trained_modules
 
 
 def arguments(**values):
@@ -78,3 +78,24 @@ def test_lora_starts_as_the_model_it_wraps(tiny_model, tiny_processor):
 
     before = logits(tiny_model, tiny_processor)
     assert torch.equal(logits(make_trainable(tiny_model, arguments()), tiny_processor), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"use_dra": True}, "peft's LoraConfig has no use_dra; it has .*use_dora"),
+        ({"r": 8}, "r cannot be set here; use `lora_rank`"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' changes the base weights at random or from data"),
+        ({"init_lora_weights": "corda"}, "merging cannot repeat; use pissa, olora"),
+    ],
+)
+def test_lora_options_that_cannot_be_followed_are_refused(options, said):
+    with pytest.raises(ValueError, match=f"`lora_options`: .*{said}"):
+        lora_config(arguments(lora_options=options), r=2)
+
+
+def test_lora_options_reach_peft_and_no_local_path_does(tiny_model, tmp_path):
+    tiny_model.config._name_or_path = str(tmp_path)
+    wrapped = make_trainable(tiny_model, arguments(lora_options='{"use_rslora": true, "use_dora": true}'))
+    config = wrapped.peft_config["default"]
+    assert config.use_rslora and config.use_dora and config.base_model_name_or_path == ""

@@ -130,6 +130,8 @@ def facts_of_run(folder: Path, base: str | None = None, *, relation: str = "fine
         relation: what the published model is to its base: "finetune" (also when merged) or "adapter".
     """
     config, state = read_settings(folder, TRAIN_CONFIG), read_settings(folder, TRAINER_STATE)
+    if not base and (folder / ADAPTER_CONFIG).is_file():  # a relative path of another directory looks like a Hub id
+        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or _folder(config)
     base = base or config.get("model_name_or_path")
     inherited = head_of(Path(str(bundled(base))) / CARD) if base else {}
     datasets, sources = _data(config.get("train_data"))
@@ -264,6 +266,12 @@ def _table(scores: list[Score]) -> str:
 
 
 # ---- what a run left behind ----
+def _folder(config: dict[str, Any]) -> str | None:
+    """The base model of a run's settings as an absolute path."""
+    named = config.get("model_name_or_path")
+    return str(Path(str(bundled(named))).absolute()) if named else None
+
+
 def _lora(folder: Path) -> str:
     if not (folder / ADAPTER_CONFIG).is_file():
         return ""

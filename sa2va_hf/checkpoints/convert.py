@@ -1,7 +1,7 @@
 """Checkpoints of other layouts <-> this package's, without running any code from them.
 
 Nothing is computed: tensors are renamed, fused ones are cut or joined, and every value keeps its bits. All names and
-shapes are checked before the first weight is read. What is special to a family of releases lies in `layouts/`.
+shapes are checked before the first weight is read. What is special to a family of releases is in `layouts/`.
 """
 
 from __future__ import annotations
@@ -53,13 +53,14 @@ def convert(
             alone as its `Sam2VideoModel`).
         grounding_config: the SAM 2 that must be inside; default: whichever of the published ones it is, except for
             "sa2va", where it is 2.0 large, the only one that the released code builds.
-        with_sam2: a `.pt` of SAM 2 or a folder with one (fine-tuned, say), which a model of this package gets in the
-            place of its own; only to "ours".
+        with_sam2: a `.pt` of SAM 2 or a folder with one (fine-tuned, say), which replaces that of a model of
+            this package; only to "ours".
         max_shard_size: larger models are written in several files, with an index. The tensors of one written file are
             in memory at a time.
         base_model: Hub id of the release, for the model card of a folder of ours.
 
-    Errors: ValueError naming the field, file or tensors that do not fit; nothing has been written then.
+    Raises:
+        ValueError: naming the field, file or tensors that do not fit; nothing has been written then.
     """
     if to not in FORMATS:
         raise ValueError(f"to: expected one of {FORMATS}, got {to!r}")
@@ -166,7 +167,7 @@ def _released_name(plan: list[Move], ours: str) -> str:
 def _released_grounding(
     stored: dict[str, Stored], source: Path, asked: Sa2VAGroundingConfig | None
 ) -> Sa2VAGroundingConfig:
-    """What no released config says: which SAM 2 it is, and whether there are two mask decoders (Sa2VA-i)."""
+    """What a released config lacks: the size of SAM 2, and whether there are two mask decoders (Sa2VA-i)."""
     shapes = {name.removeprefix(SAM2): tensor.shape for name, tensor in stored.items() if name.startswith(SAM2)}
     config = Sa2VAGroundingConfig(**sam2.recognise(shapes, source, asked).to_dict())
     config.tracking_decoder = any(name.startswith("sam_mask_decoder_modified.") for name in shapes)
@@ -174,7 +175,7 @@ def _released_grounding(
 
 
 def to_released(source: Path, output: Path, asked: Sa2VAGroundingConfig, max_shard_size: str = "5GB") -> None:
-    """A model folder of ours -> the released layout, which the released code loads once its files lie beside it."""
+    """A model folder of ours -> the released layout, which the released code loads once its files are beside it."""
     config, processor = Sa2VAConfig.from_pretrained(source), Sa2VAProcessor.from_pretrained(source)
     layout, expected = layout_of_ours(config), expected_shapes(config)
     stored = {_name_in_model(name, layout.SAVED_NAMES): tensor for name, tensor in read_folder(source).items()}
@@ -211,7 +212,7 @@ def released_shapes(plan: list[Move], expected: dict[str, tuple[int, ...]]) -> d
 
 
 def cut(move: Move, tensor: Stored) -> dict[str, Stored]:
-    """Our tensors that lie in a released one."""
+    """Our tensors that a released one holds."""
 
     def part(index: int) -> Stored:
         shape = tuple(move.split(tensor.empty())[index].shape)
@@ -222,7 +223,11 @@ def cut(move: Move, tensor: Stored) -> dict[str, Stored]:
 
 
 def join(move: Move, stored: dict[str, Stored]) -> Stored:
-    """The released tensor that ours become. Errors: ValueError where they are stored in several types."""
+    """The released tensor that ours become.
+
+    Raises:
+        ValueError: they are stored in several types.
+    """
     parts = [stored[name] for name in move.ours]
     dtypes = {part.dtype for part in parts}
     if len(dtypes) > 1:

@@ -78,7 +78,11 @@ def find_base(checkpoint: Path, base: str | None = None) -> str:
 
 
 def _check_finite(path: Path) -> None:
-    """Errors: ValueError naming the tensors that are not finite."""
+    """Refuse weights that are not finite.
+
+    Raises:
+        ValueError: naming the tensors.
+    """
     with safe_open(path, "pt") as file:
         broken = [name for name in file.keys() if not bool(torch.isfinite(file.get_tensor(name)).all())]  # noqa: SIM118
     if broken:
@@ -89,7 +93,11 @@ def _check_finite(path: Path) -> None:
 
 
 def check_adapter(checkpoint: Path) -> None:
-    """Errors: ValueError telling apart the folders that are no adapter."""
+    """Refuse a folder that is no adapter.
+
+    Raises:
+        ValueError: saying what the folder is and what to do.
+    """
     if (checkpoint / ADAPTER_CONFIG).is_file() and (checkpoint / ADAPTER_WEIGHTS).is_file():
         return
     if is_zero_checkpoint(checkpoint):

@@ -2,7 +2,7 @@
 
 A rule names a tensor of ours and the released one that holds it. `{layer}` stands for one part of a name (no dot),
 `{rest}` for everything to come; what they match is carried over. Where one released tensor holds several of ours, the
-rule names all of them and a `Fusion` says how they lie in it. The first rule that fits a name decides.
+rule names all of them and a `Fusion` describes their layout in it. The first rule that matches a name is used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Fusion(NamedTuple):
     split: Callable[[Tensor], Sequence[Tensor]]
 
 
-# Where SAM 2, and Sa2VA-i's second mask decoder, lie in a model of ours.
+# Prefixes of SAM 2 and of Sa2VA-i's second mask decoder in a model of ours.
 SAM2, TRACKER = "grounding_encoder.sam2_model.", "grounding_encoder.tracking_decoder."
 
 # One under another, in equal parts: the qkv of InternViT and of Qwen's vision towers.
@@ -31,7 +31,7 @@ STACKED_QKV = Fusion(join=torch.cat, split=lambda fused: fused.chunk(3))
 
 
 class Rule(NamedTuple):
-    """`ours` is a name, or several that lie in `released` by `fusion`."""
+    """`ours` is a name, or several that `released` holds as `fusion` describes."""
 
     ours: str | tuple[str, ...]
     released: str
@@ -53,8 +53,12 @@ class Move(NamedTuple):
 
 
 def moves(names: Iterable[str], rules: Sequence[Rule]) -> list[Move]:
-    """Where each of our tensors goes. Errors: ValueError for a name without a rule, for a part of a fused tensor that
-    is not there, and for two tensors that would get the same name."""
+    """Where each of our tensors goes.
+
+    Raises:
+        ValueError: a name without a rule, for a part of a fused tensor that is not there, and for two tensors that
+            would get the same name.
+    """
     known, done = set(names), set()
     found: dict[str, Move] = {}
     patterns = [(_pattern(ours), rule) for rule in rules for ours in _several(rule.ours)]
@@ -64,7 +68,7 @@ def moves(names: Iterable[str], rules: Sequence[Rule]) -> list[Move]:
         fitting = ((pattern.fullmatch(name), rule) for pattern, rule in patterns)
         match, rule = next(((match, rule) for match, rule in fitting if match), (None, None))
         if rule is None:
-            raise ValueError(f"{name}: the released layout has no place for this tensor")
+            raise ValueError(f"{name}: the released layout has no such tensor")
         ours = tuple(template.format_map(match.groupdict()) for template in _several(rule.ours))
         move = Move(ours, rule.released.format_map(match.groupdict()), rule.fusion)
         missing = [part for part in ours if part not in known]
@@ -81,13 +85,13 @@ def common_rules(*, tracking_decoder: bool) -> list[Rule]:
     """Rules of the parts that all layouts share: SAM 2 and `text_hidden_fcs`.
 
     tracking_decoder: two mask decoders, as in Sa2VA-i. There the fine-tuned one was given the new name, and SAM 2's
-    own kept its place; ours is the other way round, so that one decoder is the same thing in all checkpoints.
+    own kept its name; ours is the reverse, so that one name means the same decoder in all checkpoints.
     """
     two = [
         Rule(SAM2 + "sam_mask_decoder.{rest}", SAM2 + "sam_mask_decoder_modified.{rest}"),
         Rule(TRACKER + "{rest}", SAM2 + "sam_mask_decoder.{rest}"),
     ]
-    fuser = SAM2 + "memory_encoder.fuser.layers.{layer}."  # renamed there, since transformers once ate "gamma"
+    fuser = SAM2 + "memory_encoder.fuser.layers.{layer}."  # renamed there: old transformers renamed "gamma" on loading
     return (two if tracking_decoder else []) + [
         Rule(fuser + "gamma", fuser + "g_weight"),
         Rule(SAM2 + "{rest}", SAM2 + "{rest}"),

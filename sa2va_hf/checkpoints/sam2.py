@@ -35,7 +35,8 @@ def recognise(
 ) -> Sa2VAGroundingConfig:
     """Which SAM 2 these tensors are, by their names and shapes; `asked` if given.
 
-    Errors: ValueError when they are not SAM 2, of no published size, or not of the version and size asked for.
+    Raises:
+        ValueError: they are not SAM 2, of no published size, or not of the version and size asked for.
     """
     if PATCHES not in shapes:
         raise ValueError(f"{where}: not a SAM 2, there is no {PATCHES}")
@@ -67,7 +68,7 @@ def from_pt(source: Path, output: Path, asked: Sa2VAGroundingConfig | None, max_
     tensors, config = _of_pt(source, asked)
     output.mkdir(parents=True, exist_ok=True)
     write_folder(tensors, output, max_shard_size)
-    config.save_pretrained(output)  # last: a folder with a config is a complete one
+    config.save_pretrained(output)  # last: it marks a complete folder
     logger.info("SAM %s %s: %d tensors of %s written to %s", config.version, config.size, len(tensors), source, output)
 
 
@@ -89,7 +90,8 @@ def into_sa2va(source: Path, given: Path, output: Path, max_shard_size: str = "5
     What `to_pt` takes out is what is put in: of two mask decoders SAM 2's own is replaced and the one that draws [SEG]
     stays; a single one is replaced, and has to learn [SEG] again. Everything else keeps its bits, config included.
 
-    Errors: ValueError naming the tensors where the two SAM 2 are not of one version, size and width.
+    Raises:
+        ValueError: naming the tensors where the two SAM 2 are not of one version, size and width.
     """
     stored, config = read_folder(source), Sa2VAConfig.from_pretrained(source).grounding_config
     tensors, their_config = _of_either(given, config)
@@ -105,7 +107,7 @@ def into_sa2va(source: Path, given: Path, output: Path, max_shard_size: str = "5
     output.mkdir(parents=True, exist_ok=True)
     write_folder(stored, output, max_shard_size)
     others = [path for path in source.iterdir() if path.is_file() and path.suffix != ".safetensors"]
-    for path in sorted(others, key=lambda path: path.name == "config.json"):  # last: it says that all is there
+    for path in sorted(others, key=lambda path: path.name == "config.json"):  # last: it marks a complete folder
         if path.name != INDEX:
             shutil.copy(path, output / path.name)
     logger.info("%d tensors of %s put into %s", len(tensors), given, output)
@@ -114,7 +116,8 @@ def into_sa2va(source: Path, given: Path, output: Path, max_shard_size: str = "5
 def load(source: Path | str) -> tuple[SAM2Base, Sa2VAGroundingConfig]:
     """SAM 2 in float32, with its weights, from a `.pt`, a folder of it alone, or a whole Sa2VA of ours.
 
-    Errors: ValueError naming what is missing, left over or of another shape; or that there is no such file.
+    Raises:
+        ValueError: naming what is missing, left over or of another shape; or that there is no such file.
     """
     tensors, config = _of_either(Path(source))
     sam2 = build_sam2(config)
@@ -125,7 +128,7 @@ def load(source: Path | str) -> tuple[SAM2Base, Sa2VAGroundingConfig]:
 def _of_either(
     source: Path, asked_of_file: Sa2VAGroundingConfig | None = None
 ) -> tuple[dict[str, Stored], Sa2VAGroundingConfig]:
-    """Of a folder, which says itself which SAM 2 it is, or of a `.pt`."""
+    """Of a folder, whose config names the SAM 2, or of a `.pt`."""
     if source.is_dir():
         return of_folder(source, None)
     if source.is_file():

@@ -1,6 +1,6 @@
 """SAM 2 <-> transformers' `Sam2VideoModel` (which `Sam2Model` loads too): the same network under other names.
 
-Two things are not only renamed: the four point embeddings lie in one tensor there, and the random matrix of the
+Two differences beside the names: the four point embeddings are one tensor there, and the random matrix of the
 position encoding is stored twice.
 """
 
@@ -72,8 +72,8 @@ def renamed(name: str) -> str:
     """A tensor of SAM 2, other than points and matrix, as transformers calls it."""
     if found := re.fullmatch(r"(memory_encoder\.mask_downsampler)\.encoder\.(\d+)\.(weight|bias)", name):
         # four times convolution, norm, activation; then a last convolution
-        stem, place, kind = found[1], int(found[2]), found[3]
-        part = "final_conv" if place == 12 else f"layers.{place // 3}.{('conv', 'layer_norm')[place % 3]}"
+        stem, index, kind = found[1], int(found[2]), found[3]
+        part = "final_conv" if index == 12 else f"layers.{index // 3}.{('conv', 'layer_norm')[index % 3]}"
         return f"{stem}.{part}.{kind}"
     for pattern, replacement in RENAMES:
         name = re.sub(pattern, replacement, name)
@@ -106,7 +106,8 @@ def to_transformers(source: Path, output: Path, max_shard_size: str = "5GB") -> 
 def from_transformers(source: Path, output: Path, max_shard_size: str = "5GB") -> None:
     """A folder of `Sam2VideoModel` -> config.json and safetensors of SAM 2.
 
-    Errors: ValueError listing what is missing, left over or of another shape; or a size that is no published one.
+    Raises:
+        ValueError: listing what is missing, left over or of another shape; or a size that is no published one.
     """
     config = our_config(Sam2VideoConfig.from_pretrained(source), source)
     stored, expected = read_folder(source), sam2_shapes(config)
@@ -169,7 +170,11 @@ def transformers_config(config: Sa2VAGroundingConfig) -> Sam2VideoConfig:
 
 
 def our_config(theirs: Sam2VideoConfig, source: Path) -> Sa2VAGroundingConfig:
-    """Errors: ValueError where the trunk has not four stages, which ours has."""
+    """The config of the `sam2` package's model from that of transformers.
+
+    Raises:
+        ValueError: the trunk does not have four stages.
+    """
     trunk = theirs.vision_config.backbone_config
     fields: dict[str, Any] = {
         "embed_dim": trunk.hidden_size,

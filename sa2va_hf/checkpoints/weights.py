@@ -59,7 +59,7 @@ def read_folder(folder: Path) -> dict[str, Stored]:
 
 
 def _paths(folder: Path) -> list[Path]:
-    """The files, after a look at whether the index, if there is one, tells the truth about them."""
+    """The files, after a check that they agree with the index, if there is one."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():

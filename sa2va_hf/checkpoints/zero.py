@@ -1,7 +1,7 @@
 """DeepSpeed shards -> safetensors: a whole model that `from_pretrained` loads, or the adapter of a LoRA run.
 
-A ZeRO checkpoint holds the float32 master weights in pieces, one per process. What lies beside it in a bf16 run
-(gathered by Trainer) is rounded to bf16; this is not.
+A ZeRO checkpoint holds the float32 master weights in pieces, one per process. The weights beside it in a bf16 run
+(gathered by Trainer) are rounded to bf16; these are not.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ def consolidate(checkpoint: Path, output: Path, *, dtype: str = "float32", max_s
         dtype: of the written weights.
         max_shard_size: larger models are written in several files, with an index.
 
-    Errors: ValueError naming what is missing: no DeepSpeed checkpoint, a shard, the config.
+    Raises:
+        ValueError: naming what is missing: no DeepSpeed checkpoint, a shard, the config.
     """
     shards = find_shards(checkpoint)
     adapter = (checkpoint / ADAPTER_CONFIG).is_file()
     if not adapter and not (checkpoint / "config.json").is_file():
-        raise ValueError(f"{checkpoint}: neither config.json (whole model) nor {ADAPTER_CONFIG} (LoRA run) lies there")
+        raise ValueError(f"{checkpoint}: neither config.json (whole model) nor {ADAPTER_CONFIG} (LoRA run) is there")
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     try:

@@ -18,10 +18,10 @@ from . import internvl, qwen_vl
 
 
 class Layout(Protocol):
-    """What a layout module says.
+    """What a layout module defines.
 
     FAMILY: its name, for messages.
-    DROPPED: released tensors that are deliberately left behind (`search` decides).
+    DROPPED: released tensors that are skipped on purpose (`search` decides).
     SAVED_NAMES: (as `save_pretrained` writes it, as it is called in the model) beginnings of our tensors' names, where
         transformers tells them apart; the first that fits is replaced.
     """
@@ -39,12 +39,20 @@ class Layout(Protocol):
     def read(
         self, source: Path, released: dict[str, Any], grounding: Sa2VAGroundingConfig
     ) -> tuple[Sa2VAConfig, Sa2VAProcessor]:
-        """config.json and tokenizer of the folder `source` in our words, no code of the folder run. Errors: ValueError
-        naming the field or file: unknown architecture or template, fields missing, a vocabulary that disagrees."""
+        """config.json and tokenizer of the folder `source` in our words, no code of the folder run.
+
+        Raises:
+            ValueError: naming the field or file: unknown architecture or template, fields missing, a vocabulary that
+                disagrees.
+        """
 
     def released_config(self, config: Sa2VAConfig, processor: Sa2VAProcessor, dtype: torch.dtype) -> dict[str, Any]:
         """config.json as a release has it, so that `read` gives `config` and `processor` again. dtype: of the LLM's
-        weights. Errors: ValueError for what the released code cannot express."""
+        weights.
+
+        Raises:
+            ValueError: what the released code cannot express.
+        """
 
     def write_processor(self, processor: Sa2VAProcessor, output: Path) -> None:
         """The other small files of a release: tokenizer, and whatever it has for pictures."""
@@ -57,7 +65,11 @@ LAYOUTS: tuple[Layout, ...] = (internvl, qwen_vl)
 
 
 def layout_of_release(released: dict[str, Any]) -> Layout:
-    """The layout of a config.json. Errors: ValueError for an unknown one."""
+    """The layout of a config.json.
+
+    Raises:
+        ValueError: an unknown one.
+    """
     for layout in LAYOUTS:
         if layout.recognises(released):
             return layout
@@ -69,7 +81,11 @@ def layout_of_release(released: dict[str, Any]) -> Layout:
 
 
 def layout_of_ours(config: Sa2VAConfig) -> Layout:
-    """The layout a model of ours can be written in. Errors: ValueError when no release has such a model."""
+    """The layout a model of ours can be written in.
+
+    Raises:
+        ValueError: no release has such a model.
+    """
     for layout in LAYOUTS:
         if layout.fits(config):
             return layout

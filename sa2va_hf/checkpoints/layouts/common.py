@@ -22,7 +22,11 @@ MAX_PADDING = 512
 
 
 def needed(section: dict[str, Any], fields: Iterable[str], where: str) -> dict[str, Any]:
-    """Those fields of the section. Errors: ValueError listing the ones that are missing or null."""
+    """Those fields of the section.
+
+    Raises:
+        ValueError: listing the ones that are missing or null.
+    """
     missing = [field for field in fields if section.get(field) is None]
     if missing:
         raise ValueError(f"config.json: {where} lacks {', '.join(missing)}; these are not guessed")
@@ -30,7 +34,11 @@ def needed(section: dict[str, Any], fields: Iterable[str], where: str) -> dict[s
 
 
 def check_fixed(section: dict[str, Any], fixed: dict[str, Any]) -> None:
-    """Errors: ValueError where a field has another value than the only one that is implemented."""
+    """Refuse values that are not implemented.
+
+    Raises:
+        ValueError: a field has a value other than the one that is implemented.
+    """
     wrong = [f"{k} {section[k]!r} (only {v!r})" for k, v in fixed.items() if section.get(k, v) != v]
     if wrong:
         raise ValueError(f"config.json: not supported: {', '.join(wrong)}")
@@ -38,7 +46,11 @@ def check_fixed(section: dict[str, Any], fixed: dict[str, Any]) -> None:
 
 @contextmanager
 def section(where: str) -> Iterator[None]:
-    """Errors: ValueError naming `where`, for fields that the native config inside does not take."""
+    """Report what the native config inside does not accept as an error in `where`.
+
+    Raises:
+        ValueError: naming `where`.
+    """
     try:
         yield
     except (StrictDataclassError, TypeError, KeyError) as error:
@@ -46,7 +58,11 @@ def section(where: str) -> Iterator[None]:
 
 
 def check_tokenizer_files(source: Path) -> None:
-    """Errors: ValueError naming the files when there are none, or one is damaged."""
+    """Refuse a folder without a readable tokenizer.
+
+    Raises:
+        ValueError: naming the files that are missing or damaged.
+    """
     if not any((source / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         raise ValueError(f"{source}: no tokenizer: neither tokenizer.json, vocab.json nor tokenizer.model")
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "added_tokens.json"):
@@ -55,7 +71,11 @@ def check_tokenizer_files(source: Path) -> None:
 
 
 def template_of(released: dict[str, Any]) -> str:
-    """The chat template's name; never guessed. Errors: ValueError where it is missing."""
+    """The chat template's name; never guessed.
+
+    Raises:
+        ValueError: it is missing.
+    """
     if not released.get("template"):
         raise ValueError('config.json: no template; add the chat template it was trained with, e.g. "phi3_chat"')
     return released["template"].replace("-", "_")

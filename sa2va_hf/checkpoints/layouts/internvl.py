@@ -123,7 +123,11 @@ def to_config(
     tokenizer: PreTrainedTokenizerBase,
     grounding: Sa2VAGroundingConfig,
 ) -> Sa2VAConfig:
-    """The released config in our words. Errors: ValueError naming fields that are missing or not supported."""
+    """The released config in our words.
+
+    Raises:
+        ValueError: naming fields that are missing or not supported.
+    """
     template = template_of(released)
     check_fixed(released, TOP_FIXED)
     top, vision = needed(released, TOP_NEEDED, "the top level"), released["vision_config"]
@@ -155,7 +159,11 @@ def to_config(
 
 
 def to_processor(released: dict[str, Any], config: Sa2VAConfig, tokenizer: PreTrainedTokenizerBase) -> Sa2VAProcessor:
-    """The processor that the released config describes. Errors: ValueError for an unknown template."""
+    """The processor that the released config describes.
+
+    Raises:
+        ValueError: an unknown template.
+    """
     dynamic, language = (
         released.get("dynamic_image_size", True),
         LANGUAGES[released_architecture(config.get_text_config())],

@@ -105,7 +105,8 @@ LANGUAGES = {  # by llm_config.architectures[0]
 def read_language(released: dict[str, Any]) -> PreTrainedConfig:
     """`llm_config` -> the native config, which remembers the released class as its `architectures`.
 
-    Errors: ValueError naming an unknown architecture, or fields that are missing.
+    Raises:
+        ValueError: naming an unknown architecture, or fields that are missing.
     """
     llm = released["llm_config"]
     architecture = (llm.get("architectures") or [None])[0]
@@ -137,7 +138,11 @@ def read_language(released: dict[str, Any]) -> PreTrainedConfig:
 
 
 def write_language(config: PreTrainedConfig) -> dict[str, Any]:
-    """The native config -> `llm_config`. Errors: ValueError for a native class that no release has."""
+    """The native config -> `llm_config`.
+
+    Raises:
+        ValueError: a native class that no release has.
+    """
     architecture = released_architecture(config)
     language = LANGUAGES[architecture]
     given = config.to_dict()

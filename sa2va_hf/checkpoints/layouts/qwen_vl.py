@@ -104,7 +104,11 @@ def read(
 
 
 def to_mllm(released: dict[str, Any]) -> PreTrainedConfig:
-    """The native config inside a released one. Errors: ValueError listing fields that are missing."""
+    """The native config inside a released one.
+
+    Raises:
+        ValueError: listing fields that are missing.
+    """
     kind, text, vision = _kind(released), released["text_config"], released["vision_config"]
     top = needed(released, TOP_NEEDED, "the top level")
     needed(text, TEXT_NEEDED + ONLY_IN_TEXT[kind], "text_config")
@@ -129,7 +133,11 @@ def _known(section: dict[str, Any], native: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _rope(text: dict[str, Any]) -> dict[str, Any]:
-    """The rotary embedding in 5's words, from 4's or 5's. Errors: ValueError when a picture's share is not told."""
+    """The rotary embedding in 5's words, from 4's or 5's.
+
+    Raises:
+        ValueError: a picture's share is not told.
+    """
     rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
     kind = rope.pop("type", "default")
     kind = rope.pop("rope_type", kind)

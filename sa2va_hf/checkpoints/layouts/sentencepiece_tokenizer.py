@@ -43,7 +43,8 @@ class SentencePieceModel(NamedTuple):
 def read_tokenizer(source: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a released folder, from `tokenizer.json` if it is there, else from `tokenizer.model`.
 
-    Errors: ValueError naming the file that is missing or damaged, or holds another kind of tokenizer.
+    Raises:
+        ValueError: naming the file that is missing or damaged, or holds another kind of tokenizer.
     """
     settings = read_json(source / "tokenizer_config.json") if (source / "tokenizer_config.json").is_file() else None
     if settings is None:
@@ -147,7 +148,11 @@ def _content(token: str | dict[str, Any] | None) -> str | None:
 
 # -------------------------------------------------------------------- the file
 def read_model(path: Path) -> SentencePieceModel:
-    """Errors: ValueError naming the file, when it is damaged or not of the byte-pair kind."""
+    """The model in a `tokenizer.model`.
+
+    Raises:
+        ValueError: naming the file: it is damaged or not of the byte-pair kind.
+    """
     try:
         return _model(path.read_bytes())
     except (IndexError, struct.error, UnicodeDecodeError, ValueError) as error:

@@ -37,7 +37,13 @@ def push_dataset(folder: Path | str, repo_id: str, *, private: bool = False, lic
     if license:
         card.data.license = license
     card.text = _text(repo_id, manifest)
-    card.push_to_hub(repo_id, commit_message="Dataset card")
+    api.upload_file(
+        path_or_fileobj=str(card).encode("utf-8"),
+        path_in_repo="README.md",
+        repo_id=repo_id,
+        repo_type="dataset",
+        commit_message="Dataset card",
+    )
     return f"{api.endpoint}/datasets/{repo_id}"
 
 

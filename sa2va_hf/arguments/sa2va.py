@@ -62,6 +62,13 @@ class ModelArguments:
         default_factory=lambda: list(LLM_LINEARS),
         metadata={"help": "Linear layers of the language model (last part of their names) that get LoRA."},
     )
+    lora_options: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Further fields of peft's LoraConfig, e.g. {use_dora: true, use_rslora: true, init_lora_weights: "
+            "pissa}."
+        },
+    )
     mask_loss_weight: float | None = field(default=None, metadata={"help": "Default: the model config's (2.0)."})
     dice_loss_weight: float | None = field(default=None, metadata={"help": "Default: the model config's (0.5)."})
     iou_loss_weight: float | None = field(default=None, metadata={"help": "Default: the model config's (0.0)."})
@@ -90,6 +97,8 @@ class ModelArguments:
             raise ValueError(f"`lora_dropout`: expected a number in [0, 1), got {self.lora_dropout}")
         if self.train_llm == "lora" and not self.lora_targets:
             raise ValueError("`lora_targets` is empty: remove it for all linear layers, or set `train_llm: none`")
+        if isinstance(self.lora_options, str):
+            self.lora_options = json.loads(self.lora_options)
 
     def config_overrides(self) -> dict[str, Any]:
         """The loss settings that were given, as fields of `Sa2VAConfig`."""

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sa2va_hf.locating.predictions import locate, segment_boxes
 from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
 from sa2va_hf.model.frames import check_count
 from sa2va_hf.model.modeling_sa2va import Sa2VAForConditionalGeneration
@@ -237,6 +238,54 @@ class Sa2VAPredictor:
         states = states[: check_count("max_objects", max_objects)]
         clip, keys = request.history.clip, request.key_frames
         yield from self.model.stream_clip(self.processor, clip, keys, states, video_mode)
+
+    def locate(
+        self,
+        image: Picture | None = None,
+        video: Any = None,
+        text: str = "",
+        question: str | None = None,
+        masks: bool = False,
+        num_frames: int | None = None,
+        max_new_tokens: int = 512,
+        **generation: Any,
+    ) -> Prediction:
+        """The boxes that the model writes of what a text means, on the frames that it reads.
+
+        A model trained to answer with boxes is asked once; every other one in the form of its family of LLMs, about
+        the frames of a clip one by one (see `locating.styles`). What cannot be read is in `Prediction.problems`.
+
+        Args:
+            text: what is to be located, "the dog".
+            question: how it is asked, with {} in the place of the text; default: the form of the model.
+            masks: also predict masks, as `segment_boxes`. Without them a prediction has none.
+            num_frames: how many frames of a clip the LLM reads; default the predictor's.
+            generation: further arguments of `generate` (greedy by default).
+
+        Returns a prediction whose `boxes` (objects, frames, 4) are those that are written: NaN where an object has
+        none, and on frames that were not read. An object is known by its position among the boxes of a frame.
+
+        Raises:
+            ValueError: an empty text, not exactly one of image and video, or an LLM whose form is not known.
+        """
+        given = {"num_frames": num_frames or self.num_frames, "max_new_tokens": max_new_tokens} | generation
+        return locate(self, image, video, text, question, masks, **given)
+
+    def segment_boxes(self, image: Picture | None = None, video: Any = None, boxes: Any = None) -> Prediction:
+        """The masks that SAM 2 makes of boxes, followed through the clip; the LLM is not asked.
+
+        A frame gets its masks from the last frame with boxes up to it, those before the first one from the first. An
+        object without a box on a frame with boxes has no mask from there on, until it has a box again.
+
+        Args:
+            boxes: {frame index: [x0, y0, x1, y1] in pixels per object, None where it is absent}; of a picture the
+                list alone will do. What reaches beyond the picture is cut.
+
+        Raises:
+            ValueError: not exactly one of image and video, no boxes, a frame that the clip does not have, or a box
+                that is not finite or has no area in the picture.
+        """
+        return segment_boxes(self, image, video, boxes)
 
     # ---------------------------------------------------------------- questions -> tensors
     def _requests(

@@ -43,6 +43,7 @@ class Prediction:
         scores: float (objects,) in 0..1, the IoU that SAM 2 expects of its masks, mean over frames.
         history: give it with the next question.
         mask_logits: float32 (objects, frames, h, w) at a quarter of SAM 2's input side.
+        problems: what could not be read of boxes in the text, one line each (`Sa2VAPredictor.locate`).
     """
 
     text: str
@@ -51,6 +52,7 @@ class Prediction:
     scores: np.ndarray
     history: History
     mask_logits: np.ndarray
+    problems: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.packed, np.ndarray):

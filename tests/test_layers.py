@@ -55,7 +55,7 @@ MAY_IMPORT = {
         "listings",
     },
     "checkpoints": {"model", "listings"},
-    "inference": {"boxes", "model", "prediction"},
+    "inference": {"boxes", "locating", "model", "prediction"},
     "prediction": {"drawing", "masks", "model"},
     "pipeline": {"inference", "prediction"},
     "evaluation": {
@@ -69,6 +69,7 @@ MAY_IMPORT = {
         "model.frames",
         "model.tracking",
         "search",
+        "locating",
     },
     "inspection": {"data", "masks", "drawing"},
     "profiling": {

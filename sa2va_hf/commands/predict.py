@@ -11,7 +11,9 @@ with --frames, overlay/00000.png ...).
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +38,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--region", action="append", help="mask PNG of a region of the image; region1, region2 ...")
     parser.add_argument("--answer", help="predict the masks of this answer ('Sure, [SEG].') instead of generating one")
+    parser.add_argument(
+        "--answer_with",
+        choices=("masks", "boxes"),
+        default="masks",
+        help="boxes: the model writes boxes of --text, a phrase as 'the dog', and SAM 2 segments what is in them",
+    )
     parser.add_argument("--num_frames", type=int, default=5, help="key frames: frames of a video that the LLM reads")
     parser.add_argument("--video_mode", help="how masks get onto all frames; default: the predictor's")
     parser.add_argument("--max_new_tokens", type=int, default=512)
@@ -56,8 +64,14 @@ def predict(arguments: argparse.Namespace) -> Prediction:
     from sa2va_hf.inference import Sa2VAPredictor
     from sa2va_hf.masks import from_png
 
+    with_boxes = arguments.answer_with == "boxes"
+    if with_boxes and (arguments.region or arguments.answer is not None or arguments.video_mode):
+        raise ValueError("--answer_with boxes: --region, --answer and --video_mode do not apply")
     predictor = Sa2VAPredictor.from_pretrained(arguments.model, arguments.device, arguments.dtype)
     question = {"image": arguments.image, "video": arguments.video, "text": arguments.text}
+    if with_boxes:
+        limits = {"num_frames": arguments.num_frames, "max_new_tokens": arguments.max_new_tokens}
+        return predictor.locate(**question, **limits, masks=True)
     question |= {"regions": [from_png(file) for file in arguments.region or []], "num_frames": arguments.num_frames}
     if arguments.max_objects is not None:
         question["max_objects"] = arguments.max_objects
@@ -66,6 +80,16 @@ def predict(arguments: argparse.Namespace) -> Prediction:
     if arguments.answer is not None:
         return predictor.segment(**question, answer=arguments.answer)
     return predictor(**question, max_new_tokens=arguments.max_new_tokens)
+
+
+def write_boxes(prediction: Prediction, folder: Path) -> None:
+    """boxes.json: per object and frame [x0, y0, x1, y1] in pixels, or null, and what could not be read."""
+    tracks = [[None if any(map(math.isnan, box)) else box for box in track] for track in prediction.boxes.tolist()]
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"boxes": tracks, "problems": list(prediction.problems)}
+    (folder / "boxes.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+    for problem in prediction.problems:
+        print(f"not read: {problem}")
 
 
 @mistakes()
@@ -85,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = Path(arguments.image or arguments.video)
     name = int(source.stem) if source.stem.isdecimal() else source.name
     rate = frame_rate(arguments.video) if arguments.video and find_spec("av") else None
+    if arguments.answer_with == "boxes":
+        write_boxes(prediction, arguments.output)
     prediction.save(arguments.output, arguments.format, name, rate, as_frames=arguments.frames)
     count, frames = prediction.packed.shape[:2]
     scores = ", ".join(f"{score:.2f}" for score in prediction.scores)

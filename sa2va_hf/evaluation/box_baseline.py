@@ -1,48 +1,24 @@
 """The baseline that needs no training: the LLM writes a box of what an expression means, SAM 2 draws what is in it.
 
-Every family of LLMs has learned its own manner of asking for a box and of writing it. The forms are those of
-InternVL's model cards, of Qwen2.5-VL's fine-tuning example and of Qwen3-VL's grounding cookbook.
+How each family of LLMs is asked for a box: see `locating.styles`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from PIL import Image
 
 from sa2va_hf import masks
-from sa2va_hf.boxes import GRID, Box, read
+from sa2va_hf.boxes import Box, read
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.sources.folder_parts import Shapes
 from sa2va_hf.evaluation.following import follow
 from sa2va_hf.evaluation.items import Answer, Item, Settings
 from sa2va_hf.inference import Sa2VAPredictor
+from sa2va_hf.locating.styles import BOX_STYLES, sides
 from sa2va_hf.model.frames import uniform_frames
 from sa2va_hf.pseudo_labels import prompted_mask
-
-
-@dataclass(frozen=True)
-class BoxStyle:
-    """prompt: how a box is asked for. in_pixels: it is written in pixels of the picture as the LLM gets it, which is
-    resized, instead of in thousandths of its sides."""
-
-    prompt: str
-    in_pixels: bool = False
-
-
-BOX_STYLES = {  # by the `model_type` of the LLM
-    "internvl": BoxStyle(  # <ref>the dog</ref><box>[[x0, y0, x1, y1]]</box>
-        "<image>\nPlease provide the bounding box coordinate of the region this sentence describes: <ref>{}</ref>"
-    ),
-    "qwen2_5_vl": BoxStyle(  # {"bbox_2d": [x0, y0, x1, y1], "label": "the dog"}, as is the next
-        "<image>\nLocate {} in this image and output the bbox coordinates in JSON format.", in_pixels=True
-    ),
-    "qwen3_vl": BoxStyle(
-        '<image>\nLocate every object that matches the description "{}" in the image. '
-        "Report bbox coordinates in JSON format."
-    ),
-}
 
 
 def box_prompt(settings: Settings) -> str:
@@ -74,12 +50,7 @@ def ask_for_boxes(predictor: Sa2VAPredictor, items: Sequence[Item], settings: Se
 
 def read_boxes(text: str, picture: Image.Image, style: str, predictor: Sa2VAPredictor) -> list[Box]:
     """Boxes with an area that are written in a text, in pixels of the picture."""
-    sides = (GRID, GRID)
-    if BOX_STYLES[style].in_pixels:
-        pictures = predictor.processor.pictures
-        *_, rows, columns = pictures.inputs([([picture], False)])["image_grid_thw"][0].tolist()
-        sides = (columns * pictures.patch_size, rows * pictures.patch_size)
-    (found,) = read(text, *picture.size, frames=1, sides=sides).frames
+    (found,) = read(text, *picture.size, frames=1, sides=sides(BOX_STYLES[style], predictor.processor, picture)).frames
     return [box for box in found or () if box[2] > box[0] and box[3] > box[1]]
 
 

@@ -198,6 +198,9 @@ class Sa2VAGroundingConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
+VIT = "internvl_vision"  # model type of InternVL's own vision tower
+
+
 class Sa2VAConfig(PretrainedConfig):
     """Sa2VA: `mllm_config` reads and writes text, `grounding_config` (SAM 2) predicts the masks of its [SEG].
 
@@ -244,8 +247,7 @@ class Sa2VAConfig(PretrainedConfig):
         if mllm_config is None:
             mllm_config = {"model_type": "internvl"}
         if isinstance(mllm_config, dict):
-            fields = dict(mllm_config)
-            mllm_config = AutoConfig.for_model(fields.pop("model_type", "internvl"), **fields)
+            mllm_config = _mllm_config(mllm_config)
         if grounding_config is None or isinstance(grounding_config, dict):
             grounding_config = Sa2VAGroundingConfig(**(grounding_config or {}))
         self.mllm_config, self.grounding_config = mllm_config, grounding_config
@@ -284,3 +286,17 @@ class Sa2VAConfig(PretrainedConfig):
     @property
     def vocab_size(self) -> int:
         return self.get_text_config().vocab_size
+
+
+def _mllm_config(fields: dict[str, Any]) -> PretrainedConfig:
+    """The config of an LLM from its dict.
+
+    InternVL builds its vision tower by `AutoModel`, but reads every `vision_config` dict as one of its own ViT. A dict
+    of another model type becomes the config of that type first, so that the tower may be, for example, a ConvNeXt.
+    """
+    fields = dict(fields)
+    kind, vision = fields.pop("model_type", "internvl"), fields.get("vision_config")
+    if kind == "internvl" and isinstance(vision, dict) and vision.get("model_type", VIT) != VIT:
+        vision = dict(vision)
+        fields["vision_config"] = AutoConfig.for_model(vision.pop("model_type"), **vision)
+    return AutoConfig.for_model(kind, **fields)

@@ -1,0 +1,91 @@
+"""First lesson: the vision tower and projector learn to see, from dense labels on crowded scenes.
+
+Every visual token that a shape covers is asked for the shape's kind, colour, texture and size, and for its place. Ten
+shapes give some thirty labelled tokens per picture, where a mask and its phrase give one bit of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...data.shapes.scene import Options
+from ...data.shapes.text import ATTRIBUTES, FAMILIES
+from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
+from ...model.processing_sa2va import Sa2VAProcessor
+from .lesson import Lesson
+from .scenes import CellLabels, Drawn, draw_scenes, label_cells, pixel_values
+
+GEOMETRY = 5  # numbers per cell, see `CellLabels`
+
+
+class CellReader(nn.Module):
+    """Reads a cell's labels off its token; the heads of the attributes start as the embeddings of their words."""
+
+    def __init__(self, words: dict[str, Tensor], width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(rows)) for name, rows in words.items()})
+        self.geometry, self.cover = nn.Linear(width, GEOMETRY), nn.Linear(width, 1)
+        with torch.no_grad():
+            for name, rows in words.items():
+                self.heads[name].weight.copy_(rows)
+
+    def loss(self, tokens: Tensor, labels: CellLabels) -> tuple[Tensor, dict[str, float]]:
+        """tokens (N, D) -> loss, and the accuracy per attribute."""
+        losses, shown = [], {}
+        covered = labels.attributes["kind"] >= 0
+        for name, head in self.heads.items():
+            logits, wanted = head(tokens[covered]), labels.attributes[name][covered]
+            losses.append(F.cross_entropy(logits, wanted))
+            shown[name] = (logits.argmax(1) == wanted).float().mean().item()
+        off = F.smooth_l1_loss(self.geometry(tokens[covered]), labels.geometry[covered], beta=0.1)
+        cover = F.binary_cross_entropy_with_logits(self.cover(tokens)[:, 0], labels.cover)
+        shown["place"] = off.item()
+        return sum(losses) + 3 * off + cover, shown
+
+
+class Sight(Lesson):
+    """See the module. options: `shapes` options of the scenes; batch: pictures per step."""
+
+    name = "sight"
+
+    def __init__(
+        self,
+        model: Sa2VAForConditionalGeneration,
+        processor: Sa2VAProcessor,
+        batch: int = 64,
+        min_objects: int = 4,
+        max_objects: int = 10,
+        max_overlap: float = 0.3,
+    ) -> None:
+        super().__init__(model, processor)
+        self.batch, self.grid = batch, processor.pictures.region_grid
+        self.options = Options(min_objects=min_objects, max_objects=max_objects, max_overlap=max_overlap)
+        table = model.get_input_embeddings().weight.detach()
+        words = {
+            name: torch.stack([word_embedding(word, table, processor) for word in self.options.words(FAMILIES[name])])
+            for name in ATTRIBUTES
+        }
+        self.helpers["reader"] = CellReader(words, table.shape[1])
+        model.mllm.model.vision_tower.to(memory_format=torch.channels_last)
+
+    def trained(self) -> Iterable[nn.Module]:
+        return self.model.backbone.vision(self.model.mllm)
+
+    def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
+        drawn = draw_scenes(rng, self.options, self.batch)
+        return self.loss_of(drawn)
+
+    def loss_of(self, drawn: list[Drawn]) -> tuple[Tensor, dict[str, float]]:
+        """Loss and accuracies on scenes."""
+        tokens = self.model.backbone.features(self.model.mllm, pixel_values(drawn, self.processor))
+        return self.helpers["reader"].loss(tokens, label_cells(drawn, self.grid))
+
+
+def word_embedding(word: str, table: Tensor, processor: Sa2VAProcessor) -> Tensor:
+    """(D,): the mean input embedding of a word inside a sentence."""
+    return table[processor.tokenizer(f" {word}")["input_ids"]].mean(0)

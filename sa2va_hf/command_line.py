@@ -4,6 +4,7 @@
 def main() -> None: ...
 """
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -19,9 +20,21 @@ def mistakes() -> Iterator[None]:
 
     It catches the errors that a user can cause (`USER_ERRORS`), unless SA2VA_TRACEBACK=1 is in the environment.
     """
+    if not uses_deepspeed():
+        logging.getLogger("DeepSpeed").addFilter(is_error)
     try:
         yield
     except USER_ERRORS as error:
         if os.environ.get("SA2VA_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")
+
+
+def uses_deepspeed() -> bool:
+    """Whether this process was started as part of a DeepSpeed run."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or any("deepspeed" in word for word in sys.argv[1:])
+
+
+def is_error(record: logging.LogRecord) -> bool:
+    """Log filter: DeepSpeed is imported wherever it is installed, and announces its accelerator to runs without it."""
+    return record.levelno >= logging.ERROR

@@ -1,11 +1,11 @@
-"""The main job from end to end: prepare, fine-tune with LoRA, merge, reload, segment what was held out.
+"""The main job from end to end: prepare, fine-tune, reload, segment what was held out.
 
     python scripts/quickstart.py                     # a drawn world that shapes-tiny has not seen
-    python scripts/quickstart.py --data MY_FOLDER    # your photos and masks
-    python scripts/quickstart.py --smoke             # the whole road in about a minute
+    python scripts/quickstart.py --data MY_FOLDER    # your photos and masks, about three minutes of training
+    python scripts/quickstart.py --smoke             # all steps in about a minute
 
 Every step is a command or a call that you can use alone; it is printed before it runs. Results: OUTPUT/pictures.png
-(before, after, truth), OUTPUT/clip.png, and the line of figures at the end.
+(truth beside prediction, hits and misses marked), OUTPUT/clip.png, and the line of figures at the end.
 """
 
 import argparse
@@ -15,39 +15,45 @@ import shutil
 import subprocess
 import sys
 import time
+<<<<<<< HEAD
 from collections import Counter
 from dataclasses import dataclass
+=======
+>>>>>>> ee69155 (Quickstart in parts: questions, sheets, photos, budget, report (work in progress))
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import load_from_disk
-from PIL import Image
 from tqdm import tqdm
 
 from sa2va_hf import Sa2VAPredictor
+from sa2va_hf.command_line import mistakes
+from sa2va_hf.commands.train import build
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.prepare.manifest import Manifest
 from sa2va_hf.data.prepare.run import PrepareError, prepare
+<<<<<<< HEAD
 from sa2va_hf.data.schema import Sample, from_row
 from sa2va_hf.data.sources.recognise import recognise
 from sa2va_hf.drawing import contact_sheet, overlay
 from sa2va_hf.evaluation.metrics import CumulativeIoU
 from sa2va_hf.listings import LIMIT, listed
 from sa2va_hf.masks import decode
+=======
+from sa2va_hf.data.schema import from_row
+from sa2va_hf.quickstart.budget import enlarged, image_side, seconds_per_step, steps_in
+from sa2va_hf.quickstart.photos import augmented
+from sa2va_hf.quickstart.questions import Question, ask, constant_mask, questions, score, union, with_article
+from sa2va_hf.quickstart.report import add_figures, explanation, last_line
+from sa2va_hf.quickstart.sheets import clip_sheet, picture_sheet
+>>>>>>> ee69155 (Quickstart in parts: questions, sheets, photos, budget, report (work in progress))
 
 ROOT = Path(__file__).resolve().parents[1]
 START = time.time()
-PER_PICTURE = 3  # expressions asked about each held-out picture
-
-
-@dataclass
-class Question:
-    """One thing to segment in one held-out picture."""
-
-    picture: Image.Image
-    phrase: str
-    target: np.ndarray  # bool (H, W)
+BUNDLED = "shapes-tiny"
+COPIES = 800  # of the photos of --data, at most
+SHOWN_PHOTOS = 32  # training photos that are asked about at the end
 
 
 def say(text: str) -> None:
@@ -64,7 +70,7 @@ def draw_world(output: Path, smoke: bool) -> None:
     """The shifted world of `shapes`: other colours, textures and nouns than the small model was trained on."""
     scenes = {"world": "shifted", "min_objects": 1, "max_objects": 3, "kinds": ["attribute", "several"]}
     for split, count in (("train", 64 if smoke else 1600), ("val", 8 if smoke else 100)):
-        with tqdm(desc=f"drawing {split}", unit=" pictures", mininterval=1) as bar:
+        with tqdm(desc=f"drawing {split}", total=count, unit=" images", mininterval=1) as bar:
             options = scenes | {"count": count}
             prepare("shapes", None, split, output / split, overwrite=True, options=options, progress=bar.update)
     clip = scenes | {"count": 1, "min_objects": 3, "clip_fraction": 1.0}
@@ -98,137 +104,116 @@ def tell_what_was_read(split: str, made: Manifest, folder: Path) -> None:
         print(f"    ... {len(made.rejects)} were skipped in total; all are in {folder}/manifest.json")
 
 
-def union(sample: Sample, targets: list[int], frame: int = 0) -> np.ndarray:
-    masks = [sample.objects[target].masks[frame] for target in targets]
-    return np.any([decode(mask) for mask in masks if mask is not None], axis=0)
+def answers(predictor: Sa2VAPredictor, asked: list[Question], title: str) -> list[np.ndarray]:
+    with tqdm(desc=f"asking, {title}", total=len(asked), mininterval=1) as bar:
+        return ask(predictor, asked, bar.update)
 
 
-def questions(folder: Path, pictures: int | None = None) -> list[Question]:
-    """About all pictures of a prepared folder, or the first so many."""
-    found = []
-    rows = load_from_disk(str(folder))
-    for row in rows if pictures is None else rows.select(range(min(pictures, len(rows)))):
-        sample = from_row(row)
-        picture = load_frames(sample, [0])[0]
-        for expression in [e for e in sample.expressions if e.targets][:PER_PICTURE]:
-            found.append(Question(picture, expression.text, union(sample, expression.targets)))
-    return found
-
-
-def ask(predictor: Sa2VAPredictor, asked: list[Question], title: str) -> list[np.ndarray]:
-    """One mask per question; an answer without [SEG] is an empty mask."""
-    answers = []
-    for start in tqdm(range(0, len(asked), 16), desc=f"asking {title}", mininterval=1):
-        batch = asked[start : start + 16]
-        texts = [f"Please segment {with_article(question.phrase)} in this image." for question in batch]
-        predictions = predictor(image=[question.picture for question in batch], text=texts, max_new_tokens=16)
-        for question, prediction in zip(batch, predictions, strict=True):
-            empty = np.zeros_like(question.target)
-            answers.append(prediction.masks.any(0)[0] if len(prediction.masks) else empty)
-    return answers
-
-
-def with_article(phrase: str) -> str:
-    return phrase if phrase.split()[0].lower() in ("the", "all", "a", "an", "every") else f"the {phrase}"
-
-
-def score(answers: list[np.ndarray], asked: list[Question]) -> tuple[float, float]:
-    """cIoU and gIoU."""
-    total = CumulativeIoU()
-    for answer, question in zip(answers, asked, strict=True):
-        total.add(answer, question.target)
-    return total.ciou(), total.giou()
-
-
-def constant_mask(train: list[Question], asked: list[Question]) -> list[np.ndarray]:
-    """What can be had without looking: the mean training mask, cut where that is best on the training pictures."""
-
-    def resize(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        return np.asarray(Image.fromarray(values.astype(np.float32)).resize(shape[::-1]))
-
-    mean = np.mean([resize(question.target, (64, 64)) for question in train], axis=0)
-    cuts = np.quantile(mean, np.linspace(0, 0.98, 50))
-    best = max(cuts, key=lambda cut: score([resize(mean, q.target.shape) >= cut for q in train], train)[0])
-    return [resize(mean, question.target.shape) >= best for question in asked]
-
-
-def picture_sheet(asked: list[Question], before: list[np.ndarray], after: list[np.ndarray]) -> Image.Image:
-    """Rows of before, after and truth for a spread of held-out questions."""
-    chosen = np.unique(np.linspace(0, len(asked) - 1, 6).astype(int))
-    tiles, captions = [], []
-    for i in chosen:
-        for name, mask in (("before", before[i]), ("after", after[i]), ("truth", asked[i].target)):
-            tiles.append(overlay(asked[i].picture, [mask]))
-            captions.append(f"{name}: {asked[i].phrase}")
-    return contact_sheet(tiles, columns=6, captions=captions)
-
-
-def clip_sheet(predictor: Sa2VAPredictor, folder: Path) -> Image.Image:
+def write_clip_sheet(predictor: Sa2VAPredictor, folder: Path, path: Path) -> None:
     sample = from_row(load_from_disk(str(folder))[0])
     frames = load_frames(sample, list(range(sample.num_frames)))
     expression = next(e for e in sample.expressions if e.targets)
     prediction = predictor(video=frames, text=f"Please segment {with_article(expression.text)}.", max_new_tokens=16)
-    masks = prediction.masks if len(prediction.masks) else np.zeros((1, len(frames), *frames[0].size[::-1]), bool)
-    tiles = [overlay(frame, list(masks[:, number])) for number, frame in enumerate(frames)]
-    return contact_sheet(tiles, columns=len(tiles), captions=[f"{expression.text} {i}" for i in range(len(tiles))])
+    truth = np.stack([union(sample, expression.targets, frame) for frame in range(sample.num_frames)])
+    masks = prediction.masks.any(0) if len(prediction.masks) else np.zeros_like(truth)
+    clip_sheet(frames, truth, masks, expression.text).save(path)
 
 
-def fine_tune(output: Path, smoke: bool, extra: list[str]) -> Path:
-    """LoRA on the prepared pictures under `accelerate launch`, then one plain model folder."""
+def launch(config: str, output: Path, *arguments: object) -> None:
+    """train.py under `accelerate launch`, with one process."""
     shutil.rmtree(output / "run", ignore_errors=True)
-    data = ["--train_data", output / "train", "--eval_data", output / "val", "--output_dir", output / "run"]
+    words = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", 1]
+    words += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
+    run(*words, ROOT / "scripts/train.py", ROOT / "configs" / config, "--output_dir", output / "run", *arguments)
+
+
+def learn_world(output: Path, model: str, smoke: bool, extra: list[str]) -> Path:
+    """LoRA on the drawn images, then one plain model folder."""
+    data = ["--train_data", output / "train", "--eval_data", output / "val", "--model_name_or_path", model]
     short = ["--max_steps", 4, "--eval_strategy", "no", "--load_best_model_at_end", "false"] if smoke else []
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", 1]
-    launch += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
-    run(*launch, ROOT / "scripts/train.py", ROOT / "configs/quickstart.yaml", *data, *short, *extra)
+    launch("quickstart.yaml", output, *data, *short, *extra)
     merged = output / "model"
     run(sys.executable, ROOT / "scripts/merge_lora.py", "--checkpoint", output / "run", "--output", merged)
     return merged
 
 
+def learn_photos(output: Path, model: str, minutes: float, extra: list[str]) -> Path:
+    """Every part of the model on copies of a few photos, for so many minutes."""
+    if model == BUNDLED:
+        side = image_side(minutes, 128)
+        model = str(enlarged(model, side, output / "start"))
+    copies = augmented(output / "train", output / "copies", COPIES)
+    data = ["--train_data", output / "copies", "--eval_data", output / "train", "--model_name_or_path", model]
+    config = ROOT / "configs/quickstart_photos.yaml"
+    trainer, _ = build([str(word) for word in (config, "--output_dir", output / "run", *data, *extra)])
+    seconds = seconds_per_step(trainer)
+    steps, batch = steps_in(minutes, seconds), trainer.args.per_device_train_batch_size
+    del trainer
+    print(f"    {minutes:g} minutes at {seconds:.2f} s a step: {steps} steps of {batch} out of {copies} copies")
+    schedule = ["--max_steps", steps, "--eval_steps", max(5, steps // 6)]
+    launch("quickstart_photos.yaml", output, *data, *schedule, *extra)
+    return output / "run"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+<<<<<<< HEAD
     parser.add_argument(
         "--data", type=Path, help="folder with your photos and masks, or the export of a labelling tool"
     )
     parser.add_argument("--phrase", help="what your mask pictures show, whatever their names say")
+=======
+    parser.add_argument("--data", type=Path, help="folder with your photos and masks")
+    parser.add_argument("--phrase", help="what your masks show, where no file name says it")
+    parser.add_argument("--minutes", type=float, default=3.0, help="with --data: how long to train; default: 3")
+    parser.add_argument("--model", default=BUNDLED, help="what to start from; default: shapes-tiny")
+>>>>>>> ee69155 (Quickstart in parts: questions, sheets, photos, budget, report (work in progress))
     parser.add_argument("--output", type=Path, default=ROOT / "outputs/quickstart")
     parser.add_argument("--smoke", action="store_true", help="a minute: too short to learn")
     arguments, extra = parser.parse_known_args()
-    output = arguments.output
-    say("1/5 preparing data: every record checked, masks as RLE in Arrow")
+    output, own = arguments.output, bool(arguments.data)
+    say("1/5 preparing data: every record is checked, masks become RLE in Arrow files")
     try:
-        if arguments.data:
+        if own:
             read_own(arguments.data, output, arguments.phrase)
         else:
             draw_world(output, arguments.smoke)
     except (PrepareError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    asked = questions(output / "val")
-    say("2/5 shapes-tiny before fine-tuning")
-    before = ask(Sa2VAPredictor.from_pretrained("shapes-tiny"), asked, "before")
-    say("3/5 LoRA fine-tuning, 4/5 merging")
-    merged = fine_tune(output, arguments.smoke, extra)
-    say("5/5 from_pretrained, and the same questions again")
-    predictor = Sa2VAPredictor.from_pretrained(merged)
-    after = ask(predictor, asked, "after")
-    picture_sheet(asked, before, after).save(output / "pictures.png")
-    if (output / "clip").exists() and not arguments.data:
-        clip_sheet(predictor, output / "clip").save(output / "clip.png")
-    constant = constant_mask(questions(output / "train", pictures=200), asked)
-    figures = {
-        name: dict(zip(("cIoU", "gIoU"), score(masks, asked), strict=True))
-        for name, masks in (("before", before), ("after", after), ("constant mask", constant))
-    }
+    held_out = questions(output / "val")
+    say(f"2/5 {arguments.model} answers questions about the held-out images, before any training")
+    before = answers(Sa2VAPredictor.from_pretrained(arguments.model), held_out, "before")
+    if own:
+        say("3/5 fine-tuning every part on repeated, varied photos; 4/5 nothing to merge")
+        minutes = 0.2 if arguments.smoke else arguments.minutes
+        model = learn_photos(output, arguments.model, minutes, extra)
+    else:
+        say("3/5 fine-tuning: LoRA on the LLM, with SAM 2's mask decoder; 4/5 merging the adapter into the weights")
+        model = learn_world(output, arguments.model, arguments.smoke, extra)
+    say("5/5 loading the result with from_pretrained, and the same questions again")
+    predictor = Sa2VAPredictor.from_pretrained(model)
+    after = answers(predictor, held_out, "after")
+    trained = questions(output / "train", 200)
+    figures = {"before": score(before, held_out), "after": score(after, held_out)}
+    figures["constant mask"] = score(constant_mask(trained, held_out), held_out)
+    if own:
+        shown = questions(output / "train", SHOWN_PHOTOS)
+        figures["training photos"] = score(answers(predictor, shown, "training photos"), shown)
+    picture_sheet(held_out, {"before": before, "after": after}).save(output / "pictures.png")
+    if not own:
+        write_clip_sheet(predictor, output / "clip", output / "clip.png")
     (output / "metrics.json").write_text(json.dumps(figures, indent=2))
-    say(f"done; look at {output}/pictures.png" + ("" if arguments.data else f" and {output}/clip.png"))
-    line = ", ".join(f"{name} {f['cIoU']:.3f} / {f['gIoU']:.3f}" for name, f in figures.items())
-    print(f"held-out cIoU / gIoU over {len(asked)} expressions: {line}")
+    add_figures(model / "README.md", figures, len(held_out))
+    say(f"done; look at {output}/pictures.png" + ("" if own else f" and {output}/clip.png"))
+    if own:
+        print(explanation(figures, arguments.model))
+    print(last_line(figures, len(held_out)))
     return 0
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
     torch.set_grad_enabled(False)
-    sys.exit(main())
+    with mistakes():
+        sys.exit(main())

@@ -206,6 +206,10 @@ class Sa2VATrainingArguments(BaseTrainingArguments):
         default="raise",
         metadata={"help": "A sample that cannot be read: stop, or skip it and list it in skipped_samples.jsonl."},
     )
+    progress: Literal["lines", "bar"] = field(
+        default="lines",
+        metadata={"help": "lines: a line of numbers per log; bar: one progress bar with the loss and the last cIoU."},
+    )
     max_bad_samples: int = field(default=10, metadata={"help": "Stop when more samples than this were skipped."})
     metric_for_best_model: str | None = field(
         default=None, metadata={"help": "Default where there is an evaluation: cIoU."}
@@ -217,6 +221,7 @@ class Sa2VATrainingArguments(BaseTrainingArguments):
         check_choice("loss_normalization", self.loss_normalization, ("batch", "global"))
         check_choice("nonfinite_loss", self.nonfinite_loss, ("stop", "skip"))
         check_choice("bad_samples", self.bad_samples, ("raise", "skip"))
+        check_choice("progress", self.progress, ("lines", "bar"))
         again = self.gradient_checkpointing or getattr(self, "activation_checkpointing", False)
         if self.recompute_every < 1 or (self.recompute_every > 1 and not again):
             raise ValueError(

@@ -19,6 +19,7 @@ from .names import published_name
 # The task by which transformers' `pipeline(model=...)` loads the model; "mask-generation" is SAM's automatic mode.
 PIPELINE = "image-text-to-text"
 TAGS = ["sa2va", "mask-generation", "image-segmentation", "referring-segmentation", "video-segmentation"]
+FORCED = "evaluation data of the run (teacher-forced: each reference answer is given, its masks are compared)"
 SCORES = ("cIoU", "gIoU", "J&F", "J", "F", "seg_emission", "seg_precision", "token_accuracy")
 HERE = "."  # the model's name in the snippets of a card that was not pushed: they run in its folder
 _MODEL_ID = re.compile(r'^model_id = "[^"]*"$', re.MULTILINE)
@@ -286,7 +287,7 @@ def _evaluation(state: dict[str, Any]) -> list[Score]:
     if not logged:
         return []
     found = {key.removeprefix("eval_"): value for key, value in logged[-1].items()}
-    return [Score("evaluation data of the run", name, found[name]) for name in sorted(found) if name.endswith(SCORES)]
+    return [Score(FORCED, name, found[name]) for name in sorted(found) if name.endswith(SCORES)]
 
 
 def _data(train_data: Any) -> tuple[list[str], list[str]]:

@@ -145,6 +145,8 @@ class Sa2VAGroundingConfig(PretrainedConfig):
         hidden_dim: width of the neck, memory attention and mask decoder; also of the [SEG] embedding. A
             multiple of 32.
         memory_dim, memory_layers, memory_feedforward: the memory encoder's width and the memory attention's size.
+        max_cond_frames_in_attn: how many prompted frames a frame looks at, the nearest ones; at least 2, or -1 for all,
+            as published.
         tracking_decoder: whether SAM 2's own mask decoder comes along beside the fine-tuned one, to follow objects
             through a clip (as in Sa2VA-i checkpoints).
     """
@@ -168,6 +170,7 @@ class Sa2VAGroundingConfig(PretrainedConfig):
         memory_layers: int = 4,
         memory_feedforward: int = 2048,
         num_maskmem: int = 7,
+        max_cond_frames_in_attn: int = -1,
         tracking_decoder: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -193,7 +196,12 @@ class Sa2VAGroundingConfig(PretrainedConfig):
         for name, published in SAM2_TRUNKS[size].items():
             setattr(self, name, published if given[name] is None else given[name])
         self.memory_dim, self.memory_layers, self.memory_feedforward = memory_dim, memory_layers, memory_feedforward
-        self.num_maskmem = num_maskmem
+        if max_cond_frames_in_attn != -1 and max_cond_frames_in_attn < 2:
+            raise ValueError(
+                "grounding_config.max_cond_frames_in_attn: expected -1 (all) or at least 2, got "
+                f"{max_cond_frames_in_attn}"
+            )
+        self.num_maskmem, self.max_cond_frames_in_attn = num_maskmem, max_cond_frames_in_attn
         self.tracking_decoder = tracking_decoder
         super().__init__(**kwargs)
 

@@ -51,6 +51,7 @@ def build_sam2(config: Sa2VAGroundingConfig) -> SAM2Base:
         memory_attention=_memory_attention(config),
         memory_encoder=_memory_encoder(config),
         num_maskmem=config.num_maskmem,
+        max_cond_frames_in_attn=config.max_cond_frames_in_attn,
         image_size=config.image_size,
         sigmoid_scale_for_mem_enc=20.0,
         sigmoid_bias_for_mem_enc=-10.0,

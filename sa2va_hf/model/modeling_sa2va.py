@@ -176,6 +176,11 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel, Generatio
             if not (reached and name == "iou_prediction_head"):
                 sam.sam_mask_decoder.get_submodule(name).requires_grad_(False)
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether activations are recomputed. peft reads it under this name, of which transformers 5.2x warns."""
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
+
     def zero3_leaf_modules(self) -> list[type[nn.Module]]:
         """Modules to be gathered whole under ZeRO-3 (`deepspeed.utils.set_z3_leaf_modules`)."""
         return [Sa2VAGroundingEncoder]

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_pt_utils import get_model_param_count
 
 from ...arguments import Sa2VATrainingArguments
 from ...data.sampler import Sa2VASampler
 from ...model.configuration_sa2va import IGNORE_INDEX
+<<<<<<< HEAD
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration, Sa2VAOutput
 from ...model.processing_sa2va import Sa2VAProcessor
 from ..meter import Meter
@@ -35,6 +36,12 @@ from .given import as_dataset, default_collator, processor_of, refuse_undecided,
 from .progress import COUNTS, batch_counts, logged, mask_counts
 from .pushing import push_checkpoint, push_run
 from .scores import first_tokens, predicted_ids, sample_sums, scores
+=======
+from ..faults import SafeTrainer
+from ..progress import LossBar
+from .flops import StepFlops, peak_flops
+from .scores import sample_sums, scores
+>>>>>>> ee69155 (Quickstart in parts: questions, sheets, photos, budget, report (work in progress))
 from .speed import RecomputeEvery
 from .trainable import mark_zero3_leaves, name_fsdp_units
 
@@ -105,6 +112,9 @@ class Sa2VATrainer(SafeTrainer):
         self.step_flops: StepFlops | None = None
         self.add_callback(_Clock(self))
         self.add_callback(RecomputeEvery(self.args.recompute_every))
+        if self.args.progress == "bar" and not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(LossBar)
         trainable, total = (get_model_param_count(self.model, trainable_only=only) for only in (True, False))
         logger.info("%s of %s parameters are trained", f"{trainable:,}", f"{total:,}")
 

@@ -1,1 +1,1 @@
-"""The training of `shapes-tiny`, the model that ships with the package: lessons, probes, and the recipe that joins them."""
+"""The training of `shapes-tiny`, the model that ships with the package: lessons, probes, and the recipe."""

@@ -1,6 +1,6 @@
-"""A lesson: a training loop of its own on scenes that are drawn as it runs, for what `Trainer` on masks teaches slowly.
+"""A lesson: a training loop of its own on scenes that are drawn as it runs, for what masks alone teach slowly.
 
-Step `n` is a pure function of (lesson, seed, n), so a lesson that is resumed continues with the scenes it would have had.
+Step `n` is a pure function of (lesson, seed, n): a resumed lesson continues with the scenes it would have had.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Lesson(ABC):
         log_every: int = 25,
         stop_at: float | None = None,
     ) -> None:
-        """Train for `steps` steps with a cosine that ends at zero; continues from `folder/state.pt` where there is one.
+        """Train for `steps` steps with a cosine to zero; continues from `folder/state.pt` where there is one.
 
         stop_at: seconds since the epoch (`time.time()`) at which the lesson stops early, after saving its state.
         """
@@ -82,7 +82,9 @@ class Lesson(ABC):
             if step % log_every == 0 or step == steps - 1:
                 spent = (time.process_time() - started) / (step - first + 1)
                 text = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
-                logger.info("%s: step %d, loss %.3f, %s (%.2f CPU s a step)", self.name, step, loss.item(), text, spent)
+                logger.info(
+                    "%s: step %d, loss %.3f, %s (%.2f CPU s a step)", self.name, step, loss.item(), text, spent
+                )
             if (step + 1) % save_every == 0 or step == steps - 1:
                 self._save(state, step + 1, optimizer, schedule)
             if stop_at is not None and time.time() > stop_at:

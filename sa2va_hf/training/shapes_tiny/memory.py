@@ -1,7 +1,7 @@
 """Lesson for SAM 2's memory: to follow shapes that move, cross, leave and come back.
 
-The image encoder stays as it is, and the decoder that follows is a copy of its own (`tracking_decoder`), so this lesson
-changes nothing about how pictures are segmented and may run before, after or beside the others.
+The image encoder stays as it is, and the decoder that follows is a copy (`tracking_decoder`), so this lesson changes
+nothing about how pictures are segmented and may run before, after or beside the others.
 """
 
 from __future__ import annotations
@@ -138,4 +138,3 @@ def step_loss(prediction: MaskPrediction, target: Tensor) -> tuple[Tensor, float
     score = F.binary_cross_entropy_with_logits(prediction.object_scores.float(), there)
     best = soft_iou(prediction.masks.detach(), target)[there[:, 0] > 0]
     return 4 * cross_entropy + overlap + 0.1 * expected + 0.3 * score, best.mean().item()
-

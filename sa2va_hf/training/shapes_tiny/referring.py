@@ -1,7 +1,7 @@
 """Second and third lesson: which shape is meant, first without masks, then with them.
 
-A mask says little about why it is wrong. So the prompt that [SEG] becomes is also asked directly for what it should know:
-the cells of the picture that the target covers, and the target's attributes. Both are linear heads that are thrown away
+A mask says little about why it is wrong. So the prompt that [SEG] becomes is also asked for what it should know: the
+cells of the picture that the target covers, and the target's attributes. Both are linear heads that are thrown away
 afterwards, and they cost nothing beside the LLM; SAM 2 joins when the LLM has learned to choose.
 """
 
@@ -101,7 +101,9 @@ class Referring(Lesson):
                 continue
             (one,) = draw_scenes(rng, options, 1)
             frames = list(SHOWN) if clip else [0]
-            chat = make_chat(one, rng, min(self.turns, 3) if clip else self.turns, self.dialogues, frames, self._marks_cell)
+            chat = make_chat(
+                one, rng, min(self.turns, 3) if clip else self.turns, self.dialogues, frames, self._marks_cell
+            )
             if chat.messages:
                 drawn.append(one)
                 chats.append(chat)
@@ -109,7 +111,6 @@ class Referring(Lesson):
 
     def loss_of(self, drawn: list[Drawn], chats: list[Chat]) -> tuple[Tensor, dict[str, float]]:
         """Loss on conversations, and how often the target has the highest score of all shapes."""
-        model = self.model
         inputs = self.processor.apply_chat_template(
             [chat.messages for chat in chats], add_generation_prompt=False, padding=True, return_labels=True
         )
@@ -159,7 +160,9 @@ class Referring(Lesson):
         declines = first[:, self.declines].logsumexp(1)
         others = first.scatter(1, self.declines.expand(len(first), -1), -torch.inf).logsumexp(1)
         difference = declines - others
-        return F.binary_cross_entropy_with_logits(difference, absent.float()), ((difference > 0) != absent).float().mean()
+        return F.binary_cross_entropy_with_logits(difference, absent.float()), (
+            (difference > 0) != absent
+        ).float().mean()
 
     def _hints(self, prompts: Tensor, drawn: list[Drawn], chats: list[Chat]) -> tuple[Tensor, dict[str, float]]:
         """What the prompts (N, C) say about their targets: cross-entropy, and hits by kind of expression."""
@@ -189,9 +192,7 @@ class Referring(Lesson):
     def _looks(self, one: Drawn, targets: list[int]) -> Tensor:
         """Which attributes occur among the targets, 0 or 1 for every word of the world."""
         shapes = [one.scene.shapes[target] for target in targets]
-        said = [
-            any(getattr(shape, name) == word for shape in shapes) for name, f in self.words.items() for word in f
-        ]
+        said = [any(getattr(shape, name) == word for shape in shapes) for name, f in self.words.items() for word in f]
         return torch.tensor(said, dtype=torch.float32)
 
 

@@ -71,7 +71,10 @@ class Sight(Lesson):
             for name in ATTRIBUTES
         }
         self.helpers["reader"] = CellReader(words, table.shape[1])
-        model.mllm.model.vision_tower.to(memory_format=torch.channels_last)
+        self.tower, ratio = model.mllm.model.vision_tower, model.config.mllm_config.downsample_ratio
+        self.fine_grid, width = round(self.grid / ratio), model.config.mllm_config.vision_config.hidden_size
+        self.helpers["fine"] = CellReader({name: torch.zeros(len(rows), width) for name, rows in words.items()}, width)
+        self.tower.to(memory_format=torch.channels_last)
 
     def trained(self) -> Iterable[nn.Module]:
         return self.model.backbone.vision(self.model.mllm)
@@ -81,9 +84,14 @@ class Sight(Lesson):
         return self.loss_of(drawn)
 
     def loss_of(self, drawn: list[Drawn]) -> tuple[Tensor, dict[str, float]]:
-        """Loss and accuracies on scenes."""
+        """Loss and accuracies on scenes; labels are read off the projected tokens, and off the tower's finer ones."""
+        seen: list[Tensor] = []
+        hook = self.tower.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state))
         tokens = self.model.backbone.features(self.model.mllm, pixel_values(drawn, self.processor))
-        return self.helpers["reader"].loss(tokens, label_cells(drawn, self.grid))
+        hook.remove()
+        loss, shown = self.helpers["reader"].loss(tokens, label_cells(drawn, self.grid))
+        fine, fine_shown = self.helpers["fine"].loss(seen[0][:, 1:].flatten(0, 1), label_cells(drawn, self.fine_grid))
+        return loss + fine, shown | {"fine kind": fine_shown["kind"]}
 
 
 def word_embedding(word: str, table: Tensor, processor: Sa2VAProcessor) -> Tensor:

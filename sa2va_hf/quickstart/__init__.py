@@ -1,0 +1,1 @@
+"""What `scripts/quickstart.py` is made of: questions about images, scores, sheets, and training on a few photos."""

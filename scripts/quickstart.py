@@ -15,11 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-<<<<<<< HEAD
 from collections import Counter
-from dataclasses import dataclass
-=======
->>>>>>> ee69155 (Quickstart in parts: questions, sheets, photos, budget, report (work in progress))
 from pathlib import Path
 
 import numpy as np
@@ -29,25 +25,18 @@ from tqdm import tqdm
 
 from sa2va_hf import Sa2VAPredictor
 from sa2va_hf.command_line import mistakes
-from sa2va_hf.commands.train import build
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.prepare.manifest import Manifest
 from sa2va_hf.data.prepare.run import PrepareError, prepare
-<<<<<<< HEAD
-from sa2va_hf.data.schema import Sample, from_row
-from sa2va_hf.data.sources.recognise import recognise
-from sa2va_hf.drawing import contact_sheet, overlay
-from sa2va_hf.evaluation.metrics import CumulativeIoU
-from sa2va_hf.listings import LIMIT, listed
-from sa2va_hf.masks import decode
-=======
 from sa2va_hf.data.schema import from_row
+from sa2va_hf.data.sources.recognise import recognise
+from sa2va_hf.listings import LIMIT, listed
 from sa2va_hf.quickstart.budget import enlarged, image_side, seconds_per_step, steps_in
 from sa2va_hf.quickstart.photos import augmented
 from sa2va_hf.quickstart.questions import Question, ask, constant_mask, questions, score, union, with_article
 from sa2va_hf.quickstart.report import add_figures, explanation, last_line
 from sa2va_hf.quickstart.sheets import clip_sheet, picture_sheet
->>>>>>> ee69155 (Quickstart in parts: questions, sheets, photos, budget, report (work in progress))
+from sa2va_hf.training.sa2va.build import build
 
 ROOT = Path(__file__).resolve().parents[1]
 START = time.time()
@@ -157,17 +146,12 @@ def learn_photos(output: Path, model: str, minutes: float, extra: list[str]) -> 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-<<<<<<< HEAD
     parser.add_argument(
         "--data", type=Path, help="folder with your photos and masks, or the export of a labelling tool"
     )
     parser.add_argument("--phrase", help="what your mask pictures show, whatever their names say")
-=======
-    parser.add_argument("--data", type=Path, help="folder with your photos and masks")
-    parser.add_argument("--phrase", help="what your masks show, where no file name says it")
     parser.add_argument("--minutes", type=float, default=3.0, help="with --data: how long to train; default: 3")
     parser.add_argument("--model", default=BUNDLED, help="what to start from; default: shapes-tiny")
->>>>>>> ee69155 (Quickstart in parts: questions, sheets, photos, budget, report (work in progress))
     parser.add_argument("--output", type=Path, default=ROOT / "outputs/quickstart")
     parser.add_argument("--smoke", action="store_true", help="a minute: too short to learn")
     arguments, extra = parser.parse_known_args()

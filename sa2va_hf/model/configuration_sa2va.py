@@ -145,8 +145,8 @@ class Sa2VAGroundingConfig(PretrainedConfig):
         hidden_dim: width of the neck, memory attention and mask decoder; also of the [SEG] embedding. A
             multiple of 32.
         memory_dim, memory_layers, memory_feedforward: the memory encoder's width and the memory attention's size.
-        max_cond_frames_in_attn: how many prompted frames a frame looks at, the nearest ones; at least 2, or -1 for all,
-            as published.
+        max_cond_frames_in_attn: how many prompted frames a frame looks at, the nearest ones; at least 2, or -1 for
+            all, as published.
         tracking_decoder: whether SAM 2's own mask decoder comes along beside the fine-tuned one, to follow objects
             through a clip (as in Sa2VA-i checkpoints).
     """

@@ -61,6 +61,7 @@ def test_embedding_and_head_are_two_matrices_at_every_level():
         ({"size": "huge"}, "grounding_config.size.*'huge'"),
         ({"image_size": 100}, "multiple of 32, got 100"),
         ({"hidden_dim": 100}, "multiple of 32, got 100"),
+        ({"max_cond_frames_in_attn": 1}, "expected -1 .all. or at least 2, got 1"),
     ],
 )
 def test_a_sam_2_that_cannot_be_is_refused(fields, message):
@@ -127,3 +128,13 @@ def test_control_tokens_are_found_and_broken():
     assert control_tokens_in(broken) == [] and broken.replace(CONTROL_BREAK, "") == text
     with pytest.raises(ValueError, match="U\\+E000"):
         break_control_tokens(broken)
+
+
+def test_a_vision_tower_of_another_kind_survives_a_file(tmp_path):
+    """InternVL builds its tower by AutoModel but reads every dict as one of its own ViT."""
+    fields = tiny_config().to_dict()
+    tower = {"model_type": "dinov3_convnext", "hidden_sizes": [8, 16], "depths": [1, 1], "hidden_size": 16}
+    fields["mllm_config"]["vision_config"] = tower | {"image_size": [64, 64], "patch_size": [8, 8]}
+    Sa2VAConfig(**{k: v for k, v in fields.items() if k != "model_type"}).save_pretrained(tmp_path)
+    vision = Sa2VAConfig.from_pretrained(tmp_path).mllm_config.vision_config
+    assert vision.model_type == "dinov3_convnext" and vision.hidden_sizes == [8, 16]

@@ -26,22 +26,16 @@ from transformers.trainer_pt_utils import get_model_param_count
 from ...arguments import Sa2VATrainingArguments
 from ...data.sampler import Sa2VASampler
 from ...model.configuration_sa2va import IGNORE_INDEX
-<<<<<<< HEAD
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration, Sa2VAOutput
 from ...model.processing_sa2va import Sa2VAProcessor
 from ..meter import Meter
+from ..progress import LossBar
 from ..safe_trainer import SafeTrainer
 from .flops import StepFlops
 from .given import as_dataset, default_collator, processor_of, refuse_undecided, settle_metric
 from .progress import COUNTS, batch_counts, logged, mask_counts
 from .pushing import push_checkpoint, push_run
 from .scores import first_tokens, predicted_ids, sample_sums, scores
-=======
-from ..faults import SafeTrainer
-from ..progress import LossBar
-from .flops import StepFlops, peak_flops
-from .scores import sample_sums, scores
->>>>>>> ee69155 (Quickstart in parts: questions, sheets, photos, budget, report (work in progress))
 from .speed import RecomputeEvery
 from .trainable import mark_zero3_leaves, name_fsdp_units
 

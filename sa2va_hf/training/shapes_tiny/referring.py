@@ -111,16 +111,29 @@ class Referring(Lesson):
 
     def loss_of(self, drawn: list[Drawn], chats: list[Chat]) -> tuple[Tensor, dict[str, float]]:
         """Loss on conversations, and how often the target has the highest score of all shapes."""
-        inputs = self.processor.apply_chat_template(
-            [chat.messages for chat in chats], add_generation_prompt=False, padding=True, return_labels=True
-        )
-        inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
+        inputs = self.encode(chats)
         hidden, prompts, lm_loss, drawing = self._read(inputs, drawn, chats)
-        decided, wrong = self._decisions(hidden, inputs["labels"], chats)
+        decided, wrong = self.decisions(hidden, inputs["labels"], chats)
         hint, hits = self._hints(prompts, drawn, chats)
         total = lm_loss + decided + self.hints * hint + self.masks * drawing
         shown = {"lm": lm_loss, "declines": decided, "wrong": wrong, "hint": hint, "masks": drawing}
         return total, {name: value.item() for name, value in shown.items()} | hits
+
+    def encode(self, chats: list[Chat]) -> dict[str, Tensor]:
+        """Conversations as the model's inputs, with labels."""
+        inputs = self.processor.apply_chat_template(
+            [chat.messages for chat in chats], add_generation_prompt=False, padding=True, return_labels=True
+        )
+        inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    def predict(self, inputs: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Mask logits per conversation ([SEG], frames, h, w), and hidden states (B, L, D)."""
+        states: list[Tensor] = []
+        hook = self.model.watch_states(states.append)
+        output = self.model(**inputs, return_logits=False)
+        hook.remove()
+        return output.pred_masks, states[-1]
 
     def _read(
         self, inputs: dict[str, Tensor], drawn: list[Drawn], chats: list[Chat]
@@ -147,7 +160,7 @@ class Referring(Lesson):
         empty = np.zeros((0, *masks.shape[1:]), bool)
         return torch.from_numpy(np.stack([masks[t].any(0) for t in chat.targets]) if chat.targets else empty)
 
-    def _decisions(self, hidden: Tensor, labels: Tensor, chats: list[Chat]) -> tuple[Tensor, Tensor]:
+    def decisions(self, hidden: Tensor, labels: Tensor, chats: list[Chat]) -> tuple[Tensor, Tensor]:
         """Whether the first word of an answer declines or not, as a binary cross-entropy, and the share of errors.
 
         The words of an answer are sampled from a pool, so their own cross-entropy is mostly noise.

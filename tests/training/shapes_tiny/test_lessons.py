@@ -1,0 +1,199 @@
+"""The lessons of shapes-tiny: what they ask for is true of the scene, they teach, and a resumed one goes on as before.
+
+Run: pytest tests/training/shapes_tiny
+"""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from sa2va_hf.data.shapes.scene import Options
+from sa2va_hf.data.shapes.text import FAMILIES
+from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
+from sa2va_hf.training.shapes_tiny import probe
+from sa2va_hf.training.shapes_tiny.chats import make_chat
+from sa2va_hf.training.shapes_tiny.memory import Following, imperfect
+from sa2va_hf.training.shapes_tiny.recipe import LESSONS, make_model, run
+from sa2va_hf.training.shapes_tiny.referring import SHOWN, Referring
+from sa2va_hf.training.shapes_tiny.scenes import COVERED, cell_cover, draw_scenes, label_cells
+from sa2va_hf.training.shapes_tiny.sight import Sight
+from sa2va_hf.training.shapes_tiny.words import Words, corpus
+
+SIZES = {
+    "vision": {
+        "model_type": "dinov3_convnext",
+        "hidden_sizes": [8, 16],
+        "depths": [1, 1],
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "image_size": [128, 128],
+        "patch_size": [8, 8],
+        "layer_scale_init_value": 0.2,
+        "initializer_range": 0.05,
+    },
+    "downsample_ratio": 0.5,
+    "text": {
+        "model_type": "qwen2",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 32,
+        "initializer_range": 0.08,
+    },
+    "grounding": {
+        "size": "tiny",
+        "image_size": 128,
+        "hidden_dim": 32,
+        "embed_dim": 8,
+        "num_heads": 1,
+        "stages": [1, 1, 1, 1],
+        "global_att_blocks": [2],
+        "window_spec": [8, 4, 8, 4],
+        "window_pos_embed_bkg_spatial_size": [8, 8],
+        "memory_dim": 16,
+        "memory_layers": 1,
+        "memory_feedforward": 32,
+        "max_cond_frames_in_attn": 2,
+        "tracking_decoder": True,
+    },
+    "losses": {"num_points": 0, "objects_per_frame": None, "iou_loss_weight": 0.1, "mask_targets": "area"},
+    "video_mode": "consistent",
+    "vocab_size": 420,
+}
+TEXTS = ["Please segment the large striped red circle in this image.", f"Sure, it is {SEG_TOKEN}."]
+
+
+@pytest.fixture
+def made():
+    return make_model(SIZES, TEXTS)
+
+
+def test_cells_are_labelled_with_the_shape_that_covers_them():
+    drawn = draw_scenes(random.Random(0), Options(min_objects=2, max_objects=4), 6)
+    labels, grid = label_cells(drawn, 8), 8
+    row = 0
+    for one in drawn:
+        for cell in range(grid * grid):
+            y, x = (16 * side for side in divmod(cell, grid))
+            shares = one.masks[:, 0, y : y + 16, x : x + 16].mean((1, 2))
+            number = int(shares.argmax())
+            shape, covered = one.scene.shapes[number], shares[number] > COVERED
+            for name, family in FAMILIES.items():
+                word = one.scene.options.words(family).index(getattr(shape, name)) if covered else -1
+                assert labels.attributes[name][row] == word
+            if covered:
+                assert labels.geometry[row, :2].tolist() == pytest.approx(shape.centre, abs=1e-6)
+            assert labels.cover[row] == pytest.approx(min(1, shares.sum()), abs=1e-5)
+            row += 1
+
+
+def test_a_chat_has_a_target_for_every_seg_and_regions_that_cover_a_cell():
+    rng, kinds = random.Random(3), set()
+    for number in range(60):
+        clip = number % 4 == 0
+        options = Options(min_objects=2, max_objects=3, num_frames=8 if clip else 1)
+        (one,) = draw_scenes(rng, options, 1)
+        chat = make_chat(one, rng, 5, 0.4, list(SHOWN) if clip else [0], lambda mask: True)
+        answers = [message["content"] for message in chat.messages if message["role"] == "assistant"]
+        assert sum(answer.count(SEG_TOKEN) for answer in answers) == len(chat.targets)
+        assert len(chat.kinds) == len(answers)
+        for kind, answer in zip(chat.kinds, answers, strict=True):
+            assert kind != "no_target" or SEG_TOKEN not in answer
+        kinds |= set(chat.kinds)
+    assert {"attribute", "ordinal", "relation", "no_target", "motion", "region_caption"} <= kinds
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (Words, {"batch": 4}),
+        (Sight, {"batch": 4, "min_objects": 2, "max_objects": 3}),
+        (Referring, {"train": ("llm", "prompts", "decoder"), "batch": 3, "clips": 1, "masks": 1.0}),
+        (Following, {"clips": 1}),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_a_lesson_lowers_the_loss_of_its_own_scenes(made, kind, options):
+    lesson = kind(*made, **options)
+    optimizer = torch.optim.AdamW(lesson.parameters(), lr=2e-3)
+    before = {name: p.detach().clone() for name, p in lesson.model.named_parameters()}
+    losses = []
+    for _ in range(6):
+        loss, shown = lesson.loss(random.Random("the same"))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        assert all(isinstance(value, float) for value in shown.values())
+    assert losses[-1] < 0.97 * losses[0]
+    changed = {name for name, p in lesson.model.named_parameters() if not torch.equal(p, before[name])}
+    trained = {id(p) for p in lesson.parameters()}
+    assert changed <= {name for name, p in lesson.model.named_parameters() if id(p) in trained}
+    assert changed
+
+
+def test_the_memory_lesson_leaves_images_as_they_are(made):
+    """The same weights that segment an image from a prompt may not change: the lesson has a decoder of its own."""
+    lesson = Following(*made, clips=1)
+    trained = {id(p) for p in lesson.parameters()}
+    sam = made[0].grounding_encoder.sam2_model
+    for module in (sam.image_encoder, sam.sam_mask_decoder, made[0].mllm, made[0].text_hidden_fcs):
+        assert not any(id(p) in trained for p in module.parameters())
+
+
+def test_imperfect_masks_are_still_masks():
+    masks = torch.zeros(4, 32, 32)
+    masks[:, 8:20, 8:20] = 1
+    logits = imperfect(masks, random.Random(1), 0.1)
+    ious = [
+        ((one > 0) & (mask > 0.5)).sum() / ((one > 0) | (mask > 0.5)).sum()
+        for one, mask in zip(logits, masks, strict=True)
+    ]
+    assert np.mean(ious) > 0.7 and logits.shape == masks.shape
+
+
+def test_a_lesson_that_is_resumed_ends_with_the_same_weights(tmp_path):
+    def train(folder, *stops):
+        for stop in stops:
+            torch.manual_seed(0)
+            model, processor = make_model(SIZES, TEXTS)
+            lesson = Sight(model, processor, batch=2, min_objects=2, max_objects=3)
+            lesson.run(folder, steps=4, learning_rate=1e-3, warmup=1, save_every=2, stop_at=stop)
+        return model.state_dict()
+
+    whole = train(tmp_path / "whole", None)
+    parts = train(tmp_path / "parts", 0.0, None)  # stops after one step, then goes on
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_recipe_runs_its_stages_once_and_records_their_probes(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "sight", lambda *_: {"kind": 0.5})
+    monkeypatch.setattr("sa2va_hf.training.shapes_tiny.recipe.PROBES", {"sight": probe.sight})
+    monkeypatch.setattr("sa2va_hf.training.shapes_tiny.words.corpus", lambda: TEXTS)
+    stage = {"lesson": "sight", "options": {"batch": 2}, "run": {"steps": 1, "learning_rate": 1e-3}}
+    recipe = {"model": SIZES, "stages": [stage | {"name": "one", "probes": ["sight"]}, stage | {"name": "two"}]}
+    result = run(recipe, tmp_path)
+    assert result == tmp_path / "2-two" / "run"
+    assert json.loads((tmp_path / "1-one/probes.json").read_text()) == {"sight": {"kind": 0.5}}
+    written = (result / "model.safetensors").stat().st_mtime_ns
+    assert run(recipe, tmp_path) == result
+    assert (result / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match="stage one: lesson: expected one of"):
+        run(recipe | {"stages": [stage | {"name": "one", "lesson": "singing"}]}, tmp_path)
+
+
+def test_the_corpus_holds_every_word_of_the_world():
+    words = " ".join(corpus()).split()
+    assert {"striped", "triangle", "leftmost", "purple"} <= set(words)
+    assert set(LESSONS) == {"words", "sight", "referring", "following"}
+
+
+def test_cover_of_cells():
+    masks = np.zeros((2, 1, 32, 32), bool)
+    masks[0, 0, :16, :16] = True
+    masks[1, 0, 8:24, 16:] = True
+    assert cell_cover(masks, 2).squeeze(1).tolist() == [[1, 0, 0, 0], [0, 0.5, 0, 0.5]]

@@ -35,15 +35,22 @@ def clip_sheet(
     frames: Sequence[Image.Image], truth: np.ndarray, answer: np.ndarray, phrase: str, columns: int = 4
 ) -> Image.Image:
     """Rows of truth and rows of prediction in turn; truth, answer: bool (F, H, W)."""
+    values = [iou(*pair) for pair in zip(answer, truth, strict=True)]
     tiles, captions = [], []
     for start in range(0, len(frames), columns):
         numbers = range(start, min(start + columns, len(frames)))
-        tiles += [tile(frames[n], truth[n], None) for n in numbers]
-        captions += [f"frame {n}: {phrase} (truth)" for n in numbers]
-        values = [iou(answer[n], truth[n]) for n in numbers]
-        tiles += [tile(frames[n], answer[n], v > HIT_IOU) for n, v in zip(numbers, values, strict=True)]
-        captions += [f"frame {n}: {verdict(v)}" for n, v in zip(numbers, values, strict=True)]
-    return contact_sheet(tiles, columns=min(columns, len(frames)), captions=captions, font_size=15)
+        empty = columns - len(numbers)  # the last rows may be shorter
+        rows = (
+            ([tile(frames[n], truth[n], None) for n in numbers], [f"frame {n}: {phrase} (truth)" for n in numbers]),
+            (
+                [tile(frames[n], answer[n], values[n] > HIT_IOU) for n in numbers],
+                [f"frame {n}: {verdict(values[n])}" for n in numbers],
+            ),
+        )
+        for pictures, texts in rows:
+            tiles += pictures + [Image.new("RGB", (1, 1), (255, 255, 255))] * empty
+            captions += texts + [""] * empty
+    return contact_sheet(tiles, columns=columns, captions=captions, font_size=15)
 
 
 def verdict(value: float) -> str:

@@ -168,14 +168,15 @@ class Referring(Lesson):
         answers = (labels[:, 1:] != IGNORE_INDEX) & (labels[:, :-1] == IGNORE_INDEX)
         kinds = [kind for chat in chats for kind in chat.kinds]
         referring = torch.tensor([kind in REFERRING for kind in kinds])
+        if not referring.any():
+            return hidden.sum() * 0.0, torch.zeros(())
         first = self.model.mllm.lm_head(hidden[:, :-1][answers][referring]).float()
         absent = torch.tensor([kind == "no_target" for kind in kinds])[referring]
         declines = first[:, self.declines].logsumexp(1)
         others = first.scatter(1, self.declines.expand(len(first), -1), -torch.inf).logsumexp(1)
         difference = declines - others
-        return F.binary_cross_entropy_with_logits(difference, absent.float()), (
-            (difference > 0) != absent
-        ).float().mean()
+        wrong = ((difference > 0) != absent).float().mean()
+        return F.binary_cross_entropy_with_logits(difference, absent.float()), wrong
 
     def _hints(self, prompts: Tensor, drawn: list[Drawn], chats: list[Chat]) -> tuple[Tensor, dict[str, float]]:
         """What the prompts (N, C) say about their targets: cross-entropy, and hits by kind of expression."""
@@ -188,6 +189,8 @@ class Referring(Lesson):
                 looks.append(self._looks(one, targets))
                 kind = kinds[index] if kinds and kinds[0] in REFERRING else "dialogue"
                 rows.append((kind, cover, targets))
+        if not rows:  # a small batch may ask for nothing but text
+            return prompts.sum() * 0.0, {}
         wanted, look = torch.stack(cells), torch.stack(looks)
         predicted = self.helpers["cells"](prompts)
         where = F.binary_cross_entropy_with_logits(predicted, wanted, reduction="none").sum(1).mean() / 8

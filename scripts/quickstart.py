@@ -11,12 +11,15 @@ Every step is a command or a call that you can use alone; it is printed before i
 import argparse
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading weights, here and in the commands it starts
 
 import numpy as np
 import torch

@@ -86,6 +86,7 @@ MAY_IMPORT = {
         "model",
         "serving",
     },  # fmt: skip
+    "quickstart": {"data", "masks", "inference", "drawing", "evaluation.metrics", "model", "training"},
     "pseudo_labels": {"inference", "data", "masks", "model"},
     "vos_inference": {"model", "data", "masks"},
     "locating": {"boxes", "model", "prediction"},

@@ -23,6 +23,7 @@ from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
 from .chats import Chat, make_chat
 from .lesson import Lesson
+from .pointing import Pointing
 from .scenes import Drawn, cell_cover, draw_scenes
 
 CLIP_FRAMES = 8
@@ -37,7 +38,8 @@ class Referring(Lesson):
         train: some of PARTS; "prompts" is `text_hidden_fcs`, "decoder" and "encoder" are of SAM 2.
         batch, clips: pictures of a picture step, clips of a clip step; every `clip_every`-th step is one of clips.
         turns: questions about a picture; about a clip at most three.
-        masks: weight of the mask losses, 0 leaves SAM 2 out. hints: weight of the heads on the prompt.
+        masks: weight of the mask losses, 0 leaves SAM 2 out. hints: of the heads on the prompt. pointing: of the loss
+            on where [SEG] looks.
         dialogues: share of conversations of other tasks.
     """
 
@@ -54,6 +56,7 @@ class Referring(Lesson):
         turns: int = 5,
         masks: float = 0.0,
         hints: float = 1.0,
+        pointing: float = 1.0,
         dialogues: float = 0.2,
         objects: Sequence[int] = (1, 2, 2, 3, 3, 4, 5),
     ) -> None:
@@ -62,6 +65,8 @@ class Referring(Lesson):
         if unknown:
             raise ValueError(f"train: expected some of {PARTS}, got {sorted(unknown)}")
         self.train, self.batch, self.clips, self.clip_every = train, batch, clips, clip_every
+        self.pointing = Pointing(model)
+        self.pointing_weight = pointing
         self.turns, self.masks, self.hints, self.dialogues, self.objects = turns, masks, hints, dialogues, objects
         self.grid, width = processor.pictures.region_grid, model.config.grounding_config.hidden_dim
         self.words = {name: list(Options().words(FAMILIES[name])) for name in ATTRIBUTES}
@@ -112,11 +117,13 @@ class Referring(Lesson):
     def loss_of(self, drawn: list[Drawn], chats: list[Chat]) -> tuple[Tensor, dict[str, float]]:
         """Loss on conversations, and how often the target has the highest score of all shapes."""
         inputs = self.encode(chats)
-        hidden, prompts, lm_loss, drawing = self._read(inputs, drawn, chats)
+        with self.pointing:
+            hidden, prompts, lm_loss, drawing = self._read(inputs, drawn, chats)
+        pointed = self.pointing.loss(inputs["input_ids"], self._targets(drawn, chats))
         decided, wrong = self.decisions(hidden, inputs["labels"], chats)
         hint, hits = self._hints(prompts, drawn, chats)
-        total = lm_loss + decided + self.hints * hint + self.masks * drawing
-        shown = {"lm": lm_loss, "declines": decided, "wrong": wrong, "hint": hint, "masks": drawing}
+        total = lm_loss + decided + self.hints * hint + self.masks * drawing + self.pointing_weight * pointed
+        shown = {"lm": lm_loss, "declines": decided, "wrong": wrong, "hint": hint, "points": pointed, "masks": drawing}
         return total, {name: value.item() for name, value in shown.items()} | hits
 
     def encode(self, chats: list[Chat]) -> dict[str, Tensor]:
@@ -159,6 +166,14 @@ class Referring(Lesson):
         masks = one.masks[:, chat.frames]
         empty = np.zeros((0, *masks.shape[1:]), bool)
         return torch.from_numpy(np.stack([masks[t].any(0) for t in chat.targets]) if chat.targets else empty)
+
+    def _targets(self, drawn: list[Drawn], chats: list[Chat]) -> list[Tensor]:
+        """Per [SEG] the share of every visual token's cell that its targets cover: (frames * cells,) each."""
+        found = []
+        for one, chat in zip(drawn, chats, strict=True):
+            cover = cell_cover(one.masks[:, chat.frames], self.grid)  # (shapes, frames, cells)
+            found += [cover[targets].amax(0).flatten() for targets in chat.targets]
+        return found
 
     def decisions(self, hidden: Tensor, labels: Tensor, chats: list[Chat]) -> tuple[Tensor, Tensor]:
         """Whether the first word of an answer declines or not, as a binary cross-entropy, and the share of errors.

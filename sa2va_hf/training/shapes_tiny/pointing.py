@@ -14,7 +14,7 @@ from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 
-LAYERS = (2, 3)  # of the LLM
+NAMED, ALL = (1, 2), (3,)  # layers of the LLM that look for what is named, and for what is meant by any expression
 HEAD = 0
 
 
@@ -24,7 +24,7 @@ class Pointing:
     def __init__(self, model: Sa2VAForConditionalGeneration) -> None:
         self.language, self.config = model.mllm.model.language_model, model.config
         count = len(self.language.layers)
-        self.layers = [index for index in LAYERS if index < count] or [count - 1]
+        self.layers = [index for index in NAMED + ALL if index < count] or [count - 1]
         self.states: dict[int, Tensor] = {}
         self.hooks: list[Any] = []
 
@@ -42,9 +42,10 @@ class Pointing:
     def _keep(self, index: int, args: tuple, kwargs: dict[str, Any]) -> None:
         self.states[index] = args[0] if args else kwargs["hidden_states"]
 
-    def loss(self, input_ids: Tensor, targets: list[Tensor]) -> Tensor:
+    def loss(self, input_ids: Tensor, targets: list[Tensor], named: list[bool]) -> Tensor:
         """Mean cross-entropy between where the head looks from each [SEG], over all tokens before it, and the cells of
-        its targets. targets: per [SEG] the cover of its conversation's visual tokens; one without cover has no say."""
+        its targets. targets: per [SEG] the cover of its conversation's visual tokens; one without cover has no say.
+        named: per [SEG] whether its expression names the target, by attributes alone; upper layers learn from all."""
         rows, places = (input_ids == self.config.seg_token_id).nonzero(as_tuple=True)
         chosen = [number for number, cover in enumerate(targets) if cover.sum() > 0]
         if not chosen:
@@ -55,7 +56,12 @@ class Pointing:
             cells = visual[rows[number]].nonzero()[:, 0][: len(targets[number])]
             wanted[row, cells] = targets[number] / targets[number].sum()
         rows, places = rows[chosen], places[chosen]
-        losses = [-(wanted * self._attention(index, rows, places)).sum(1).mean() for index in self.layers]
+        weights = {True: torch.tensor([float(named[number]) for number in chosen]), False: torch.ones(len(chosen))}
+        losses = []
+        for index in self.layers:
+            missed = -(wanted * self._attention(index, rows, places)).sum(1)
+            weight = weights[index in NAMED]
+            losses.append((missed * weight).sum() / weight.sum().clamp(min=1))
         return torch.stack(losses).mean()
 
     def _attention(self, index: int, rows: Tensor, places: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ class Referring(Lesson):
         inputs = self.encode(chats)
         with self.pointing:
             hidden, prompts, lm_loss, drawing = self._read(inputs, drawn, chats)
-        pointed = self.pointing.loss(inputs["input_ids"], self._targets(drawn, chats))
+        pointed = self.pointing.loss(inputs["input_ids"], self._targets(drawn, chats), named(chats))
         decided, wrong = self.decisions(hidden, inputs["labels"], chats)
         hint, hits = self._hints(prompts, drawn, chats)
         total = lm_loss + decided + self.hints * hint + self.masks * drawing + self.pointing_weight * pointed
@@ -227,4 +227,14 @@ class Referring(Lesson):
         return torch.tensor(said, dtype=torch.float32)
 
 
+def named(chats: list[Chat]) -> list[bool]:
+    """Per [SEG] whether its expression tells the target by attributes alone."""
+    found = []
+    for chat in chats:
+        kinds = [kind for kind in chat.kinds if kind != "no_target"]
+        found += [bool(kinds) and index < len(kinds) and kinds[index] in NAMING for index in range(len(chat.targets))]
+    return found
+
+
+NAMING = ("attribute", "several")
 REFERRING = ("attribute", "several", "ordinal", "relation", "no_target", "motion")

@@ -38,7 +38,7 @@ def make_chat(
     dialogues: float,
     frames: list[int],
     marks_cell: Callable[[np.ndarray], bool],
-    weights: dict[str, int] = WEIGHTS,
+    weights: dict[str, float] = WEIGHTS,
 ) -> Chat:
     """A conversation about one scene: up to `turns` expressions, or with chance `dialogues` one of the other tasks.
 

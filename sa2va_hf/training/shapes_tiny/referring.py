@@ -21,7 +21,7 @@ from ...model.configuration_sa2va import IGNORE_INDEX
 from ...model.losses import answer_cross_entropy
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
-from .chats import Chat, make_chat
+from .chats import WEIGHTS, Chat, make_chat
 from .lesson import Lesson
 from .pointing import Pointing
 from .scenes import Drawn, cell_cover, draw_scenes
@@ -41,6 +41,8 @@ class Referring(Lesson):
         masks: weight of the mask losses, 0 leaves SAM 2 out. hints: of the heads on the prompt. pointing: of the loss
             on where [SEG] looks.
         dialogues: share of conversations of other tasks.
+        objects: numbers of shapes in a scene, each equally likely. kinds: how often each kind of expression is asked;
+            default: `chats.WEIGHTS`.
     """
 
     name = "referring"
@@ -59,8 +61,10 @@ class Referring(Lesson):
         pointing: float = 1.0,
         dialogues: float = 0.2,
         objects: Sequence[int] = (1, 2, 2, 3, 3, 4, 5),
+        kinds: dict[str, float] | None = None,
     ) -> None:
         super().__init__(model, processor)
+        self.kinds = dict(kinds or WEIGHTS)
         unknown = set(train) - set(PARTS)
         if unknown:
             raise ValueError(f"train: expected some of {PARTS}, got {sorted(unknown)}")
@@ -106,9 +110,8 @@ class Referring(Lesson):
                 continue
             (one,) = draw_scenes(rng, options, 1)
             frames = list(SHOWN) if clip else [0]
-            chat = make_chat(
-                one, rng, min(self.turns, 3) if clip else self.turns, self.dialogues, frames, self._marks_cell
-            )
+            turns = min(self.turns, 3) if clip else self.turns
+            chat = make_chat(one, rng, turns, self.dialogues, frames, self._marks_cell, self.kinds)
             if chat.messages:
                 drawn.append(one)
                 chats.append(chat)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+LEARNED = 0.7  # cIoU from which the training photos count as learned
+
 Figures = dict[str, dict[str, float]]  # name -> {"cIoU": ..., "gIoU": ...}
 
 
@@ -21,17 +23,19 @@ def explanation(figures: Figures, model: str) -> str:
     after, constant, trained = (figures[name]["cIoU"] for name in ("after", "constant mask", "training photos"))
     if after > constant:
         return f"Held-out photos: cIoU {after:.3f}, better than a mask that is always the same ({constant:.3f})."
-    learned = "learned its training photos" if trained >= 0.7 else "did not even learn its training photos"
-    text = (
-        f"Held-out photos: cIoU {after:.3f}, not better than a mask that is always the same ({constant:.3f}). "
-        f"The model {learned} (cIoU {trained:.3f}), but nothing that carries over to others: "
-    )
+    text = f"Held-out photos: cIoU {after:.3f}, not better than a mask that is always the same ({constant:.3f}). "
+    if trained < LEARNED:
+        return text + (
+            f"The model has not learned its training photos either (cIoU {trained:.3f}): the training was too short on "
+            "this machine. Give it a larger --minutes."
+        )
+    text += f"The model has learned its training photos (cIoU {trained:.3f}), but nothing that holds for others. "
     if model == "shapes-tiny":
         return text + (
             "shapes-tiny has seen drawn shapes only, and a few photos cannot teach it what things look like. Start "
             "from a real model (--model FOLDER_OR_HUB_ID, on a GPU), or give it more photos and a larger --minutes."
         )
-    return text + "give it more photos, or a larger --minutes."
+    return text + "Give it more photos, or a larger --minutes."
 
 
 def add_figures(card: Path, figures: Figures, count: int) -> None:

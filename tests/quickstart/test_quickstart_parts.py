@@ -138,8 +138,8 @@ def figures(after: float, constant: float, trained: float) -> dict[str, dict[str
     [
         (0.5, 0.2, 0.9, "shapes-tiny", "better than a mask that is always the same"),
         (0.1, 0.2, 0.9, "shapes-tiny", "shapes-tiny has seen drawn shapes only"),
-        (0.1, 0.2, 0.3, "shapes-tiny", "did not even learn its training photos"),
-        (0.1, 0.2, 0.9, "models/real", "more photos"),
+        (0.1, 0.2, 0.3, "shapes-tiny", "has not learned its training photos either"),
+        (0.1, 0.2, 0.9, "models/real", "Give it more photos"),
     ],
 )
 def test_the_figures_are_explained(after, constant, trained, model, said):

@@ -26,7 +26,7 @@ def explanation(figures: Figures, model: str) -> str:
     text = f"Held-out photos: cIoU {after:.3f}, not better than a mask that is always the same ({constant:.3f}). "
     if trained < LEARNED:
         return text + (
-            f"The model has not learned its training photos either (cIoU {trained:.3f}): the training was too short on "
+            f"The model has not learned its training photos either (cIoU {trained:.3f}): training was too short on "
             "this machine. Give it a larger --minutes."
         )
     text += f"The model has learned its training photos (cIoU {trained:.3f}), but nothing that holds for others. "

@@ -23,6 +23,7 @@ from sa2va_hf.data.sources.coco_json import SPLIT_NAMES, check_phrases
 from sa2va_hf.data.sources.files import expect_keys, find_picture, keep_split, read_annotation, read_json
 from sa2va_hf.data.sources.portions import Portion, in_portions
 from sa2va_hf.data.sources.shapes_of_tools import Drawn, Shape, ellipse, placed, polygon, records, refuse, union
+from sa2va_hf.listings import listed
 
 PIECES = ("polygon", "mask", "ellipse", "box", "polyline", "points", "cuboid", "skeleton")
 
@@ -74,9 +75,9 @@ def _file(root: Path, split: str, given: Path | str | None) -> tuple[Path, bool]
         if path.stem in names:
             return path, True
     if len(found) != 1:
-        listed = ", ".join(path.name for path in found) or "none"
+        there = listed(path.name for path in found) or "none"
         raise ValueError(
-            f"{root} must hold one annotations.xml of CVAT or annotations/default.json of Datumaro, found {listed}; "
+            f"{root} must hold one annotations.xml of CVAT or annotations/default.json of Datumaro, found {there}; "
             "name it with --option annotations=FILE"
         )
     return found[0], False

@@ -200,7 +200,7 @@ def expect_keys(record: Any, keys: dict[str, type | tuple[type, ...]], name: str
         raise ValueError(f"{name} must be a dict with {', '.join(keys)}, got {type(record).__name__}")
     for key, kind in keys.items():
         if key not in record:
-            raise ValueError(f"{name} has no {key!r}; it has {', '.join(sorted(map(str, record)))}")
+            raise ValueError(f"{name} has no {key!r}; it has {listed(sorted(map(str, record)))}")
         if not isinstance(record[key], kind) or (isinstance(record[key], bool) and kind is int):
             kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
             raise ValueError(f"{name}: {key!r} must be {kinds}, got {record[key]!r:.80}")

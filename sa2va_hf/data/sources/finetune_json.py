@@ -26,6 +26,7 @@ from sa2va_hf.data.sources.files import (
     sized_mask,
     upright_size,
 )
+from sa2va_hf.listings import listed
 
 ANNOTATION_FILES = ("{split}/annotations.json", "annotations_{split}.json", "{split}.json")
 UNSPLIT_FILE = "annotations.json"
@@ -91,7 +92,7 @@ def _sample(record: dict, sample_id: str, image: Path, folders: list[Path]) -> S
         except ValueError as error:
             problems.append(f"object {number}: {error}")
     if problems:
-        raise ValueError("; ".join(problems))
+        raise ValueError(listed(problems, "; "))
     if not sample.expressions:
         raise ValueError("'text' and 'mask' are empty: at least one object is needed")
     return sample

@@ -19,6 +19,7 @@ import numpy as np
 from sa2va_hf.data.schema import Reject
 from sa2va_hf.data.sources.files import expect_keys, opened_annotation, read_json, starts_with
 from sa2va_hf.data.sources.json_stream import Element, read_object
+from sa2va_hf.listings import listed
 
 TABLES = ("images", "annotations", "categories")
 
@@ -105,7 +106,7 @@ def _read_tables(path: Path, take: dict[str, Callable[[int, Element], None]]) ->
             for number, element in enumerate(value) if key in take and found[key] else ():
                 take[key](number, element)
     if missing := [name for name in take if not found.get(name)]:
-        raise ValueError(f"{path} must have a list {missing[0]!r}; it has {', '.join(sorted(found))}")
+        raise ValueError(f"{path} must have a list {missing[0]!r}; it has {listed(sorted(map(str, found)))}")
 
 
 def id_key(value: Any) -> Key | None:

@@ -30,6 +30,7 @@ from sa2va_hf.data.sources.shapes_of_tools import (
     records,
     refuse,
 )
+from sa2va_hf.listings import listed
 
 LABELS = ("brushlabels", "polygonlabels", "ellipselabels", "rectanglelabels", "keypointlabels", "labels")
 IMAGE_FOLDERS = ("images", "upload", "media/upload", "")
@@ -114,13 +115,11 @@ def _image(data: dict, key: str | None) -> str:
     """What a task says of its picture."""
     if key is not None:
         if not isinstance(data.get(key), str):
-            raise ValueError(f"its data have no text {key!r}; they have {', '.join(map(str, data))}")
+            raise ValueError(f"its data have no text {key!r}; they have {listed(data)}")
         return data[key]
     found = [value for value in data.values() if isinstance(value, str) and _is_picture(value)]
     if len(found) != 1:
-        raise ValueError(
-            f"{len(found)} of its data {', '.join(map(str, data))} name a picture: say which, --option image_key=KEY"
-        )
+        raise ValueError(f"{len(found)} of its data {listed(data)} name a picture: say which, --option image_key=KEY")
     return found[0]
 
 

@@ -28,6 +28,7 @@ from sa2va_hf.data.sources.files import (
     unique_id,
     upright_size,
 )
+from sa2va_hf.listings import listed
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def _annotations(root: Path, split: str, name: str, given: Path | str | None) ->
         usual += [root / folder / file for folder in FILE_FOLDERS for file in FILES[name]]
     there = [path for path in usual if path.is_file()]
     if given is None and len(there) > 1:
-        raise ValueError(f"which of {', '.join(map(str, there))} is meant? Name it with --option annotations=FILE")
+        raise ValueError(f"which of {listed(there)} is meant? Name it with --option annotations=FILE")
     return annotation_file(root, given, usual)
 
 

@@ -18,6 +18,7 @@ from sa2va_hf.data.listing import files_below
 from sa2va_hf.data.schema import Object, Reject, Sample
 from sa2va_hf.data.sources.files import keep_split
 from sa2va_hf.data.sources.portions import Portion, in_portions
+from sa2va_hf.listings import listed
 
 PATTERN = "masklet_data_*.npz"
 ARRAYS = ("frame1", "mask1", "frame2", "mask2")
@@ -72,7 +73,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as content:
             if missing := [name for name in ARRAYS if name not in content]:
-                raise ValueError(f"{', '.join(missing)} missing; it has {', '.join(sorted(content))}")
+                raise ValueError(f"{', '.join(missing)} missing; it has {listed(sorted(content))}")
             return {name: content[name] for name in ARRAYS}
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"it cannot be read as npz: {error}") from error

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from sa2va_hf.data.listing import files_below
 from sa2va_hf.data.schema import FEATURES, Reject, Sample, from_row
+from sa2va_hf.listings import listed
 
 DERIVED = ("num_objects", "num_masks", "is_video")  # made anew from the rest
 SAVED = ("dataset_dict.json", "dataset_info.json")  # marks of a folder for load_from_disk
@@ -61,7 +62,7 @@ def _open_folder(root: Path, split: str) -> Dataset:
             raise ValueError(f"{root} cannot be opened: {error}") from error
         splits = list(rows) if isinstance(rows, DatasetDict) else [str(rows.split or split)]
         if split not in splits:
-            raise ValueError(f"{root} has no split {split!r}; it has {', '.join(splits)}")
+            raise ValueError(f"{root} has no split {split!r}; it has {listed(splits)}")
         return rows[split] if isinstance(rows, DatasetDict) else rows
     kinds = {SUFFIXES[path.suffix] for path in files_below(root) if path.suffix in SUFFIXES}
     if len(kinds) != 1:
@@ -89,7 +90,7 @@ def _check_columns(rows: Dataset, name: str) -> None:
         elif rows.features[column] != feature:
             problems.append(f"{column!r} is {rows.features[column]}, expected {feature}")
     if problems:
-        there = ", ".join(rows.column_names)
+        there = listed(rows.column_names)
         raise ValueError(
             f"{name} is not of this schema (schema.FEATURES): {'; '.join(problems)}. It has the columns {there}"
         )

@@ -34,6 +34,7 @@ from sa2va_hf.data.sources.clips import (
     read_mask_dict,
 )
 from sa2va_hf.data.sources.files import annotation_file, expect_keys, keep_split, read_json
+from sa2va_hf.listings import listed
 
 FILES = ("all_vos2_{kind}_step2.json", "all_vos2_{kind}.json")
 FRAME_FOLDERS = ("JPEGImages", "{split}/JPEGImages", "JPEGImages/480p", "")
@@ -99,7 +100,7 @@ def _box_file(root: Path, given: Path | str | None) -> Path:
         return given_path(root, given, "the boxes")
     found = [path for path in entries(root / "mask_to_box") if path.name.endswith("_bbox.json")]
     if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
+        names = listed(path.name for path in found) or "none"
         raise ValueError(f"one file {root / 'mask_to_box'}/*_bbox.json is expected, there is {names}: give boxes=FILE")
     return found[0]
 

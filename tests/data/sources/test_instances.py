@@ -123,3 +123,11 @@ def test_a_file_that_changes_meanwhile_is_an_error(tmp_path):
         file.write(b" " * path.stat().st_size)
     with pytest.raises(ValueError, match="instances.json was changed while it was read"):
         list(found.of_image[7])
+
+
+def test_the_keys_of_another_file_are_listed_in_bounded_numbers(tmp_path):
+    """Exports keyed by image have thousands of keys at their top level."""
+    (tmp_path / "annotations.json").write_text(json.dumps({f"image_{i}.jpg": {} for i in range(5000)}))
+    with pytest.raises(ValueError, match=r"\(5000 in total\)") as error:
+        read_instances(tmp_path / "annotations.json")
+    assert len(str(error.value)) < 1000

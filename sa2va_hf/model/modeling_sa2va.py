@@ -55,6 +55,15 @@ class Sa2VAOutput(ModelOutput):
     seg_embeddings: Tensor | None = None
 
 
+def _complete_stops(model: PreTrainedModel) -> None:
+    """What ends an answer, where no generation_config.json says so: transformers then reads the outer config alone,
+    and `generate` would not stop."""
+    options, text = model.generation_config, model.config.get_text_config()
+    for name in ("eos_token_id", "pad_token_id"):
+        if getattr(options, name) is None:
+            setattr(options, name, getattr(text, name, None))
+
+
 class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel, GenerationMixin):
     """`mllm` (a native multimodal LLM, see `backbones.py`), `grounding_encoder` (SAM 2) and `text_hidden_fcs` between
     them."""
@@ -110,6 +119,7 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel, Generatio
         where = {name: kwargs[name] for name in WHERE if kwargs.get(name) is not None}
         info["missing_keys"] = load_buffers(model, path, set(info["missing_keys"]), **where)
         keep_together(model.grounding_encoder)
+        _complete_stops(model)
         problems = {
             name: sorted(str(key) for key in info[name])
             for name in ("missing_keys", "unexpected_keys", "mismatched_keys")

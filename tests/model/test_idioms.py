@@ -5,6 +5,7 @@ Run: pytest tests/model/test_idioms.py
 
 import base64
 import io
+import json
 import pickle
 
 import numpy as np
@@ -165,6 +166,20 @@ def test_generate_returns_prompt_and_new_tokens(model):
     assert torch.equal(rich.sequences, out) and len(rich.scores) == len(out[0]) - length
     several = model.generate(**inputs, max_new_tokens=3, num_beams=2, num_return_sequences=2)
     assert several.shape == (2, length + 3) and torch.equal(several[1, :length], inputs["input_ids"][0])
+
+
+@pytest.mark.parametrize(
+    ("stated", "stop"), [(None, "config"), ({}, "config"), ({"do_sample": False}, "config"), ({"eos_token_id": 7}, 7)]
+)
+def test_a_loaded_model_stops_with_and_without_a_generation_config(folder, tmp_path, stated, stop):
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    if stated is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(stated))
+    loaded = Sa2VAForConditionalGeneration.from_pretrained(tmp_path)
+    wanted = loaded.config.get_text_config().eos_token_id if stop == "config" else stop
+    assert wanted is not None and loaded.generation_config.eos_token_id == wanted
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

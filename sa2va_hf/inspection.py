@@ -14,6 +14,7 @@ from sa2va_hf import masks
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.schema import Sample, from_row
 from sa2va_hf.drawing import contact_sheet, overlay
+from sa2va_hf.model.frames import uniform_frames
 
 FRAMES = 4  # of a clip, shown side by side
 SIDE = 480  # pixels of a tile's longer side
@@ -55,7 +56,7 @@ def draw_sample(sample: Sample) -> Drawn:
     if sample.num_frames == 0:
         return Drawn(Image.new("RGB", (SIDE, 24), "white"), _lines(sample))
     annotated = sample.annotated or list(range(sample.num_frames))
-    positions = np.unique(np.linspace(0, len(annotated) - 1, min(FRAMES, len(annotated))).round().astype(int)).tolist()
+    positions = uniform_frames(len(annotated), FRAMES)
     pictures = load_frames(sample, [annotated[position] for position in positions])
     tiles = [_draw_frame(sample, picture, place) for picture, place in zip(pictures, positions, strict=True)]
     if len(tiles) == 1:

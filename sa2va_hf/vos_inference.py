@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
@@ -23,6 +22,7 @@ from .data.clips.vos import MaskFolder, to_square
 from .data.media import decode_video, load_image, video_shape
 from .data.sources.clips import numbered_frames
 from .masks import components
+from .model.postprocessing import object_masks
 from .model.tracking import follow_objects
 
 HOLE, FILLED = 8, 0.1  # cells of a small mask that are a hole at most, and what they are filled with
@@ -167,10 +167,7 @@ def _full_masks(logits: dict[int, Tensor], height: int, width: int, options: Vos
     small = torch.stack([*logits.values()]).float()
     if options.postprocessing:
         small = torch.stack([_without_holes(mask) for mask in small])
-    full = F.interpolate(small.unsqueeze(1), size=(height, width), mode="bilinear", align_corners=False)[:, 0]
-    masks = full > options.score_threshold
-    if not options.per_object:
-        masks &= torch.arange(len(full), device=full.device).view(-1, 1, 1) == full.argmax(0)
+    masks = object_masks(small, (height, width), options.score_threshold, overlap=options.per_object)
     return dict(zip(logits, masks.cpu().numpy(), strict=True))
 
 

@@ -67,11 +67,12 @@ MAY_IMPORT = {
         "drawing",
         "model.configuration_sa2va",
         "model.frames",
+        "model.postprocessing",
         "model.tracking",
         "search",
         "locating",
     },
-    "inspection": {"data", "masks", "drawing"},
+    "inspection": {"data", "masks", "drawing", "model.frames"},
     "profiling": {
         "boxes",
         "search",

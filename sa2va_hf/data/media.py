@@ -3,16 +3,15 @@
 import io
 import logging
 import struct
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageOps
 
 from sa2va_hf.data.schema import Media, Sample
+from sa2va_hf.model.visuals import to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ def load_image(source: Media | Path) -> Image.Image:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()
             orientation = image.getexif().get(ORIENTATION, 1)
-            rgb = _to_rgb(image)
+            rgb = to_rgb(image)
             return ImageOps.exif_transpose(_tagged(rgb, orientation)) if orientation != 1 else rgb
     except FileNotFoundError as error:
         raise ValueError(f"{name}: no such file") from error
@@ -157,28 +156,6 @@ def describe(source: Media | Path) -> str:
 
 
 # ---------------------------------------------------------------- images
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):  # "I;16", "I;16B", and "I", as which older Pillow opens 16-bit PNG
-        return _from_16_bit(np.asarray(image))
-    if image.mode == "F":
-        raise ValueError("float pixels have no defined range; save the picture with 8 or 16 bits per channel")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)  # dropped on purpose
-        return image.convert("RGB")
-
-
-def _from_16_bit(values: np.ndarray) -> Image.Image:
-    """8-bit grey as `model.visuals.open_image` makes it: a file of 16 bits does not say how many of them a camera
-    filled, so white is the largest value of the fewest of 8, 10, 12, 14 or 16 bits that hold the picture's."""
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"integer pixels from {values.min()} to {values.max()}; expected 16 bits, 0 to 65535")
-    white = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
-    grey = (values.astype(np.int64) * 255 + white // 2) // white
-    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
 def _tagged(rgb: Image.Image, orientation: int) -> Image.Image:

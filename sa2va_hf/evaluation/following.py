@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sa2va_hf import masks
@@ -20,6 +19,7 @@ from sa2va_hf.evaluation.items import Answer, Item, Settings, checked_mask, perc
 from sa2va_hf.evaluation.metrics import mean
 from sa2va_hf.evaluation.video_metrics import Scores
 from sa2va_hf.inference import Sa2VAPredictor
+from sa2va_hf.model.postprocessing import object_masks
 from sa2va_hf.model.tracking import follow_objects
 
 CONVENTIONS = ("davis", "sa_v")
@@ -80,8 +80,8 @@ def follow(
     """
     model = predictor.model
     given = {
-        thing: {frame: torch.from_numpy(mask).to(model.device) for frame, mask in frames.items()}
-        for thing, frames in enumerate(prompts)
+        obj: {frame: torch.from_numpy(mask).to(model.device) for frame, mask in frames.items()}
+        for obj, frames in enumerate(prompts)
         if frames
     }
 
@@ -91,14 +91,9 @@ def follow(
     tracks = [[masks.empty(sample.height, sample.width)] * sample.num_frames for _ in prompts]
     with torch.no_grad(), model.grounding_precision():
         for number, logits in follow_objects(model.grounding_encoder, open_frame, sample.num_frames, given):
-            full = F.interpolate(
-                torch.stack([*logits.values()])[None].float(), size=(sample.height, sample.width), mode="bilinear"
-            )[0]
-            drawn = full > 0
-            if not overlap:
-                drawn &= full.argmax(0) == torch.arange(len(full), device=full.device)[:, None, None]
-            for thing, mask in zip(logits, drawn.cpu().numpy(), strict=True):
-                tracks[thing][number] = masks.encode(mask)
+            predicted = object_masks(torch.stack([*logits.values()]), (sample.height, sample.width), overlap=overlap)
+            for obj, mask in zip(logits, predicted.cpu().numpy(), strict=True):
+                tracks[obj][number] = masks.encode(mask)
     return tracks
 
 

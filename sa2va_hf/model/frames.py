@@ -8,7 +8,10 @@ import numpy as np
 
 
 def uniform_frames(num_frames: int, count: int) -> list[int]:
-    """`count` frame indices from the first to the last, evenly spaced and truncated; all of them in a shorter clip."""
+    """`count` indices from the first to the last, evenly spaced and truncated; all of them in a shorter clip.
+
+    The only such rule: key frames of training and inference, frames of a contact sheet, samples of a short evaluation.
+    """
     return np.linspace(0, num_frames - 1, min(count, num_frames), dtype=int).tolist()  # as the released code rounds
 
 

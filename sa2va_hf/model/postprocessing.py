@@ -132,8 +132,25 @@ def _exclusive(logits: Tensor) -> Tensor:
     """(O, F, H, W): far below any threshold where another object is likelier."""
     if len(logits) < 2:
         return logits
-    owner = torch.arange(len(logits), device=logits.device).view(-1, 1, 1, 1) == logits.argmax(0)
-    return torch.where(owner, logits, logits.clamp(max=-10.0))
+    return torch.where(pixel_owner(logits), logits, logits.clamp(max=-10.0))
+
+
+def pixel_owner(logits: Tensor) -> Tensor:
+    """Logits (objects, ...) -> bool of the same shape: True where the object is the likeliest of all at its pixel."""
+    index = torch.arange(len(logits), device=logits.device).view(-1, *[1] * (logits.ndim - 1))
+    return index == logits.argmax(0)
+
+
+def object_masks(logits: Tensor, size: tuple[int, int], threshold: float = 0.0, overlap: bool = False) -> Tensor:
+    """The masks of one frame at its size: logits (objects, h, w) -> bool (objects, H, W).
+
+    Args:
+        size: (H, W).
+        overlap: whether a pixel may belong to several objects; otherwise it belongs to the likeliest one.
+    """
+    full = F.interpolate(logits.unsqueeze(0).float(), size=size, mode="bilinear", align_corners=False)[0]
+    masks = full > threshold
+    return masks if overlap else masks & pixel_owner(full)
 
 
 def _run_lengths(mask: Tensor) -> list[int]:

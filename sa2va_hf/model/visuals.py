@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -27,14 +28,17 @@ def open_image(image: Image.Image | str | Path | bytes) -> Image.Image:
         ValueError: a file that cannot be read, or pixels without a defined range.
     """
     if isinstance(image, Image.Image):
-        return _to_rgb(image)
+        try:
+            return to_rgb(image)
+        except ValueError as error:
+            raise ValueError(f"image: {error}") from error
     if not isinstance(image, str | Path | bytes):
         raise ValueError(f"image: expected a PIL picture or a path, got {type(image).__name__}")
     is_content = isinstance(image, bytes)
     try:
         with Image.open(BytesIO(image) if is_content else image) as opened:
-            return _to_rgb(ImageOps.exif_transpose(opened))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            return to_rgb(ImageOps.exif_transpose(opened))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         name = f"image of {len(image)} bytes" if is_content else image
         raise ValueError(f"{name}: cannot be read as a picture ({error})") from error
 
@@ -73,17 +77,30 @@ def _from_base64(text: str) -> bytes:
         raise ValueError(f"image: {text[:40]!r}... is no base64 ({error})") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # grey of up to 16 bits, which Pillow's own conversion clips at 255
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB, without turning it; transparency is dropped.
+
+    Grey of 16 bits is scaled to 0..255 by the number of bits that its values fill.
+
+    Raises:
+        ValueError: float pixels, or integer pixels outside 0..65535.
+    """
+    if image.mode.startswith("I"):  # "I;16", "I;16B", and "I" of older Pillow, whose own conversion clips at 255
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"image: integer pixels {values.min()} to {values.max()}; expected 16 bits, 0 to 65535")
+            raise ValueError(
+                f"image: integer pixels from {values.min()} to {values.max()}; expected 16 bits, 0 to 65535"
+            )
         # A file of 16 bits says not how many the camera filled: the fewest of these that hold its values.
         white = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits)
         image = Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
     if image.mode == "F":
-        raise ValueError("image: float pixels have no defined range; give 8 or 16 bits per channel")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        raise ValueError("float pixels have no defined range; save the image with 8 or 16 bits per channel")
+    if image.mode == "RGB":
+        return image
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)  # dropped on purpose
+        return image.convert("RGB")
 
 
 class Clip(Sequence[Image.Image]):

@@ -19,6 +19,7 @@ from ...data.dataset.dataset import Sa2VADataset
 from ...data.dataset.length_cache import default_folder
 from ...data.dataset.parts import Share
 from ...mixtures import MixtureEntry
+from ...model.frames import uniform_frames
 from ...model.processing_sa2va import Sa2VAProcessor
 from ..mixture import open_entry
 from ..rejects import list_rejects
@@ -58,7 +59,7 @@ def build_dataset(
     )
     if train or data.eval_samples is None or data.eval_samples >= len(dataset):
         return dataset
-    return EvalSelection(dataset, torch.linspace(0, len(dataset) - 1, data.eval_samples).long().tolist())
+    return EvalSelection(dataset, uniform_frames(len(dataset), data.eval_samples))
 
 
 def build_trainer(

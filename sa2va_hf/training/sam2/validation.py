@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sam2.modeling.sam2_base import SAM2Base
-from torch import Tensor
 
 from ...data.clips.vos import VosClip
 from ...evaluation.video_metrics import j_and_f
+from ...model.postprocessing import object_masks
 from ...model.tracking import follow_objects
 
 
@@ -21,20 +20,13 @@ def score_clip(sam2: SAM2Base, clip: VosClip, device: torch.device) -> list[dict
     if not given:
         return []
     prompts = {obj: {first: torch.from_numpy(clip.mask(obj, first)).to(device)} for obj, first in given.items()}
-    height, width = next(iter(next(iter(prompts.values())).values())).shape
+    size = tuple(next(iter(next(iter(prompts.values())).values())).shape)
     predicted: dict[int, list[np.ndarray]] = {obj: [] for obj in given}
     truth: dict[int, list[np.ndarray]] = {obj: [] for obj in given}
     frames = follow_objects(sam2, lambda n: clip.frame(n, sam2.image_size).to(device), len(clip) - 1, prompts)
     for number, logits in frames:
-        for obj, mask in zip(logits, exclusive(torch.stack([*logits.values()]), height, width), strict=True):
+        for obj, mask in zip(logits, object_masks(torch.stack([*logits.values()]), size), strict=True):
             if number > given[obj] and clip.known[obj, number]:
                 predicted[obj].append(mask.cpu().numpy())
                 truth[obj].append(clip.mask(obj, number))
     return [j_and_f(np.stack(predicted[obj]), np.stack(truth[obj])) for obj in given if predicted[obj]]
-
-
-def exclusive(logits: Tensor, height: int, width: int) -> Tensor:
-    """Masks of objects at the image's size, a pixel belonging to the likeliest: (O, h, w) -> bool (O, H, W)."""
-    full = F.interpolate(logits.unsqueeze(0).float(), size=(height, width), mode="bilinear", align_corners=False)[0]
-    owner = torch.arange(len(full), device=full.device).view(-1, 1, 1) == full.argmax(0)
-    return (full > 0) & owner

@@ -102,7 +102,7 @@ class ToyDataset(torch.utils.data.Dataset):
     def modalities(self, epoch):
         return np.array([self.kind(index) for index in range(self.size)], np.int8)
 
-    def part_numbers(self, epoch):
+    def entry_indices(self, epoch):
         return np.zeros(self.size, np.int64)
 
 

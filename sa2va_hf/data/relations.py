@@ -78,7 +78,7 @@ def relate(sample: Sample, kinds: Sequence[str] = KINDS, per_clip: int = 8, marg
     frames on which they are; annotated are the frames on which any is.
     """
     seed = int.from_bytes(hashlib.sha256(sample.id.encode()).digest()[:8], "big")
-    chosen = _draw(find_relations(sample, kinds, margin, np.random.default_rng(seed)), kinds, per_clip)
+    chosen = _select(find_relations(sample, kinds, margin, np.random.default_rng(seed)), kinds, per_clip)
     if not chosen:
         return None
     kept = [at for at in range(len(sample.annotated)) if any(one.meant[at] is not None for one in chosen)]
@@ -96,7 +96,7 @@ def relate(sample: Sample, kinds: Sequence[str] = KINDS, per_clip: int = 8, marg
     )
 
 
-def _draw(found: dict[str, Iterator[Relation]], kinds: Sequence[str], count: int) -> list[Relation]:
+def _select(found: dict[str, Iterator[Relation]], kinds: Sequence[str], count: int) -> list[Relation]:
     """The first of each kind in turn; no text twice: it could mean another object on other frames."""
     chosen: dict[str, Relation] = {}
     waiting = list(kinds)

@@ -25,8 +25,8 @@ class Sa2VASampler(Sampler[int]):
     about one length; within it, runs of `batch_size` (the micro-batches, dealt round robin to the ranks by
     accelerate's BatchSamplerShard) are sorted by length, and the runs of `world_size` micro-batches that the ranks
     work on at the same time are neighbours in length. The global batches follow each other in a stratified shuffle:
-    every stretch of the epoch holds the whole range of lengths, and every modality and part in its share (a tenth of
-    an epoch: to within 1 % or one global batch, whichever is more).
+    every stretch of the epoch holds the whole range of lengths, and every modality and mixture entry in its share (a
+    tenth of an epoch: to within 1 % or one global batch, whichever is more).
 
     The order is a function of (seed, epoch) and the lengths only: no global random state, no dependence on rank or
     number of workers. Every sample of the epoch is used. So that all batches are whole, each modality is topped up
@@ -38,7 +38,7 @@ class Sa2VASampler(Sampler[int]):
         modalities_fn: epoch -> (N,) int labels. How many samples carry a label must be the same in every epoch: the
             Trainer computes the number of steps once.
         batch_size: micro-batch of one device.
-        parts_fn: epoch -> (N,) int labels of the datasets that are mixed, optional: their shares are then held in
+        entries_fn: epoch -> (N,) int labels of the datasets that are mixed, optional: their shares are then held in
             every stretch too, beyond what chance gives.
 
     Raises:
@@ -54,12 +54,12 @@ class Sa2VASampler(Sampler[int]):
         world_size: int = 1,
         accumulation: int = 1,
         seed: int = 0,
-        parts_fn: Callable[[int], np.ndarray] | None = None,
+        entries_fn: Callable[[int], np.ndarray] | None = None,
     ):
         for name, value in (("batch_size", batch_size), ("world_size", world_size), ("accumulation", accumulation)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}")
-        self.lengths_fn, self.modalities_fn, self.parts_fn = lengths_fn, modalities_fn, parts_fn
+        self.lengths_fn, self.modalities_fn, self.entries_fn = lengths_fn, modalities_fn, entries_fn
         self.batch_size, self.world_size, self.accumulation = batch_size, world_size, accumulation
         self.seed = seed
         self.epoch = 0
@@ -110,11 +110,12 @@ class Sa2VASampler(Sampler[int]):
     def _build(self) -> tuple[np.ndarray, np.ndarray]:
         lengths = np.asarray(self.lengths_fn(self.epoch))
         modalities = np.asarray(self.modalities_fn(self.epoch))
-        parts = np.zeros(len(lengths), np.int64) if self.parts_fn is None else np.asarray(self.parts_fn(self.epoch))
-        if not len(lengths) == len(modalities) == len(parts) == self.num_samples:
+        zeros = np.zeros(len(lengths), np.int64)
+        entries = zeros if self.entries_fn is None else np.asarray(self.entries_fn(self.epoch))
+        if not len(lengths) == len(modalities) == len(entries) == self.num_samples:
             raise ValueError(
-                f"epoch {self.epoch}: {len(lengths)} lengths, {len(modalities)} modalities and {len(parts)} parts for "
-                f"{self.num_samples} samples; all must be equal, in every epoch"
+                f"epoch {self.epoch}: {len(lengths)} lengths, {len(modalities)} modalities and {len(entries)} entries "
+                f"for {self.num_samples} samples; all must be equal, in every epoch"
             )
         rng = np.random.default_rng((self.seed, self.epoch))
         log_lengths = np.log(np.maximum(lengths, 1))
@@ -127,7 +128,7 @@ class Sa2VASampler(Sampler[int]):
                     "the number of steps would change; draw a constant number per modality"
                 )
             grouped = _group(members, log_lengths, self.global_batch, rng)
-            batches.append(grouped[_shuffle_evenly(lengths[grouped].max(axis=1), parts[grouped], rng)])
+            batches.append(grouped[_shuffle_evenly(lengths[grouped].max(axis=1), entries[grouped], rng)])
             times.append((np.arange(len(grouped)) + 0.5) / len(grouped))  # evenly over the epoch
         order = np.concatenate(batches)[np.argsort(np.concatenate(times), kind="stable")]
         return self._arrange(order, lengths, rng).reshape(-1), lengths
@@ -149,19 +150,19 @@ def _group(members: np.ndarray, log_lengths: np.ndarray, size: int, rng: np.rand
     return members[np.argsort(key)].reshape(-1, size)
 
 
-def _shuffle_evenly(longest: np.ndarray, parts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _shuffle_evenly(longest: np.ndarray, entries: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A shuffle of one modality's batches in which every stretch looks like the whole: (B,) indices.
 
     The longest batch comes first: a run that does not fit the memory fails at once.
 
     Args:
-        longest: (B,) longest sample of each batch. parts: (B, G) part of each sample.
+        longest: (B,) longest sample of each batch. entries: (B, G) mixture entry of each sample.
     """
     by_length = np.argsort(-longest, kind="stable")
     rank = np.argsort(by_length)
-    names, parts = np.unique(parts, return_inverse=True)
-    parts = parts.reshape(len(longest), -1)
-    shares = np.stack([(parts == number).mean(axis=1) for number in range(len(names))], axis=1)  # (B, P)
+    names, entries = np.unique(entries, return_inverse=True)
+    entries = entries.reshape(len(longest), -1)
+    shares = np.stack([(entries == number).mean(axis=1) for number in range(len(names))], axis=1)  # (B, P)
     best, best_drift = None, np.inf
     for _ in range(MAX_SHUFFLES):
         order = np.lexsort((rng.random(len(longest)), _spread(by_length, shares, rng)))
@@ -179,7 +180,7 @@ def _spread(by_length: np.ndarray, shares: np.ndarray, rng: np.random.Generator)
     """The window of the epoch each batch goes to: (B,) ints.
 
     The batches, long to short, are cut into strata of as many neighbours as there are windows; each window gets one
-    batch of every stratum. Which one is chance, except that windows short of some part get the batches rich in it.
+    batch of every stratum. Which one is chance, except that windows short of some entry get the batches rich in it.
     """
     windows = 10 * max(1, round(len(by_length) ** 0.5 / 10))  # a tenth of the epoch is a number of whole windows
     held = np.zeros((windows, shares.shape[1]))

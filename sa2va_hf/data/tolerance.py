@@ -36,8 +36,8 @@ class TolerantDataset(Dataset):
     def modalities(self, epoch: int) -> np.ndarray:
         return self.dataset.modalities(epoch)
 
-    def part_numbers(self, epoch: int) -> np.ndarray:
-        return self.dataset.part_numbers(epoch)
+    def entry_indices(self, epoch: int) -> np.ndarray:
+        return self.dataset.entry_indices(epoch)
 
 
 class TolerantCollator:

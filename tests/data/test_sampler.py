@@ -17,8 +17,8 @@ WORLD, BATCH = 8, 8
 
 def sampler_of(lengths, modalities=None, parts=None, **options) -> Sa2VASampler:
     modalities = np.zeros(len(lengths), int) if modalities is None else modalities
-    parts_fn = None if parts is None else lambda epoch: parts
-    return Sa2VASampler(lambda epoch: lengths, lambda epoch: modalities, parts_fn=parts_fn, **options)
+    entries_fn = None if parts is None else lambda epoch: parts
+    return Sa2VASampler(lambda epoch: lengths, lambda epoch: modalities, entries_fn=entries_fn, **options)
 
 
 @pytest.mark.parametrize("epoch", [0, 3])

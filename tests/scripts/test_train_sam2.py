@@ -172,7 +172,7 @@ def test_videos_and_pictures_by_the_shipped_mixture(config, tmp_path):
     assert sorted((len(batch), batch[0][0]) for batch in seen) == [(1, 3), (2, 2), (3, 1), (4, 1)]
     films = {name for batch in seen for frames, name in batch if frames == 3}
     assert films <= {"sav_000001_manual", "sav_000002_manual"}
-    assert {row["video"] is None for row in trainer.train_dataset.parts[0].rows} == {True, False}
+    assert {row["video"] is None for row in trainer.train_dataset.entries[0].rows} == {True, False}
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(steps) == 4 and all(math.isfinite(entry["loss"]) and entry["objects"] > 0 for entry in steps)
     scores = trainer.evaluate()

@@ -17,8 +17,8 @@ from torch.utils.data import Sampler
 
 from sa2va_hf import masks
 from sa2va_hf.data.clips.transforms import Augmentation, transform
+from sa2va_hf.data.dataset.entries import Entry, Share
 from sa2va_hf.data.dataset.length_cache import fingerprint
-from sa2va_hf.data.dataset.parts import Part, Share
 from sa2va_hf.data.dataset.rows import Row, Rows, scan
 from sa2va_hf.data.media import describe, load_frames
 from sa2va_hf.data.schema import Media, Reject, Sample
@@ -29,7 +29,7 @@ NOTHING_SEEN = "no object has a pixel on the first frame of any clip of {} frame
 
 
 @dataclass
-class ClipPart:
+class ClipEntry:
     """A prepared dataset in a mixture of clips and images.
 
     repeats: how often each usable row counts in an epoch; samples: how many clips an epoch has of it; replacement: see
@@ -51,7 +51,7 @@ class ClipDataset(torch.utils.data.Dataset):
 
     A clip is T neighbours of the annotated frames, with at most `max_objects` of the objects that its first frame
     shows, in random order; with the probability `reverse` it runs backwards. Frames on which some object was not
-    annotated are not part of it. Rows that have no such clip are rejected and listed in `rejected`.
+    annotated are not in it. Rows that have no such clip are rejected and listed in `rejected`.
 
     Raises:
         ValueError: nothing is left, or a number is out of range. Reading: a file that is not what was prepared.
@@ -59,7 +59,7 @@ class ClipDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        parts: Sequence[ClipPart],
+        entries: Sequence[ClipEntry],
         *,
         image_size: int = 1024,
         num_frames: int = 8,
@@ -70,25 +70,25 @@ class ClipDataset(torch.utils.data.Dataset):
     ):
         self.image_size, self.max_objects, self.reverse, self.seed = image_size, max_objects, reverse, seed
         shares = [
-            (p.rows._fingerprint, p.repeats, p.batch_size, p.num_frames, p.samples, p.replacement) for p in parts
+            (p.rows._fingerprint, p.repeats, p.batch_size, p.num_frames, p.samples, p.replacement) for p in entries
         ]
         self._facts = shares, image_size, num_frames, max_objects, reverse, augmentation, seed
         self.augmentation = augmentation
         self.rejected: list[Reject] = []
-        self.frames: list[int] = []  # per part
-        self.parts = [self._open(place, part, num_frames) for place, part in enumerate(parts)]
-        self.batch_sizes = [part.batch_size for part in parts]
-        self.starts = np.cumsum([0] + [len(part) for part in self.parts])
+        self.frames: list[int] = []  # of a clip, per entry
+        self.entries = [self._open(entry_index, entry, num_frames) for entry_index, entry in enumerate(entries)]
+        self.batch_sizes = [entry.batch_size for entry in entries]
+        self.starts = np.cumsum([0] + [len(entry) for entry in self.entries])
         if self.rejected:
             listed = "; ".join(f"{reject.id} ({reject.file}): {reject.reason}" for reject in self.rejected[:20])
             more = f"; and {len(self.rejected) - 20} more" if len(self.rejected) > 20 else ""
             level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG  # once, not per process
             logger.log(level, "%d rows give no clip and are skipped: %s%s", len(self.rejected), listed, more)
-        for place, part in enumerate(self.parts):
-            if not len(part):
+        for entry_index, entry in enumerate(self.entries):
+            if not len(entry):
                 first = f"; the first, {self.rejected[0].id}: {self.rejected[0].reason}" if self.rejected else ""
                 raise ValueError(
-                    f"dataset number {place + 1} gives no clip: {len(self.rejected)} rows were rejected{first}"
+                    f"entry {entry_index + 1} gives no clip: {len(self.rejected)} rows were rejected{first}"
                 )
 
     def __len__(self) -> int:
@@ -101,29 +101,29 @@ class ClipDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, number = divmod(int(index), len(self))
-        place = int(np.searchsorted(self.starts, number, side="right")) - 1
-        part = self.parts[place]
-        item = part.item(epoch, number - int(self.starts[place]))
+        entry_index = int(np.searchsorted(self.starts, number, side="right")) - 1
+        entry = self.entries[entry_index]
+        item = entry.item(epoch, number - int(self.starts[entry_index]))
         rng = np.random.default_rng((self.seed, epoch, number))
-        row = part.rows[part.numbers[item]]
-        positions, instances = self._draw(row, self.frames[place], rng)
+        row = entry.rows[entry.numbers[item]]
+        positions, instances = self._sample(row, self.frames[entry_index], rng)
         numbers = row.annotated()[positions].tolist()
         size = row["height"], row["width"]
-        drawn = np.zeros((len(instances), len(positions), *size), bool)
+        targets = np.zeros((len(instances), len(positions), *size), bool)
         ignored = np.zeros((len(positions), *size), bool)
         for at, position in enumerate(positions):
-            for place, instance in enumerate(instances):
-                drawn[place, at] = masks.decode(row.mask(instance, position))
+            for row_index, instance in enumerate(instances):
+                targets[row_index, at] = masks.decode(row.mask(instance, position))
             if (rle := row.ignore(position)) is not None:
                 ignored[at] = masks.decode(rle)
         frames = open_frames(row, numbers)
         images, objects, ignore = transform(
-            frames, torch.from_numpy(drawn), torch.from_numpy(ignored), self.image_size, rng, self.augmentation
+            frames, torch.from_numpy(targets), torch.from_numpy(ignored), self.image_size, rng, self.augmentation
         )
         return {"images": images, "masks": objects, "ignore": ignore, "sample_id": f"{row['id']} {numbers}"}
 
-    def _draw(self, row: Row, length: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        """Positions among the annotated frames, in order, and objects."""
+    def _sample(self, row: Row, length: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+        """Samples a clip: positions among the annotated frames, in order, and indices of objects."""
         usable, visible = _usable(row)
         backwards = rng.random() < self.reverse
         starts = rng.permutation(len(usable) - length + 1)
@@ -138,10 +138,10 @@ class ClipDataset(torch.utils.data.Dataset):
                 return (positions[::-1] if direction else positions).tolist(), instances.tolist()
         raise ValueError(f"sample {row['id']!r}: {NOTHING_SEEN.format(length)}")
 
-    def _open(self, place: int, given: ClipPart, num_frames: int) -> Part:
+    def _open(self, entry_index: int, given: ClipEntry, num_frames: int) -> Entry:
         for name in ("repeats", "batch_size"):
             if not getattr(given, name) > 0:
-                raise ValueError(f"dataset number {place + 1}: `{name}` must be positive, got {getattr(given, name)}")
+                raise ValueError(f"entry {entry_index + 1}: `{name}` must be positive, got {getattr(given, name)}")
         facts = scan(given.rows)
         length = given.num_frames or (num_frames if facts.is_video.any() else 1)
         self.frames.append(length)
@@ -156,10 +156,10 @@ class ClipDataset(torch.utils.data.Dataset):
                 reasons[number] = reason
         numbers = np.setdiff1d(np.arange(len(facts)), np.array(list(reasons), int))
         nothing = np.zeros(len(numbers), int)
-        part = Part(rows, numbers, np.stack([nothing, nothing], 1), facts.take(numbers), nothing.astype(bool))
-        rng = np.random.default_rng((self.seed, place))
-        part.repeat(Share(given.repeats, given.samples).repeats_of(len(numbers)), rng, given.replacement)
-        return part
+        entry = Entry(rows, numbers, np.stack([nothing, nothing], 1), facts.take(numbers), nothing.astype(bool))
+        rng = np.random.default_rng((self.seed, entry_index))
+        entry.repeat(Share(given.repeats, given.samples).repeats_of(len(numbers)), rng, given.replacement)
+        return entry
 
 
 def _usable(row: Row) -> tuple[np.ndarray, np.ndarray]:
@@ -212,8 +212,8 @@ class ClipBatchSampler(Sampler[list[int]]):
     """The micro-batches of one rank: each of one dataset, with that dataset's batch size, and at the same step of the
     same dataset on all ranks. The datasets take turns at random, each as often as it has batches.
 
-    The order is a function of (seed, epoch). With `phases`, an epoch here is that part of a pass over the data. Every
-    clip is used; the last batch of a dataset is filled up with others of its clips.
+    The order is a function of (seed, epoch). With `phases`, an epoch here is that portion of a pass over the data.
+    Every clip is used; the last batch of a dataset is filled up with others of its clips.
     """
 
     def __init__(self, dataset: ClipDataset, *, world_size: int = 1, rank: int = 0, seed: int = 0, phases: int = 1):
@@ -222,7 +222,7 @@ class ClipBatchSampler(Sampler[list[int]]):
         self.dataset, self.world_size, self.rank, self.seed, self.phases = dataset, world_size, rank, seed, phases
         self.epoch = 0
         groups = [size * world_size for size in dataset.batch_sizes]
-        self._shares = [-(-len(part) // phases) for part in dataset.parts]
+        self._shares = [-(-len(entry) // phases) for entry in dataset.entries]
         self._batches = [-(-share // group) for share, group in zip(self._shares, groups, strict=True)]
 
     def __len__(self) -> int:
@@ -232,17 +232,18 @@ class ClipBatchSampler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        queues = [iter(self._of_part(place)) for place in range(len(self._batches))]
+        queues = [iter(self._of_entry(entry_index)) for entry_index in range(len(self._batches))]
         turns = np.repeat(np.arange(len(queues)), self._batches)
-        for place in np.random.default_rng((self.seed, self.epoch)).permutation(turns):
-            yield next(queues[place])
+        for entry_index in np.random.default_rng((self.seed, self.epoch)).permutation(turns):
+            yield next(queues[entry_index])
 
-    def _of_part(self, place: int) -> list[list[int]]:
+    def _of_entry(self, entry_index: int) -> list[list[int]]:
         """The rank's batches of a dataset, as virtual indices."""
         whole, phase = divmod(self.epoch, self.phases)
-        order = np.random.default_rng((self.seed, whole, place)).permutation(len(self.dataset.parts[place]))
-        share, size = self._shares[place], self.dataset.batch_sizes[place]
+        clips = len(self.dataset.entries[entry_index])
+        order = np.random.default_rng((self.seed, whole, entry_index)).permutation(clips)
+        share, size = self._shares[entry_index], self.dataset.batch_sizes[entry_index]
         mine = np.take(order, np.arange(phase * share, (phase + 1) * share), mode="wrap")
-        filled = np.resize(mine, self._batches[place] * size * self.world_size)
+        filled = np.resize(mine, self._batches[entry_index] * size * self.world_size)
         numbers = filled.reshape(-1, self.world_size, size)[:, self.rank]
-        return (numbers + int(self.dataset.starts[place]) + whole * len(self.dataset)).tolist()
+        return (numbers + int(self.dataset.starts[entry_index]) + whole * len(self.dataset)).tolist()

@@ -1,4 +1,4 @@
-"""Arrow rows as videos whose objects are to be followed: for scoring, at their own size and from their first frame."""
+"""Arrow rows as videos whose objects are tracked from their first mask, at their own size: SAM 2 is scored on them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -51,22 +51,22 @@ class VosClip:
 
 
 class VosClips(Sequence[VosClip]):
-    """The videos of prepared datasets, one after the other; pictures are no videos. limit: frames of a video that
-    count, its first ones."""
+    """The videos of prepared datasets, one after the other; images are skipped. limit: of a video only its first
+    annotated frames are used, at most so many."""
 
-    def __init__(self, parts: Sequence[datasets.Dataset], limit: int | None = None) -> None:
-        self.parts, self.limit = [Rows(part) for part in parts], limit
-        found = [np.flatnonzero(part.dataset["is_video"].to_numpy()) for part in self.parts]
-        self.places = [(part, int(number)) for part, numbers in enumerate(found) for number in numbers]
-        if not self.places:
-            raise ValueError(f"there is no video among the {sum(map(len, self.parts))} rows that are to be followed")
+    def __init__(self, prepared: Sequence[datasets.Dataset], limit: int | None = None) -> None:
+        self.rows, self.limit = [Rows(dataset) for dataset in prepared], limit
+        found = [np.flatnonzero(rows.dataset["is_video"].to_numpy()) for rows in self.rows]
+        self.videos = [(dataset, int(row)) for dataset, rows in enumerate(found) for row in rows]
+        if not self.videos:
+            raise ValueError(f"expected at least one video to track, got {sum(map(len, self.rows))} rows without any")
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.videos)
 
     def __getitem__(self, index: int) -> VosClip:
-        part, number = self.places[index]
-        return VosClip(self.parts[part][number], self.limit)
+        dataset, row = self.videos[index]
+        return VosClip(self.rows[dataset][row], self.limit)
 
 
 class MaskFolder(Mapping[int, dict[int, np.ndarray]]):

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from sa2va_hf import masks
+from sa2va_hf.data.dataset.entries import Entry, Share
 from sa2va_hf.data.dataset.length_cache import cached, fingerprint, processor_fingerprint
-from sa2va_hf.data.dataset.parts import Part, Share
 from sa2va_hf.data.dataset.planning import Plan, Planner, TokenCounter, region_masks
 from sa2va_hf.data.dataset.rows import Rows, scan
 from sa2va_hf.data.media import load_frames
@@ -62,7 +62,7 @@ class Sa2VADataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        parts: Sequence[tuple[datasets.Dataset, float | Share]],
+        entries: Sequence[tuple[datasets.Dataset, float | Share]],
         processor: Any,
         *,
         seed: int = 0,
@@ -76,16 +76,16 @@ class Sa2VADataset(torch.utils.data.Dataset):
         self.length_cache = None if length_cache is None else Path(length_cache)
         self.planner = Planner(TokenCounter(processor), num_frames, max_expressions, max_length, train)
         self.rejected: list[Reject] = []
-        shares = [share if isinstance(share, Share) else Share(share) for _, share in parts]
-        given = [(rows, share) for (rows, _), share in zip(parts, shares, strict=True)]
-        self.parts = [self._open(place, *one) for place, one in enumerate(given)]
-        self._starts = np.cumsum([0] + [len(part) for part in self.parts])
+        shares = [share if isinstance(share, Share) else Share(share) for _, share in entries]
+        given = [(rows, share) for (rows, _), share in zip(entries, shares, strict=True)]
+        self.entries = [self._open(entry_index, *one) for entry_index, one in enumerate(given)]
+        self._starts = np.cumsum([0] + [len(entry) for entry in self.entries])
         self._lengths: dict[int, np.ndarray] = {}  # of one epoch
         settings = (seed, num_frames, max_expressions, max_length, train)
         self._facts = [(rows._fingerprint, str(share)) for rows, share in given], settings
-        self._fixed_lengths: dict[int, np.ndarray] = {}  # of the items of a part that are the same in every epoch
+        self._fixed_lengths: dict[int, np.ndarray] = {}  # of the items of a entry that are the same in every epoch
         self._report()
-        logger.info("%d items per epoch from %d parts", len(self), len(self.parts))
+        logger.info("%d items per epoch from %d mixture entries", len(self), len(self.entries))
 
     def _report(self) -> None:
         """Log the rejects, and raise where a dataset of the mixture has no item left."""
@@ -94,20 +94,20 @@ class Sa2VADataset(torch.utils.data.Dataset):
         if self.rejected:
             level = logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.DEBUG  # once, not per process
             logger.log(level, "%d rows cannot be used and are skipped: %s%s", len(self.rejected), listed, more)
-        for place, part in enumerate(self.parts, start=1):
-            if not len(part) and len(part.numbers):
+        for ordinal, entry in enumerate(self.entries, start=1):
+            if not len(entry) and len(entry.numbers):
                 raise ValueError(
-                    f"entry {place} of {len(self.parts)}: its share of the epoch is less than one of its "
-                    f"{len(part.numbers)} rows; raise `repeats`, `samples` or its weight, or remove it"
+                    f"entry {ordinal} of {len(self.entries)}: its share of the epoch is less than one of its "
+                    f"{len(entry.numbers)} rows; raise `repeats`, `samples` or its weight, or remove it"
                 )
-            if not len(part):
+            if not len(entry):
                 first = f": {listed}{more}" if self.rejected else ""
                 raise ValueError(
-                    f"the dataset is empty: entry {place} of {len(self.parts)} has no row that can be used, "
+                    f"the dataset is empty: entry {ordinal} of {len(self.entries)} has no row that can be used, "
                     f"{len(self.rejected)} rows rejected{first}"
                 )
-        if not self.parts:
-            raise ValueError("the dataset is empty: 0 parts are given")
+        if not self.entries:
+            raise ValueError("the dataset is empty: expected at least one entry, got none")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -137,30 +137,30 @@ class Sa2VADataset(torch.utils.data.Dataset):
     def plan(self, index: int) -> Plan:
         """What item `index` will be. Opens no media."""
         epoch, number = divmod(int(index), len(self))
-        place, part, item = self._find(epoch, number)
-        return self.planner.plan(part.open(item), self._rng(epoch, number, place, part.numbers[item]))
+        entry_index, entry, item = self._find(epoch, number)
+        return self.planner.plan(entry.open(item), self._rng(epoch, number, entry_index, entry.numbers[item]))
 
     def sample_id(self, index: int) -> str:
         """The id of the row that item `index` is made of; also where the rest of it cannot be used."""
-        _, part, item = self._find(*divmod(int(index), len(self)))
-        return str(part.open(item).row["id"])
+        _, entry, item = self._find(*divmod(int(index), len(self)))
+        return str(entry.open(item).row["id"])
 
-    def _find(self, epoch: int, number: int) -> tuple[int, Part, int]:
-        """Item `number` of an epoch: the place of its part, the part, and its number in it."""
-        place = bisect_right(self._starts, number) - 1
-        part = self.parts[place]
-        return place, part, part.item(epoch, number - int(self._starts[place]))
+    def _find(self, epoch: int, number: int) -> tuple[int, Entry, int]:
+        """Item `number` of an epoch: the index of its entry, the entry, and the index of the item in it."""
+        entry_index = bisect_right(self._starts, number) - 1
+        entry = self.entries[entry_index]
+        return entry_index, entry, entry.item(epoch, number - int(self._starts[entry_index]))
 
     def modalities(self, epoch: int) -> np.ndarray:
         """0 text, 1 image without masks, 2 image with masks, 3 video without, 4 video with: (len,) int8.
 
         The same in every epoch: a row with masks stays one when only phrases that match nothing were sampled from it.
         """
-        return np.concatenate([part.facts.modality[part.of_epoch(epoch)] for part in self.parts])
+        return np.concatenate([entry.facts.modality[entry.of_epoch(epoch)] for entry in self.entries])
 
-    def part_numbers(self, epoch: int) -> np.ndarray:
-        """The part that each item comes from: (len,) ints. The same in every epoch."""
-        return np.repeat(np.arange(len(self.parts)), np.diff(self._starts))
+    def entry_indices(self, epoch: int) -> np.ndarray:
+        """The index of the mixture entry that each item comes from: (len,) ints. The same in every epoch."""
+        return np.repeat(np.arange(len(self.entries)), np.diff(self._starts))
 
     def lengths(self, epoch: int) -> np.ndarray:
         """Exact token counts of an epoch's items: (len,) ints. Kept until another epoch is asked for.
@@ -172,107 +172,108 @@ class Sa2VADataset(torch.utils.data.Dataset):
         if epoch not in self._lengths:
 
             def count() -> np.ndarray:
-                return np.concatenate([self._lengths_of(place, epoch) for place in range(len(self.parts))])
+                return np.concatenate([self._lengths_of(index, epoch) for index in range(len(self.entries))])
 
             key = fingerprint(processor_fingerprint(self.processor), *self._facts, epoch) if self.length_cache else ""
             self._lengths = {epoch: cached(self.length_cache, key, len(self), count)}
         return self._lengths[epoch]
 
-    def _lengths_of(self, place: int, epoch: int) -> np.ndarray:
-        part, items, start = self.parts[place], self.parts[place].of_epoch(epoch), int(self._starts[place])
-        facts = part.facts
-        drawn = (facts.num_expressions > 0) & self.train
-        if place not in self._fixed_lengths:
-            self._fixed_lengths[place] = self._lengths_of_fixed(place, np.flatnonzero(~drawn))
-        lengths = self._fixed_lengths[place][items]
-        quick = drawn & facts.complete & ~part.tight & (facts.num_regions == 0)
+    def _lengths_of(self, entry_index: int, epoch: int) -> np.ndarray:
+        entry, start = self.entries[entry_index], int(self._starts[entry_index])
+        items = entry.of_epoch(epoch)
+        facts = entry.facts
+        sampled = (facts.num_expressions > 0) & self.train
+        if entry_index not in self._fixed_lengths:
+            self._fixed_lengths[entry_index] = self._lengths_of_fixed(entry_index, np.flatnonzero(~sampled))
+        lengths = self._fixed_lengths[entry_index][items]
+        quick = sampled & facts.complete & ~entry.tight & (facts.num_regions == 0)
         frames = self.planner.usual_frames(facts)
         for chunk in _chunks(np.flatnonzero(quick[items])):
-            texts = part.rows.phrases(part.numbers[items[chunk]])
+            texts = entry.rows.phrases(entry.numbers[items[chunk]])
             for row, virtual in enumerate(chunk.tolist()):
                 item = items[virtual]
-                _, turns = self.planner.sample_turns(*texts.of(row), self._rng(epoch, start + virtual, place, 0))
+                _, turns = self.planner.sample_turns(*texts.of(row), self._rng(epoch, start + virtual, entry_index, 0))
                 size = (int(facts.width[item]), int(facts.height[item]))
                 lengths[virtual] = self.planner.counter.count(
                     turns, size, int(frames[item]), bool(facts.is_video[item])
                 )
-        for virtual in np.flatnonzero((drawn & ~quick)[items]).tolist():
+        for virtual in np.flatnonzero((sampled & ~quick)[items]).tolist():
             lengths[virtual] = self.planner.length(self.plan(epoch * len(self) + start + virtual))
         return lengths
 
-    def _lengths_of_fixed(self, place: int, which: np.ndarray) -> np.ndarray:
-        """Lengths of items in which no text is sampled; 0 for others: (items of the part,)."""
-        part = self.parts[place]
-        lengths = np.zeros(len(part.numbers), np.int64)
+    def _lengths_of_fixed(self, entry_index: int, which: np.ndarray) -> np.ndarray:
+        """Lengths of items in which no text is sampled; 0 for others: (items of the entry,)."""
+        entry = self.entries[entry_index]
+        lengths = np.zeros(len(entry.numbers), np.int64)
         for item in which.tolist():
-            plan = self.planner.plan(part.open(item), self._rng(0, 0, place, part.numbers[item]))
+            plan = self.planner.plan(entry.open(item), self._rng(0, 0, entry_index, entry.numbers[item]))
             lengths[item] = self.planner.length(plan)
         return lengths
 
-    def _rng(self, epoch: int, number: int, place: int, row: int) -> np.random.Generator:
+    def _rng(self, epoch: int, number: int, entry_index: int, row: int) -> np.random.Generator:
         """In training of the epoch and the item; in evaluation of the row, however its expressions are split."""
-        return np.random.default_rng((self.seed, epoch, number) if self.train else (self.seed, place, int(row)))
+        return np.random.default_rng((self.seed, epoch, number) if self.train else (self.seed, entry_index, int(row)))
 
     # ---------------------------------------------------------------- construction
 
-    def _open(self, place: int, rows: datasets.Dataset, share: Share) -> Part:
+    def _open(self, entry_index: int, rows: datasets.Dataset, share: Share) -> Entry:
         if not (np.isfinite(share.repeats) and share.repeats > 0):
-            raise ValueError(f"part {place}: repeats must be positive, got {share.repeats}")
+            raise ValueError(f"entry {entry_index + 1}: repeats must be positive, got {share.repeats}")
         if not self.train and share != Share():
             given = f"repeats {share.repeats}" if share.samples is None else f"samples {share.samples}"
-            raise ValueError(f"part {place}: in evaluation every row counts once, got {given}")
+            raise ValueError(f"entry {entry_index + 1}: in evaluation every row counts once, got {given}")
         facts = scan(rows)
         spans = np.stack([np.zeros_like(facts.num_expressions), facts.num_expressions], axis=1)
         tight = self.planner.may_be_too_long(facts)
-        part = Part(Rows(rows), np.arange(len(facts)), spans, facts, tight)
-        reasons = self._reasons(part)
-        self.rejected += [Reject(part.rows[item]["id"], reason) for item, reason in sorted(reasons.items())]
-        part = part.take(np.setdiff1d(np.arange(len(facts)), np.array(list(reasons), int)))
+        entry = Entry(Rows(rows), np.arange(len(facts)), spans, facts, tight)
+        reasons = self._reasons(entry)
+        self.rejected += [Reject(entry.rows[item]["id"], reason) for item, reason in sorted(reasons.items())]
+        entry = entry.take(np.setdiff1d(np.arange(len(facts)), np.array(list(reasons), int)))
         if not self.train:
-            return self._split(place, part)
-        rng = np.random.default_rng((self.seed, place))
-        part.repeat(share.repeats_of(len(part.numbers)), rng, share.replacement)
-        return part
+            return self._split(entry_index, entry)
+        rng = np.random.default_rng((self.seed, entry_index))
+        entry.repeat(share.repeats_of(len(entry.numbers)), rng, share.replacement)
+        return entry
 
-    def _reasons(self, part: Part) -> dict[int, str]:
+    def _reasons(self, entry: Entry) -> dict[int, str]:
         """Why rows cannot be used, by item."""
-        facts, limit = part.facts, self.planner.max_length
+        facts, limit = entry.facts, self.planner.max_length
         reasons = dict.fromkeys(np.flatnonzero(facts.num_turns + facts.num_expressions == 0).tolist(), NO_TEXT)
         reasons |= dict.fromkeys(np.flatnonzero(facts.is_video & (facts.num_regions > 0)).tolist(), REGIONS_ON_CLIP)
         if not self.processor.takes_regions:
             reasons |= dict.fromkeys(np.flatnonzero(facts.num_regions).tolist(), NO_REGIONS)
         for number in set(np.flatnonzero(facts.num_regions).tolist()) - set(reasons):
-            prompts = self.planner.regions(part.open(number).row)
+            prompts = self.planner.regions(entry.open(number).row)
             missed = [n for n, cells in enumerate(prompts, 1) if not cells.any()]
             if missed:
                 reasons[number] = f"region{missed[0]} is too small: it covers no cell of the model's grid"
-        for number in set(np.flatnonzero(part.tight).tolist()) - set(reasons):
-            item = part.open(number)
+        for number in set(np.flatnonzero(entry.tight).tolist()) - set(reasons):
+            item = entry.open(number)
             tokens = self.planner.count(item, [self.planner.shortest(item)])
             if tokens > limit:
                 reasons[number] = f"its shortest conversation has {tokens} tokens, max_length is {limit}"
         return reasons
 
-    def _split(self, place: int, part: Part) -> Part:
+    def _split(self, entry_index: int, entry: Entry) -> Entry:
         """Evaluation: a row with many expressions becomes several items, each short enough."""
         items, spans = [], []
-        for item, count in enumerate(part.spans[:, 1].tolist()):
+        for item, count in enumerate(entry.spans[:, 1].tolist()):
             # objects that are not annotated on the same frames are asked for one by one
-            size = self.planner.max_expressions if part.facts.complete[item] else 1
+            size = self.planner.max_expressions if entry.facts.complete[item] else 1
             cuts = [(first, min(first + size, count)) for first in range(0, count, size)] or [(0, 0)]
-            if part.tight[item] and count:
-                cuts = self._fitting_spans(place, part, item, size)
+            if entry.tight[item] and count:
+                cuts = self._fitting_spans(entry_index, entry, item, size)
             items += [item] * len(cuts)
             spans += cuts
-        part = part.take(np.array(items, int))
-        part.spans = np.array(spans, int).reshape(-1, 2)
-        part.repeat(1, np.random.default_rng(0))
-        return part
+        entry = entry.take(np.array(items, int))
+        entry.spans = np.array(spans, int).reshape(-1, 2)
+        entry.repeat(1, np.random.default_rng(0))
+        return entry
 
-    def _fitting_spans(self, place: int, part: Part, number: int, size: int) -> list[tuple[int, int]]:
+    def _fitting_spans(self, entry_index: int, entry: Entry, number: int, size: int) -> list[tuple[int, int]]:
         """Spans of at most `size` expressions that fit max_length; an expression too long by itself is rejected."""
-        item, limit = part.open(number), self.planner.max_length
-        asks = self.planner.asks(item, self._rng(0, 0, place, part.numbers[number]))
+        item, limit = entry.open(number), self.planner.max_length
+        asks = self.planner.asks(item, self._rng(0, 0, entry_index, entry.numbers[number]))
         spans, first = [], 0
         while first < len(asks):
             last = min(first + size, len(asks))
@@ -312,7 +313,7 @@ def _labels(plan: Plan) -> dict[str, torch.Tensor]:
     ignored = np.zeros((len(plan.frames), height, width), bool)
     has_ignored = False  # most samples have nothing to ignore: then its memory is not even touched
     meant = sorted({instance for instances in plan.targets for instance in instances})
-    for place, number in enumerate(plan.frames):
+    for entry_index, number in enumerate(plan.frames):
         position = position_of.get(number)
         if position is None:  # of a clip without masks
             continue
@@ -321,12 +322,12 @@ def _labels(plan: Plan) -> dict[str, torch.Tensor]:
         for seg, instances in enumerate(plan.targets):
             for instance in instances:
                 if instance in decoded:
-                    targets[seg, place] |= decoded[instance]
+                    targets[seg, entry_index] |= decoded[instance]
                 else:
-                    ignored[place] = has_ignored = True  # whether its pixels are here is not known
+                    ignored[entry_index] = has_ignored = True  # whether its pixels are here is not known
         rle = plan.row.ignore(position)
         if rle is not None:
-            ignored[place] |= masks.decode(rle)
+            ignored[entry_index] |= masks.decode(rle)
             has_ignored = has_ignored or masks.area(rle) > 0
     labels = {"mask_labels": torch.from_numpy(targets)}
     return labels | ({"ignore_labels": torch.from_numpy(ignored)} if has_ignored else {})

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sa2va_hf import masks
-from sa2va_hf.data.dataset.parts import Item
+from sa2va_hf.data.dataset.entries import Item
 from sa2va_hf.data.dataset.rows import Facts, Row
 from sa2va_hf.data.prompts.templates import NO_TARGET_ANSWERS, SEG_ANSWERS, SEG_QUESTIONS, referring_turn
 from sa2va_hf.data.schema import IMAGE_TAG

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset, Subset
 from ...arguments import DataArguments, ModelArguments, Sa2VATrainingArguments, parse
 from ...data.collator import Sa2VACollator
 from ...data.dataset.dataset import Sa2VADataset
+from ...data.dataset.entries import Share
 from ...data.dataset.length_cache import default_folder
-from ...data.dataset.parts import Share
 from ...mixtures import MixtureEntry
 from ...model.frames import uniform_frames
 from ...model.processing_sa2va import Sa2VAProcessor

@@ -18,7 +18,7 @@ from .scores import NAMES
 logger = logging.getLogger(__name__)
 
 WITH_MASKS = (2, 4)  # of `Sa2VADataset.modalities`
-NEEDED = ("lengths", "modalities", "part_numbers")  # of a training dataset, by the sampler
+NEEDED = ("lengths", "modalities", "entry_indices")  # of a training dataset, by the sampler
 
 
 def refuse_undecided(model: nn.Module | None) -> None:

@@ -122,7 +122,7 @@ class Sa2VATrainer(SafeTrainer):
             world_size=self.args.world_size,
             accumulation=self.args.gradient_accumulation_steps,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            parts_fn=dataset.part_numbers,
+            entries_fn=dataset.entry_indices,
         )
         return self.train_sampler
 

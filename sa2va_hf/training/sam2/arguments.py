@@ -68,7 +68,7 @@ class Sam2ModelArguments:
 
 @dataclass
 class Sam2Entry(MixtureEntry):
-    """A prepared dataset in a mixture of clips: see `ClipPart`."""
+    """A prepared dataset in a mixture of clips: see `ClipEntry`."""
 
     batch_size: int | None = None  # default: per_device_train_batch_size
     num_frames: int | None = None

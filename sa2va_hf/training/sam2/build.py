@@ -9,7 +9,7 @@ from transformers import set_seed
 
 from ...arguments import parse
 from ...checkpoints.sam2 import load
-from ...data.clips.dataset import ClipDataset, ClipPart
+from ...data.clips.dataset import ClipDataset, ClipEntry
 from ...data.clips.transforms import Augmentation
 from ...data.clips.vos import VosClips
 from ...model.grounding import build_sam2
@@ -60,7 +60,7 @@ def build_dataset(
     default = training.per_device_train_batch_size
     return ClipDataset(
         [
-            ClipPart(
+            ClipEntry(
                 open_entry(one),
                 one.repeats,
                 one.batch_size or default,

@@ -13,7 +13,7 @@ from clips import disc, draw, rows, sample, write_davis
 from PIL import Image
 
 from sa2va_hf import masks
-from sa2va_hf.data.clips.dataset import ClipBatchSampler, ClipDataset, ClipPart, collate
+from sa2va_hf.data.clips.dataset import ClipBatchSampler, ClipDataset, ClipEntry, collate
 from sa2va_hf.data.clips.transforms import Augmentation, transform
 from sa2va_hf.data.schema import Object, Reject
 from sa2va_hf.data.sources import SOURCES
@@ -22,7 +22,7 @@ NONE = masks.empty(48, 64)
 
 
 def dataset(*parts, **options):
-    parts = [part if isinstance(part, ClipPart) else ClipPart(part) for part in parts]
+    parts = [part if isinstance(part, ClipEntry) else ClipEntry(part) for part in parts]
     return ClipDataset(parts, **({"image_size": 48, "num_frames": 4} | options))
 
 
@@ -236,7 +236,7 @@ def test_a_variation_out_of_range():
 def mixture(tmp_path):
     clips = [sample(tmp_path, f"c{number}", frames=4) for number in range(5)]
     pictures = [sample(tmp_path, f"p{number}", frames=1) for number in range(7)]
-    return dataset(ClipPart(rows(*clips), repeats=2), ClipPart(rows(*pictures), batch_size=3))
+    return dataset(ClipEntry(rows(*clips), repeats=2), ClipEntry(rows(*pictures), batch_size=3))
 
 
 def test_a_step_is_one_dataset_on_all_ranks_and_every_clip_has_its_turn(tmp_path):

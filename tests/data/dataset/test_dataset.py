@@ -18,7 +18,7 @@ from sa2va_hf import masks
 from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.data.dataset import dataset as dataset_module
 from sa2va_hf.data.dataset.dataset import NO_REGIONS, Sa2VADataset
-from sa2va_hf.data.dataset.parts import Share
+from sa2va_hf.data.dataset.entries import Share
 from sa2va_hf.data.dataset.planning import Plan
 from sa2va_hf.data.sampler import Sa2VASampler
 from sa2va_hf.data.schema import FEATURES, Expression, Object, Sample, Turn, to_row
@@ -154,7 +154,7 @@ def test_repeats_of_several_parts():
     for epoch in range(4):
         names = Counter(dataset.plan(epoch * len(dataset) + n).sample_id for n in range(len(dataset)))
         assert sorted(names.values()) == [1] * 2 + [2] * 5 + [3] * 5
-        assert dataset.part_numbers(epoch).tolist() == [0] * 25 + [1] * 2
+        assert dataset.entry_indices(epoch).tolist() == [0] * 25 + [1] * 2
         assert dataset.modalities(epoch).tolist() == [2] * 25 + [0] * 2
     total = Counter(dataset.plan(n).sample_id for n in range(10 * len(dataset)))
     assert {total[f"p{n}"] for n in range(10)} == {25} and {total[f"t{n}"] for n in range(5)} == {4}
@@ -539,7 +539,7 @@ def test_rows_that_have_no_form_are_rejected_with_the_reason():
 
 
 def test_an_empty_dataset_is_an_error():
-    with pytest.raises(ValueError, match="the dataset is empty: 0 parts"):
+    with pytest.raises(ValueError, match="the dataset is empty: expected at least one entry"):
         Sa2VADataset([], WordProcessor())
     with pytest.raises(ValueError, match="entry 1 of 1 has no row that can be used, 0 rows rejected"):
         Sa2VADataset([(cache([talk()]).select([]), 1)], WordProcessor())
@@ -549,7 +549,7 @@ def test_an_empty_dataset_is_an_error():
 
 @pytest.mark.parametrize("repeats", [0, -1, float("nan"), float("inf")])
 def test_repeats_must_be_positive(repeats):
-    with pytest.raises(ValueError, match="part 0: repeats must be positive"):
+    with pytest.raises(ValueError, match="entry 1: repeats must be positive"):
         dataset_of(talk(), repeats=repeats)
 
 

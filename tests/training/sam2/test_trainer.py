@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from sa2va_hf.checkpoints.sam2 import load
-from sa2va_hf.data.clips.dataset import ClipDataset, ClipPart
+from sa2va_hf.data.clips.dataset import ClipDataset, ClipEntry
 from sa2va_hf.data.clips.transforms import Augmentation
 from sa2va_hf.data.clips.vos import VosClips
 from sa2va_hf.model.grounding import build_sam2
@@ -32,7 +32,7 @@ LORA = dict.fromkeys(ALL, "lora")
 def parts(tmp_path):
     clips = [sample(tmp_path / "data", f"c{number}", frames=5) for number in range(3)]
     pictures = [sample(tmp_path / "data", f"p{number}", frames=1) for number in range(4)]
-    return ClipPart(rows(*clips)), ClipPart(rows(*pictures), batch_size=2)
+    return ClipEntry(rows(*clips)), ClipEntry(rows(*pictures), batch_size=2)
 
 
 def trainer(parts, folder, modes=ALL, others=True, clips=None, dropout=0.1, **settings):
@@ -165,7 +165,7 @@ def test_it_learns_to_follow(tmp_path):
     clips = [sample(tmp_path / "data", f"c{number}", frames=5) for number in range(6)]
     held_out = VosClips([rows(sample(tmp_path / "data", "v", frames=8))])
     run = trainer(
-        [ClipPart(rows(*clips))],
+        [ClipEntry(rows(*clips))],
         tmp_path / "run",
         clips=held_out,
         dropout=0.0,

@@ -1,4 +1,4 @@
-"""The datasets of a mixture, and which of their rows make up an epoch."""
+"""The entries of a mixture, and which of their rows make up an epoch."""
 
 from dataclasses import dataclass, field
 
@@ -24,10 +24,10 @@ class Share:
 
 
 @dataclass
-class Part:
-    """One dataset of a mixture: its usable items, and how they fill an epoch.
+class Entry:
+    """One entry of a mixture: the usable items of its dataset, and how they fill an epoch.
 
-    numbers, spans, facts, tight: one entry per item. An item is a row number and, where it has expressions, the span
+    numbers, spans, facts, tight: one value per item. An item is a row number and, where it has expressions, the span
         (first, last + 1) of those that it may use; tight says that it may have more than max_length tokens.
     """
 
@@ -45,8 +45,8 @@ class Part:
         """Virtual rows of an epoch."""
         return self.repeats * len(self.numbers) + sum(count for _, count in self.extras)
 
-    def take(self, items: np.ndarray) -> "Part":
-        return Part(self.rows, self.numbers[items], self.spans[items], self.facts.take(items), self.tight[items])
+    def take(self, items: np.ndarray) -> "Entry":
+        return Entry(self.rows, self.numbers[items], self.spans[items], self.facts.take(items), self.tight[items])
 
     def open(self, item: int) -> "Item":
         facts, row = self.facts, self.rows[self.numbers[item]]
@@ -82,13 +82,13 @@ class Part:
         return np.concatenate([every, *(self._extra(index, epoch) for index in range(len(self.extras)))])
 
     def _extra(self, index: int, epoch: int) -> np.ndarray:
-        """The items of an entry of `extras` in an epoch."""
+        """The items of `extras[index]` in an epoch."""
         pool, count = self.extras[index]
         if self.seed is None:
             return _stretch(pool, count, epoch)
         if self._sampled.get(index, (None,))[0] != epoch:
-            places = np.random.default_rng((self.seed, epoch, index)).integers(max(len(pool), 1), size=count)
-            self._sampled[index] = epoch, pool[places]
+            sampled = np.random.default_rng((self.seed, epoch, index)).integers(max(len(pool), 1), size=count)
+            self._sampled[index] = epoch, pool[sampled]
         return self._sampled[index][1]
 
     def item(self, epoch: int, virtual: int) -> int:
@@ -103,12 +103,12 @@ class Part:
             if virtual < count:
                 return int(pool[(epoch * count + virtual) % len(pool)])
             virtual -= count
-        raise IndexError(f"virtual row beyond the {len(self)} of the part")
+        raise IndexError(f"virtual row beyond the {len(self)} of the entry")
 
 
 @dataclass
 class Item:
-    """One item of a part: its row, and of the part's entries those that are its own (see `Facts` and `Part`)."""
+    """One item of an entry: its row, and its values of the arrays in `Facts` and `Entry`."""
 
     row: Row
     size: tuple[int, int] | None  # width, height; None for text only

@@ -1,4 +1,4 @@
-"""Random samples of a prepared folder with their masks, boxes and texts drawn, to be looked at before training."""
+"""Random samples of a prepared dataset with their masks, boxes and texts drawn, for a check by eye before training."""
 
 import base64
 import html
@@ -18,7 +18,7 @@ from sa2va_hf.model.frames import uniform_frames
 
 FRAMES = 4  # of a clip, shown side by side
 SIDE = 480  # pixels of a tile's longer side
-ENLARGED = 3  # at most so many times, where a picture is smaller
+ENLARGED = 3  # the largest scale of a small image
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
 <style>body{{font:15px/1.4 sans-serif;margin:24px}} figure{{margin:0 0 32px}} img{{max-width:100%}}
@@ -30,20 +30,20 @@ figcaption{{white-space:pre-wrap;max-width:80em}}</style>
 
 @dataclass
 class Drawn:
-    """A sample as a picture with masks, boxes and names, and its text in lines."""
+    """A sample as an image with masks, boxes and names drawn on it, and its text in lines."""
 
     picture: Image.Image
     lines: list[str]
 
 
 def draw_samples(folder: Path | str, count: int = 24, seed: int = 0) -> list[Drawn]:
-    """`count` random samples of a folder that prepare wrote (all, where it has fewer), in the folder's order.
+    """`count` random samples of a prepared dataset, in its order; all samples where it has fewer.
 
     Raises:
-        ValueError: no such folder, or a file of a sample is gone or changed.
+        ValueError: the folder is no prepared dataset, or a file of a sample is missing or was changed.
     """
     if count < 1:
-        raise ValueError(f"count must be positive, got {count}")
+        raise ValueError(f"count: expected a positive number, got {count}")
     if not (Path(folder) / "dataset_info.json").is_file():
         raise ValueError(f"{folder}: no prepared dataset; run scripts/prepare_data.py with --output {folder}")
     rows = load_from_disk(str(folder))
@@ -52,13 +52,17 @@ def draw_samples(folder: Path | str, count: int = 24, seed: int = 0) -> list[Dra
 
 
 def draw_sample(sample: Sample) -> Drawn:
-    """All masks and boxes of a sample on its picture, or on up to FRAMES frames of a clip, and all its text."""
+    """All masks and boxes of a sample, on its image or on up to FRAMES frames of its clip, and all its text.
+
+    Raises:
+        ValueError: a file of the sample is missing or was changed.
+    """
     if sample.num_frames == 0:
         return Drawn(Image.new("RGB", (SIDE, 24), "white"), _lines(sample))
     annotated = sample.annotated or list(range(sample.num_frames))
     positions = uniform_frames(len(annotated), FRAMES)
     pictures = load_frames(sample, [annotated[position] for position in positions])
-    tiles = [_draw_frame(sample, picture, place) for picture, place in zip(pictures, positions, strict=True)]
+    tiles = [_draw_frame(sample, picture, position) for picture, position in zip(pictures, positions, strict=True)]
     if len(tiles) == 1:
         return Drawn(tiles[0], _lines(sample))
     captions = [f"frame {annotated[position]}" for position in positions]
@@ -66,14 +70,18 @@ def draw_sample(sample: Sample) -> Drawn:
 
 
 def save_sheet(drawn: list[Drawn], path: Path | str, title: str = "samples", columns: int = 3) -> None:
-    """Writes a .png or .html (one self-contained file). ValueError for another suffix."""
+    """Writes a .png, or one self-contained .html file.
+
+    Raises:
+        ValueError: another suffix.
+    """
     path = Path(path)
     if path.suffix == ".png":
         contact_sheet([one.picture for one in drawn], columns, ["\n".join(one.lines) for one in drawn]).save(path)
     elif path.suffix in (".html", ".htm"):
         path.write_text(_PAGE.format(title=html.escape(title), figures="\n".join(map(_figure, drawn))), "utf-8")
     else:
-        raise ValueError(f"{path}: expected a name that ends with .png or .html")
+        raise ValueError(f"{path}: expected a file name that ends with .png or .html")
 
 
 def _figure(drawn: Drawn) -> str:
@@ -85,17 +93,17 @@ def _figure(drawn: Drawn) -> str:
 
 
 def _draw_frame(sample: Sample, picture: Image.Image, position: int) -> Image.Image:
-    """Scaled to SIDE before drawing, so that lines and names have the same size on all tiles."""
+    """The image is scaled to SIDE before drawing, so that lines and names have the same size on all tiles."""
     scale = min(SIDE / max(picture.size), ENLARGED)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     layers, boxes, names = [], [], []
-    for number, thing in enumerate(sample.objects):
-        layers.append(_shrunk(thing.masks[position], sample, size))
-        box = thing.boxes[position]
+    for number, obj in enumerate(sample.objects):
+        layers.append(_shrunk(obj.masks[position], sample, size))
+        box = obj.boxes[position]
         absent = box is None or box[2] <= box[0] or box[3] <= box[1]
         boxes.append(None if absent else [value * scale for value in box])
         region = f"region{sample.regions.index(number) + 1} " if number in sample.regions else ""
-        names.append(f"{region}{number}{': ' + thing.category if thing.category else ''}")
+        names.append(f"{region}{number}{': ' + obj.category if obj.category else ''}")
     if sample.ignore and sample.ignore[position] is not None:
         layers.append(_shrunk(sample.ignore[position], sample, size))
         boxes.append(None)
@@ -105,7 +113,7 @@ def _draw_frame(sample: Sample, picture: Image.Image, position: int) -> Image.Im
 
 
 def _shrunk(rle: masks.RLE | None, sample: Sample, size: tuple[int, int]) -> np.ndarray:
-    """A mask at the tile's size; empty where it is not known."""
+    """A mask at the size of the tile; empty where the mask is unknown."""
     if rle is None:
         return np.zeros(size[::-1], bool)
     return np.asarray(Image.fromarray(masks.decode(rle)).resize(size, Image.Resampling.NEAREST))

@@ -1,7 +1,7 @@
-"""Masks for pictures of parts that have none: predicted by a model, filtered, written beside the pictures.
+"""Pseudo-labels: masks of object parts, predicted for images without a mask, filtered and written beside them.
 
-A folder as `data.sources.folder_parts` reads it goes in; X_mask.png beside each picture comes out, and
-ROOT/pseudo_labels.json says what became of every picture.
+The input is a folder as `data.sources.folder_parts` reads it. The output is X_mask.png beside each image X, and
+ROOT/pseudo_labels.json with the status of every image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sa2va_hf.masks import keep_components, mask_to_box
 from sa2va_hf.model.visuals import open_image
 
 NAME = "pseudo_labels.json"
-MARK = "pseudo_label"  # key of a PNG's text, by which our masks are told from those of people
+MARK = "pseudo_label"  # key of a PNG's text, which distinguishes predicted masks from annotated ones
 QUESTION, ANSWER = SEG_QUESTIONS[1], SEG_ANSWERS[1]  # "Please segment the ... in this image.", "Sure, [SEG]."
 ON, OFF = 1, 0  # SAM 2's labels of points
 
@@ -35,9 +35,9 @@ ON, OFF = 1, 0  # SAM 2's labels of points
 class Filter:
     """Which masks are good enough.
 
-    min_area_ratio: pieces of a mask below this share of the picture are discarded, and a mask with no other is
-    rejected. max_area_ratio: a larger mask is rejected, as the background instead of the part. min_score: so is
-    one of which SAM 2 expects a lower IoU. largest: of the pieces of a mask only the largest is kept.
+    min_area_ratio: components of a mask below this share of the image are discarded, and a mask without any other is
+    rejected. max_area_ratio: a larger mask is rejected: it is probably the background. min_score: a mask is rejected
+    if the IoU that SAM 2 predicts for it is lower. largest: only the largest component of a mask is kept.
     """
 
     min_area_ratio: float = 0.0005
@@ -63,19 +63,24 @@ def pseudo_label(
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Predicts a mask for every picture of a folder_parts root that has none, and returns (and writes) the manifest.
+    """Predicts a mask for every image of a folder_parts root without one; returns and writes the manifest.
 
-    The model is asked for `part` with the names put in, "handle of the mug"; where an X.json holds boxes or points,
-    SAM 2 is asked for these instead. A run that was stopped resumes: masks that are there are kept, and a picture
-    rejected before is not tried again unless the model, the phrase or the filter is another. overwrite: predict those
-    again that a model predicted. A mask or polygons that a person gave are never touched. progress: called with 1
-    for every picture.
+    The model is asked for the phrase `part` with both names filled in, such as "handle of the mug". Where X.json holds
+    boxes or points, SAM 2 is prompted with these instead. A run that was stopped is resumed: existing masks are kept,
+    and an image that was rejected is not tried again unless the model, the phrase or the filters have changed.
+    Annotated masks and polygons are never changed.
 
-    The manifest: `model`, `part`, `filters`, `pictures`, by id {"status": "drawn" | "rejected" | "given", "reason" of
-    a reject, and of what was predicted "prompt" ("text" or "points"), "score", "area" in pixels, "area_ratio", "box"},
-    and `problems`, files that cannot be placed.
+    Args:
+        overwrite: predict those masks again that a model has predicted.
+        progress: called with 1 for every image.
 
-    Raises Raises: ValueError when there are no such pictures, or the manifest there cannot be read.
+    Returns:
+        The manifest: `model`, `part`, `filters`, `pictures`, by id {"status": "drawn" (predicted) | "rejected" |
+        "given" (annotated), "reason" of a reject, and of a prediction "prompt" ("text" or "points"), "score", "area"
+        in pixels, "area_ratio", "box"}, and `problems`, files that belong to no image.
+
+    Raises:
+        ValueError: there are no such images, or an existing manifest cannot be read.
     """
     check_part_phrase(part)
     root, filters = Path(root), filters or Filter()
@@ -100,11 +105,11 @@ def pseudo_label(
     return manifest
 
 
-# ---------------------------------------------------------------- what is there already
+# ---------------------------------------------------------------- earlier results
 
 
 def _rejected_before(path: Path, settings: dict[str, Any]) -> dict[str, dict]:
-    """Entries of the pictures that a run with the same settings rejected."""
+    """Manifest entries of the images that a run with the same settings rejected."""
     if not path.is_file():
         return {}
     try:
@@ -117,13 +122,13 @@ def _rejected_before(path: Path, settings: dict[str, Any]) -> dict[str, dict]:
 
 
 def _present(picture: PartPicture, overwrite: bool) -> dict[str, Any] | None:
-    """The entry of a picture that needs no mask, None when one is to be predicted."""
+    """The manifest entry of an image that needs no prediction; None where a mask has to be predicted."""
     if picture.mask is not None:
         try:
             with Image.open(picture.mask) as image:
                 mark = image.info.get(MARK)
         except (OSError, SyntaxError):
-            return _rejected(f"{picture.mask.name} beside it cannot be read as a picture: remove it")
+            return _rejected(f"{picture.mask.name} beside it cannot be read as an image: remove it")
         if mark is None:
             return {"status": "given"}
         return None if overwrite else json.loads(mark)
@@ -142,7 +147,7 @@ def _rejected(reason: str, **found: Any) -> dict[str, Any]:
 
 
 def _label(predictor: Sa2VAPredictor, picture: PartPicture, phrase: str, filters: Filter) -> dict[str, Any]:
-    """Predicts the mask of a picture, writes it when it is good enough, and returns the entry of the manifest."""
+    """Predicts the mask of an image, writes it if the filters accept it, and returns the manifest entry."""
     try:
         if picture.shapes is None:
             kind = "text"
@@ -159,13 +164,13 @@ def _label(predictor: Sa2VAPredictor, picture: PartPicture, phrase: str, filters
     kept = keep_components(mask, least, "largest" if filters.largest else "all")
     found = {"prompt": kind, "score": round(score, 4), "area": int(kept.sum()), "area_ratio": float(kept.mean())}
     if not kept.any():
-        return _rejected(f"no piece of the mask has {least} pixels (min_area_ratio)", **found)
+        return _rejected(f"no component of the mask has {least} pixels (min_area_ratio)", **found)
     found["box"] = list(mask_to_box(kept))
     if found["area_ratio"] > filters.max_area_ratio:
         ratio = f"{found['area_ratio']:.3f} > max_area_ratio {filters.max_area_ratio}"
-        return _rejected(f"the mask covers too much of the picture: {ratio}", **found)
+        return _rejected(f"the mask covers too much of the image: {ratio}", **found)
     if score < filters.min_score:
-        return _rejected(f"SAM 2 expects an IoU of {score:.3f} < min_score {filters.min_score}", **found)
+        return _rejected(f"SAM 2 predicts a low IoU: {score:.3f} < min_score {filters.min_score}", **found)
     entry = {"status": "drawn"} | found
     _write_mask(picture.mask or picture.photo.with_name(f"{picture.photo.stem}{MASK_END}.png"), kept, entry)
     return entry
@@ -173,30 +178,31 @@ def _label(predictor: Sa2VAPredictor, picture: PartPicture, phrase: str, filters
 
 @torch.no_grad()
 def prompted_mask(predictor: Sa2VAPredictor, image: Image.Image, shapes: Shapes) -> tuple[np.ndarray, float]:
-    """What SAM 2 makes of the boxes or points: the union over boxes (H, W), and the lowest IoU it expects of them.
+    """SAM 2's mask for boxes or points: the union over boxes, bool (H, W), and the lowest predicted IoU.
 
-    Points belong to the one box, or are a prompt of their own.
+    Points refine the single box, or are a prompt by themselves.
 
-    Raises: ValueError when there are several boxes and points.
+    Raises:
+        ValueError: several boxes together with points.
     """
     if len(shapes.boxes) > 1 and shapes.points:
-        raise ValueError(f"there are {len(shapes.boxes)} boxes and points: which box are the points of?")
+        raise ValueError(f"points: expected them with at most one box, got {len(shapes.boxes)} boxes")
     model, encoder = predictor.model, predictor.model.grounding_encoder
     side, device = encoder.image_size, encoder.device
     scale = torch.tensor([side / image.width, side / image.height])
     clicks = boxes = None
     if shapes.points:
         prompts = max(len(shapes.boxes), 1)
-        places = torch.tensor([[(x, y) for x, y, _ in shapes.points]]) * scale
+        positions = torch.tensor([[(x, y) for x, y, _ in shapes.points]]) * scale
         labels = torch.tensor([[ON if is_on else OFF for _, _, is_on in shapes.points]], dtype=torch.int32)
-        clicks = (places.expand(prompts, -1, -1).to(device), labels.expand(prompts, -1).to(device))
+        clicks = (positions.expand(prompts, -1, -1).to(device), labels.expand(prompts, -1).to(device))
     if shapes.boxes:
         boxes = (torch.tensor(shapes.boxes) * scale.repeat(2)).to(device)
     pixels = predictor.processor.grounding_pixels([image]).to(device)
     with model.grounding_precision():
         found = encoder.prompt(encoder.encode(encoder.normalize(pixels)), points=clicks, boxes=boxes)
     scores, logits = found.ious.amax(dim=1), found.masks.unsqueeze(1)
-    for size in ((side, side), (image.height, image.width)):  # by way of SAM 2's input size, as the predictor
+    for size in ((side, side), (image.height, image.width)):  # first to SAM 2's input size, as the predictor does
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
     return (logits > 0).any(dim=0)[0].cpu().numpy(), float(scores.min())
 
@@ -205,7 +211,7 @@ def prompted_mask(predictor: Sa2VAPredictor, image: Image.Image, shapes: Shapes)
 
 
 def _write_mask(path: Path, mask: np.ndarray, entry: dict[str, Any]) -> None:
-    """The mask as PNG of 0 and 255, with the entry in its text; there in full or not at all."""
+    """Writes the mask atomically as a PNG of 0 and 255, with the manifest entry in its text."""
     text = PngImagePlugin.PngInfo()
     text.add_text(MARK, json.dumps(entry))
     partial = path.with_name(f".{path.name}.partial")

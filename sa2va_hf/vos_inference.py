@@ -1,8 +1,8 @@
-"""Videos in, masks out: frames or video files, and first masks -> a mask picture per frame, in the layouts of DAVIS (a
-picture with an index per object) and SA-V (a folder per object).
+"""SAM 2 on videos: frames or video files with first masks -> a mask image per frame, in the layouts of DAVIS (an image
+with an id per object) and SA-V (a folder per object).
 
-Frames are read as they come and masks are written at once, so the length of a video costs no memory. A video is
-written beside its place and moved there when it is complete: what is there is finished.
+Frames are read and masks are written one by one, so memory does not grow with the length of a video. A video is
+written to a temporary folder that is renamed at the end: an output folder that exists is complete.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from .masks import components
 from .model.postprocessing import object_masks
 from .model.tracking import follow_objects
 
-HOLE, FILLED = 8, 0.1  # cells of a small mask that are a hole at most, and what they are filled with
+HOLE, FILLED = 8, 0.1  # the largest hole of a low-resolution mask in pixels, and the logit that fills it
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
-MAX_PALETTE, MAX_ID = 255, 65535  # of an object: in a palette picture, and in one of 16 bits
+MAX_PALETTE, MAX_ID = 255, 65535  # the largest object id in a palette image, and in an image of 16 bits
 READ_AHEAD = 16  # frames of a video file that are decoded together
 
 
 @dataclass
 class VosOptions:
-    """How objects are followed and written.
+    """How objects are tracked and written.
 
     Args:
-        score_threshold: of the mask logits.
-        all_masks: every mask of an object is given, not only its first one.
-        later_objects: objects may first have a mask on any frame; without it a new one on a later frame is an error.
-        per_object: a folder per object is written, and objects may overlap.
-        postprocessing: small holes are filled, as SAM 2 does for interactive use.
-        resample: of the frames; SAM 2's own tools take bicubic, its training bilinear.
+        score_threshold: a pixel belongs to a mask if its logit is above.
+        all_masks: the tracker is given every mask of an object, not only the first one.
+        later_objects: the first mask of an object may be on any frame; otherwise it must be on the first one.
+        per_object: write a folder per object, in which objects may overlap.
+        postprocessing: fill small holes, as SAM 2 does in interactive use.
+        resample: how frames are resized; SAM 2's own tools use bicubic, its training bilinear.
     """
 
     score_threshold: float = 0.0
@@ -54,7 +54,7 @@ class VosOptions:
 
 @dataclass
 class VideoFiles:
-    """A video from `source`: the stems of its frames by number, how one is opened, and its masks."""
+    """A video from `source`: file stems by frame number, a function that opens a frame, and the masks."""
 
     source: Path
     stems: dict[int, str]
@@ -65,9 +65,10 @@ class VideoFiles:
 def follow_video(
     sam2: SAM2Base, files: VideoFiles, output: Path, options: VosOptions, device: torch.device | str
 ) -> None:
-    """Follow the objects of one video and write the folder `output`, complete or not at all.
+    """Track the objects of one video and write the folder `output`, atomically.
 
-    Raises: ValueError for a file that does not fit, or masks that the options do not allow for.
+    Raises:
+        ValueError: a file of another size than the frames, or masks that the options do not allow.
     """
     numbers = list(files.stems)
     prompts = choose_prompts(files, options)
@@ -83,8 +84,8 @@ def follow_video(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
 
-    def open_frame(place: int) -> Tensor:
-        return to_square(files.open(numbers[place]), sam2.image_size, options.resample).to(device)
+    def open_frame(index: int) -> Tensor:
+        return to_square(files.open(numbers[index]), sam2.image_size, options.resample).to(device)
 
     given = {
         object_id: {numbers.index(n): torch.from_numpy(mask).to(device) for n, mask in masks.items()}
@@ -92,22 +93,25 @@ def follow_video(
     }
     palette = files.masks.palette()
 
-    def write(place: int, masks: dict[int, np.ndarray]) -> None:
+    def write(index: int, masks: dict[int, np.ndarray]) -> None:
         put = _write_per_object if options.per_object else _write_together
-        put(partial, files.stems[numbers[place]], masks, list(prompts), (height, width), palette)
+        put(partial, files.stems[numbers[index]], masks, list(prompts), (height, width), palette)
 
     waiting = 0
-    for place, logits in follow_objects(sam2, open_frame, len(numbers), given):
-        for empty in range(waiting, place):  # before the first object
+    for index, logits in follow_objects(sam2, open_frame, len(numbers), given):
+        for empty in range(waiting, index):  # before the first object
             write(empty, {})
-        waiting = place + 1
-        write(place, _full_masks(logits, height, width, options))
+        waiting = index + 1
+        write(index, _full_masks(logits, height, width, options))
     partial.rename(output)
 
 
 def read_video(frames: Path, masks: Path) -> VideoFiles:
     """The files of a video: `frames/*.jpg` (or png), or else a video file `frames.mp4`, whose frames count from 0; and
-    masks as `masks/FRAME.png` with an id per object or `masks/OBJECT/FRAME.png`. Raises: ValueError naming the file.
+    masks as `masks/FRAME.png` with an id per object or `masks/OBJECT/FRAME.png`.
+
+    Raises:
+        ValueError: a file that cannot be read, or masks of frames that do not exist.
     """
     given = MaskFolder(masks)
     videos = [video for suffix in VIDEO_SUFFIXES if (video := frames.with_name(frames.name + suffix)).is_file()]
@@ -126,7 +130,7 @@ def read_video(frames: Path, masks: Path) -> VideoFiles:
 
 
 class _VideoFile:
-    """Frames of a video file; those that come next are decoded along with one, and few are held."""
+    """Frames of a video file; READ_AHEAD frames are decoded together, and only these are held."""
 
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.count, self.held = path, count, {}
@@ -139,7 +143,11 @@ class _VideoFile:
 
 
 def choose_prompts(files: VideoFiles, options: VosOptions) -> dict[int, dict[int, np.ndarray]]:
-    """{object: {frame number: mask}} of those masks that the options let the tracker see; others are not kept."""
+    """{object: {frame number: mask}}: the masks that the tracker is given under these options.
+
+    Raises:
+        ValueError: objects that appear later than the options allow, ids that are too large, or no mask.
+    """
     first = next(iter(files.stems))
     where = f"the first frame, {files.stems[first]} of {files.source}"
     prompts: dict[int, dict[int, np.ndarray]] = {}
@@ -156,9 +164,11 @@ def choose_prompts(files: VideoFiles, options: VosOptions) -> dict[int, dict[int
     if late:
         raise ValueError(f"objects {sorted(late)} are not on {where}; give --track_object_appearing_later_in_video")
     if prompts and max(prompts) > MAX_ID and not options.per_object:
-        raise ValueError(f"object {max(prompts)} of {files.source}: an id of at most {MAX_ID} can be written")
+        raise ValueError(
+            f"object {max(prompts)} of {files.source}: expected an id of at most {MAX_ID}; give --per_obj_png_file"
+        )
     if not prompts:
-        raise ValueError(f"there is no mask on {where}")
+        raise ValueError(f"expected a mask of at least one object on {where}, got none")
     return dict(sorted(prompts.items()))
 
 
@@ -185,7 +195,7 @@ def _write_together(
     size: tuple[int, int],
     palette: list[int] | None,
 ) -> None:
-    wide = max(objects) > MAX_PALETTE  # then every frame is a picture of 16 bits, which has no palette
+    wide = max(objects) > MAX_PALETTE  # then every frame is an image of 16 bits, which has no palette
     ids = np.zeros(size, np.uint16 if wide else np.uint8)
     for object_id, mask in masks.items():
         ids[mask] = object_id
@@ -204,17 +214,20 @@ def _write_per_object(
     palette: list[int] | None,
 ) -> None:
     for object_id in objects:
-        place = folder / f"{object_id:03d}"
-        place.mkdir(exist_ok=True)
+        own_folder = folder / f"{object_id:03d}"
+        own_folder.mkdir(exist_ok=True)
         mask = masks.get(object_id, np.zeros(size, bool))
         image = Image.fromarray(mask.astype(np.uint8))
         image.putpalette(davis_palette())
-        image.save(place / f"{stem}.png")
+        image.save(own_folder / f"{stem}.png")
 
 
 def davis_palette() -> list[int]:
-    """256 colours in which neighbouring numbers differ: the bits of the number dealt out to red, green and blue, the
-    first ones weighing most (as PASCAL VOC's and DAVIS')."""
+    """The palette of PASCAL VOC and DAVIS: 256 colours as 768 values.
+
+    The bits of an id go to red, green and blue in turn, the lowest bits with the largest weight, so that neighbouring
+    ids have different colours.
+    """
     colours = []
     for number in range(256):
         colour = [0, 0, 0]

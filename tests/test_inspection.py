@@ -93,7 +93,7 @@ def test_the_command_writes_or_says_why_not(folder, tmp_path, monkeypatch):
     assert (tmp_path / "a.png").exists()
     with pytest.raises(SystemExit, match=r"no prepared dataset; run scripts/prepare_data\.py"):
         run(tmp_path, "--output", tmp_path / "a.png")
-    with pytest.raises(SystemExit, match="count must be positive"):
+    with pytest.raises(SystemExit, match="count: expected a positive number"):
         run(folder, "--output", tmp_path / "a.png", "--count", 0)
     frame = picture(tmp_path / "gone.png")
     sample = Sample("a", "referring", 40, 30, [frame], objects=[Object([square((40, 30), 5, 5)], [None])])

@@ -126,9 +126,9 @@ def test_masks_and_polygons_of_people_are_never_touched(predictor, root):
 
 
 @pytest.mark.parametrize(("filters", "reason"), [
-    ({"min_score": 1.0}, "SAM 2 expects an IoU of 0."),
-    ({"max_area_ratio": 0.0001}, "the mask covers too much of the picture: 0."),
-    ({"min_area_ratio": 0.99}, "no piece of the mask has 16221 pixels (min_area_ratio)"),
+    ({"min_score": 1.0}, "SAM 2 predicts a low IoU: 0."),
+    ({"max_area_ratio": 0.0001}, "the mask covers too much of the image: 0."),
+    ({"min_area_ratio": 0.99}, "no component of the mask has 16221 pixels (min_area_ratio)"),
 ])  # fmt: skip
 def test_what_is_not_good_enough_is_rejected_and_not_tried_again(predictor, root, filters, reason):
     strict = Filter(**({"min_area_ratio": 0.0, "max_area_ratio": 1.0, "min_score": 0.0} | filters))
@@ -204,7 +204,7 @@ def test_several_boxes_are_several_masks_in_one(random_predictor):
     single = [prompted_mask(random_predictor, image, Shapes(boxes=[box])) for box in boxes]
     assert (both != (single[0][0] | single[1][0])).mean() < 1e-3 and both.shape == (60, 100)
     assert score == pytest.approx(min(single[0][1], single[1][1]), abs=1e-4)
-    with pytest.raises(ValueError, match="there are 2 boxes and points: which box are the points of"):
+    with pytest.raises(ValueError, match="expected them with at most one box, got 2 boxes"):
         prompted_mask(random_predictor, image, Shapes(boxes=boxes, points=[(1.0, 1.0, True)]))
 
 
@@ -217,7 +217,7 @@ def test_bad_files_are_entries_with_a_reason(predictor, root):
     reasons = [entry["reason"] for entry in manifest["pictures"].values()]
     assert "a.png: cannot be read as a picture" in reasons[0]
     assert "shape_type must be polygon, rectangle or point, got 'circle'" in reasons[1]
-    assert reasons[2] == "c_mask.png beside it cannot be read as a picture: remove it"
+    assert reasons[2] == "c_mask.png beside it cannot be read as an image: remove it"
     (problem,) = manifest["problems"]
     assert "expected" in problem["reason"] and problem["file"] == str(root / "red/stray.jpg")
 

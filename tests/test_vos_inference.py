@@ -205,7 +205,7 @@ def only(folder, ids):
         (lambda masks: save(masks / "00009.png", np.ones((48, 64))), r"masks of frames \[9\]"),
         (lambda masks: only(masks, np.ones((48, 63))), "mask of object 1 is 63 x 48, the frames are 64"),
         (lambda masks: save(masks / "00000.png", np.zeros((48, 64))), r"objects \[1, 2\] are not on the first frame"),
-        (lambda masks: only(masks, np.zeros((48, 64))), "no mask on the first frame"),
+        (lambda masks: only(masks, np.zeros((48, 64))), "expected a mask of at least one object on the first frame"),
         (lambda masks: save(masks / "cat/00000.png", np.ones((48, 64))), "must have its number as name"),
         (lambda masks: Image.new("RGB", (64, 48), "red").save(masks / "00000.png"), "00000.png is a colour picture"),
     ],
@@ -297,10 +297,10 @@ def test_true_masks_score_100_and_moved_ones_less(video, tmp_path, convention):
     assert len(scores) == 2 and all(len(score.j) == 3 for score in scores)  # the first and last frame do not count
     assert 20 < summarize(scores, convention)["J&F"] < 80
     (tmp_path / "moved/00003.png").unlink()
-    with pytest.raises(ValueError, match="moved: there are no masks of 1 frames, the first is 3"):
+    with pytest.raises(ValueError, match="moved: 1 frames have no masks, the first is 3"):
         score_folder(truth, MaskFolder(tmp_path / "moved"), convention)
     save(tmp_path / "moved/00003.png", np.ones((48, 63)))
-    with pytest.raises(ValueError, match=r"moved: frame 3 is \(48, 63\), the true masks are \(48, 64\)"):
+    with pytest.raises(ValueError, match=r"frame 3: expected masks of \(48, 64\) \(H, W\), got \(48, 63\)"):
         score_folder(truth, MaskFolder(tmp_path / "moved"), convention)
 
 

@@ -61,7 +61,7 @@ _SHAPES = Referring(referring.shapes_prompt, (referring.SHAPES_PROMPT,), no_targ
 
 
 def _shapes(root: Any, split: str, *, count: int = 200, clips: int = 20, **options: Any) -> Iterator[Sample | Reject]:
-    """`count` pictures, then `clips` clips. options: of the source "shapes", and what it may draw."""
+    """`count` images, then `clips` clips. options: those of the source "shapes"."""
     own = inspect.signature(SOURCES["shapes"]).parameters.values()
     known = {one.name for one in own if one.kind is one.KEYWORD_ONLY} | {one.name for one in fields(Options)}
     known -= {"clip_fraction"}  # `count` and `clips` say it
@@ -138,7 +138,7 @@ def load_items(
     if root is None and benchmark.needs_root:
         raise ValueError("--root: this benchmark needs the folder of its data")
     if root is not None and not Path(root).is_dir():
-        raise ValueError(f"--root {root}: there is no such folder")
+        raise ValueError(f"--root {root}: expected an existing folder")
     given = dict(benchmark.options) | dict(options or {})
     try:
         inspect.signature(benchmark.samples).bind(root, split, **given)
@@ -152,12 +152,12 @@ def load_items(
             continue
         for item in benchmark.task.items(sample, settings):
             if item.key in seen:
-                raise ValueError(f"{item.key!r} occurs twice: it could not be told which one a prediction is of")
+                raise ValueError(f"{item.key!r} occurs twice: expected unique keys, by which predictions are assigned")
             seen.add(item.key)
             items.append(item)
         if limit is not None and len(items) >= limit:
             items = items[:limit]
             break
     if not items and not rejects:
-        raise ValueError(f"{root}: there is nothing to evaluate in the split {split or benchmark.split!r}")
+        raise ValueError(f"{root}: expected at least one item in the split {split or benchmark.split!r}, got none")
     return items, rejects

@@ -1,6 +1,6 @@
-"""The baseline that needs no training: the LLM writes a box of what an expression means, SAM 2 draws what is in it.
+"""A baseline without training: the LLM writes the box of an expression, SAM 2 predicts the mask of that box.
 
-How each family of LLMs is asked for a box: see `locating.styles`.
+The question that each family of LLMs is asked: see `locating.styles`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,21 @@ from sa2va_hf.pseudo_labels import prompted_mask
 
 
 def box_prompt(settings: Settings) -> str:
-    """Raises: ValueError when it is not said (or not known) which LLM is asked."""
+    """The question for a box in the style of an LLM family.
+
+    Raises:
+        ValueError: `settings.box_style` is missing or unknown.
+    """
     if settings.box_style not in BOX_STYLES:
         raise ValueError(f"box_style: expected one of {', '.join(BOX_STYLES)}, got {settings.box_style!r}")
     return BOX_STYLES[settings.box_style].prompt
 
 
 def ask_for_boxes(predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
-    """The union of what SAM 2 finds in the boxes; of a clip, followed by its memory.
+    """The union of SAM 2's masks of the boxes; in a clip, SAM 2 then tracks that mask.
 
-    A clip's frames are shown one by one as pictures, `settings.num_frames` of them from the first to the last, until
-    a box is written for one; on those before it there is nothing.
+    Of a clip, `settings.num_frames` evenly spaced frames are asked about one by one as images, until a box is written
+    for one of them; frames before it have empty masks.
     """
     shown = [uniform_frames(item.sample.num_frames, settings.num_frames) for item in items]
     answers = [Answer("", more={"boxes": [], "said": False}) for _ in items]
@@ -49,7 +53,7 @@ def ask_for_boxes(predictor: Sa2VAPredictor, items: Sequence[Item], settings: Se
 
 
 def read_boxes(text: str, picture: Image.Image, style: str, predictor: Sa2VAPredictor) -> list[Box]:
-    """Boxes with an area that are written in a text, in pixels of the picture."""
+    """The boxes in a text that have an area, in pixels of the image."""
     (found,) = read(text, *picture.size, frames=1, sides=sides(BOX_STYLES[style], predictor.processor, picture)).frames
     return [box for box in found or () if box[2] > box[0] and box[3] > box[1]]
 

@@ -71,7 +71,7 @@ def frame_iou(predictions: Sequence[Sequence[float]], targets: Sequence[Sequence
 
 
 class BoxTubes:
-    """Boxes per frame of clips, as spatio-temporal grounding scores them (VidSTG, arXiv 2001.06891). A picture is a
+    """Boxes per frame of clips, as spatio-temporal grounding scores them (VidSTG, arXiv 2001.06891). An image is a
     clip of one frame.
 
     A frame may have several boxes, see `frame_iou`. Frames count once each in Acc@0.5 and mIoU, clips once each in
@@ -82,12 +82,15 @@ class BoxTubes:
 
     def __init__(self) -> None:
         self._frames: list[float] = []  # IoU of frames with a true box
-        self._absent: list[bool] = []  # of frames without one, whether nothing was said
+        self._absent: list[bool] = []  # of frames without one, whether no box was predicted
         self._tubes: list[float] = []
 
     def add(self, predictions: Sequence[Sequence], targets: Sequence[Sequence]) -> float:
-        """One clip, a list of boxes per frame; a frame of the prediction that is None could not be read and has none.
-        Returns its vIoU. ValueError for another number of frames."""
+        """Adds one clip, a list of boxes per frame, and returns its vIoU. None: a prediction that could not be parsed.
+
+        Raises:
+            ValueError: another number of frames.
+        """
         if len(predictions) != len(targets) or not targets:
             raise ValueError(f"expected boxes of {len(targets)} frames, at least one, got {len(predictions)}")
         said = [frame or [] for frame in predictions]
@@ -109,7 +112,7 @@ class BoxTubes:
 
     def result(self) -> dict[str, float]:
         """{"Acc@0.5", "mIoU" of frames with a true box, "absent": share of the others without a box, "m_vIoU",
-        "vIoU@0.3", "vIoU@0.5"} in 0..1; what no frame speaks of is left out."""
+        "vIoU@0.3", "vIoU@0.5"} in 0..1; a figure without any frame is absent."""
         found = {}
         if self._frames:
             found = {"Acc@0.5": mean(iou >= 0.5 for iou in self._frames), "mIoU": mean(self._frames)}

@@ -18,7 +18,7 @@ from sa2va_hf.evaluation.metrics import mean
 
 AP_IOU = 0.5
 RECALL_POINTS = np.linspace(0, 1, 101)  # COCO's
-MAX_DETECTIONS = 100  # COCO's, per picture
+MAX_DETECTIONS = 100  # COCO's, per image
 NOTHING = "xxxx"  # stands for a caption without words, which METEOR's program does not take; no reference has it
 MATCH_IOU, MATCH_TEXT = 0.5, 0.5  # GLaMM's recall
 
@@ -34,7 +34,7 @@ def caption_scores(references: Mapping[str, Sequence[str]], predictions: Mapping
     """
     if set(references) != set(predictions):
         missing, extra = sorted(set(references) - set(predictions)), sorted(set(predictions) - set(references))
-        raise ValueError(f"predictions: expected one per picture; missing {missing[:3]}, unknown {extra[:3]}")
+        raise ValueError(f"predictions: expected one per image; missing {missing[:3]}, unknown {extra[:3]}")
     if missing := missing_for_captions():
         raise ImportError(missing)
     from pycocoevalcap.cider.cider import Cider
@@ -71,7 +71,7 @@ class GroundedCaptions:
         self._rows: dict[str, dict] = {}
 
     def add(self, key: str, ious: np.ndarray, similarities: np.ndarray | None = None) -> None:
-        """One picture: IoU (predicted, true) of its masks, and how alike phrases are, (said, true), -1..1.
+        """One image: IoU of its masks, (predicted, true), and cosine similarity of its phrases, (predicted, true).
 
         ValueError when the picture was added before.
         """
@@ -82,14 +82,14 @@ class GroundedCaptions:
 
     def merge_rows(self, rows: Mapping[str, dict]) -> None:
         if twice := sorted(set(self._rows) & set(rows)):
-            raise ValueError(f"pictures were added twice: {twice[:3]}")
+            raise ValueError(f"expected every image once, got these twice: {twice[:3]}")
         self._rows |= rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def result(self) -> dict[str, float]:
-        """{"AP50", "mIoU"} and, when every picture has similarities, {"recall"}; in 0..1."""
+        """{"AP50", "mIoU"} and, when every image has similarities, {"recall"}; in 0..1."""
         rows = [self._rows[key] for key in sorted(self._rows)]
         found = {
             "AP50": average_precision([row["ious"] for row in rows]),
@@ -102,7 +102,7 @@ class GroundedCaptions:
 
 
 def mean_paired_iou(ious: np.ndarray) -> float:
-    """Mean IoU (predicted, true) over the pairs that overlap at all, matched greedily; 0 when none does.
+    """Mean IoU (predicted, true) over the pairs that overlap, matched greedily; 0 when no pair does.
 
     As published, masks without a partner do not lower it.
     """
@@ -128,7 +128,7 @@ def matched_phrases(ious: np.ndarray, similarities: np.ndarray) -> int:
 
 
 def average_precision(pictures: Sequence[np.ndarray], threshold: float = AP_IOU) -> float:
-    """COCO's AP at one IoU for detections without scores: IoUs (predicted, true) per picture, in order; 0..1.
+    """COCO's AP at one IoU for detections without scores: IoUs (predicted, true) per image, in order; 0..1.
 
     Each detection in turn takes the free true mask it overlaps most; precision is made monotone and read at 101
     recalls. 0 when nothing is there to be found.
@@ -139,10 +139,10 @@ def average_precision(pictures: Sequence[np.ndarray], threshold: float = AP_IOU)
         free = np.ones(ious.shape[1], dtype=bool)
         for row in ious[:MAX_DETECTIONS]:
             best = np.where(free, row, -1.0)
-            place = len(best) - 1 - int(best[::-1].argmax()) if len(best) else -1  # COCO takes the last of equal ones
-            hits.append(place >= 0 and best[place] >= threshold)
+            column = len(best) - 1 - int(best[::-1].argmax()) if len(best) else -1  # COCO takes the last of equal ones
+            hits.append(column >= 0 and best[column] >= threshold)
             if hits[-1]:
-                free[place] = False
+                free[column] = False
     if not true or not hits:
         return 0.0
     found = np.cumsum(hits)

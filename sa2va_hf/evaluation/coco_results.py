@@ -28,7 +28,7 @@ def write_coco(results: Path, truth: Path, items: Sequence[Item], answers: Mappi
 
 
 def coco_results(items: Sequence[Item], answers: Mapping[str, Answer]) -> list[dict[str, Any]]:
-    """An entry per mask that is predicted for a picture. Scores are those of `more["scores"]`; without them 1, since a
+    """An entry per mask that is predicted for an image. Scores are those of `more["scores"]`; without them 1, since a
     benchmark of one mask per question ranks none."""
     found = []
     for image_id, item in enumerate(items, start=1):
@@ -47,9 +47,7 @@ def coco_truth(items: Sequence[Item], merged: bool) -> dict[str, Any]:
     for image_id, item in enumerate(items, start=1):
         sample = item.sample
         if sample.num_frames != 1:
-            raise ValueError(
-                f"{item.key}: COCO results are for pictures, this is a clip of {sample.num_frames} frames"
-            )
+            raise ValueError(f"{item.key}: COCO results are for images, this is a clip of {sample.num_frames} frames")
         size = {"width": sample.width, "height": sample.height}
         images.append({"id": image_id, "file_name": sample.id, "question": item.question, "key": item.key} | size)
         blank = empty(sample.height, sample.width)

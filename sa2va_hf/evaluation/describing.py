@@ -38,7 +38,7 @@ class _Describing:
 
     def record(self, settings: Settings) -> dict[str, Any]:
         if settings.mode != "generate" or settings.baseline is not None:
-            raise ValueError("this benchmark scores what is said: mode 'teacher' and baselines do not apply")
+            raise ValueError("this benchmark scores generated text: mode 'teacher' and baselines do not apply")
         return {"prompts": list(self.prompts)}
 
 
@@ -176,7 +176,7 @@ class Choice(_Describing):
 
 @torch.no_grad()
 def answer_loss(predictor: Sa2VAPredictor, picture: Any, question: str, answer: str) -> float:
-    """Mean cross-entropy of the tokens of an answer (and its stop word) to a question about a picture."""
+    """Mean cross-entropy of the tokens of an answer, with its stop string, to a question about an image."""
     content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
     chat = [{"role": "user", "content": content}]
     chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})

@@ -1,4 +1,4 @@
-"""Benchmarks that show objects on their first frame and want them on the others: SAM 2 alone, without text."""
+"""Benchmarks of tracking: objects are given on one frame and predicted on the others, by SAM 2 alone."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ CONVENTIONS = ("davis", "sa_v")
 
 @dataclass(frozen=True)
 class Following:
-    """A clip at a time; every object is shown on the first annotated frame on which it has pixels.
+    """Clips one at a time; the tracker is given each object on the first annotated frame on which it has pixels.
 
-    overlap: a pixel may belong to several objects (SA-V's published command, a picture per object); else to the
-    likeliest one (a palette).
+    overlap: a pixel may belong to several objects, as with SA-V's published command (an image per object); otherwise
+    it belongs to the likeliest one, as in a palette image.
     """
 
     convention: str
@@ -41,7 +41,7 @@ class Following:
 
     def record(self, settings: Settings) -> dict[str, Any]:
         if settings.mode != "generate" or settings.baseline is not None:
-            raise ValueError("this benchmark asks SAM 2 without text: mode 'teacher' and baselines do not apply")
+            raise ValueError("this benchmark runs SAM 2 without text: mode 'teacher' and baselines do not apply")
         return {"prompts": ["the mask of each object on its first annotated frame"], "convention": self.convention}
 
     def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
@@ -50,7 +50,7 @@ class Following:
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
         sample = item.sample
         if len(answer.masks) != len(item.targets):
-            raise ValueError(f"{len(answer.masks)} objects are predicted, there are {len(item.targets)}")
+            raise ValueError(f"expected masks of {len(item.targets)} objects, got {len(answer.masks)}")
         places = range(len(sample.annotated))
         drawn = (
             _numbered(checked_mask(track, item, sample.annotated[place]) for track in answer.masks) for place in places
@@ -63,7 +63,7 @@ class Following:
             found = video_conventions.sa_v(drawn, true)
         objects = {str(number): [scores.j.tolist(), scores.f.tolist()] for number, scores in found.items()}
         scores = [mean(j) / 2 + mean(f) / 2 for j, f in objects.values()]
-        return {"score": mean(scores) if scores else 1.0, "objects": objects}  # none: nothing was to be followed
+        return {"score": mean(scores) if scores else 1.0, "objects": objects}  # without objects
 
     def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
         objects = [Scores(*map(np.array, pair)) for answer in answers for pair in answer.figures["objects"].values()]
@@ -73,10 +73,14 @@ class Following:
 def follow(
     predictor: Sa2VAPredictor, sample: Sample, prompts: Sequence[Mapping[int, np.ndarray]], overlap: bool = False
 ) -> list[list[masks.RLE]]:
-    """Masks of objects on all frames of a clip from those that are given: per object {frame: bool (H, W)}.
+    """Tracks objects from given masks through a clip, by SAM 2.
 
-    A pixel belongs to the likeliest object unless they may `overlap`; a frame before an object's first one has none
-    of it.
+    Args:
+        prompts: per object its given masks, {frame index: bool (H, W)}.
+        overlap: whether a pixel may belong to several objects; otherwise it belongs to the likeliest one.
+
+    Returns:
+        Per object an RLE per frame; frames before the first given mask have an empty one.
     """
     model = predictor.model
     given = {
@@ -98,18 +102,20 @@ def follow(
 
 
 def score_folder(truth: MaskFolder, drawn: MaskFolder, convention: str) -> list[Scores]:
-    """Of each object of a video, by the mask pictures in two folders; frames without true masks do not count.
+    """The scores of each object of a video, from the mask images in two folders.
+
+    Frames without ground truth are skipped.
 
     Raises:
-        ValueError: a frame that is not predicted, or predicted at another size.
+        ValueError: a frame without a prediction, or with one of another size.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention: expected one of {CONVENTIONS}, got {convention!r}")
     if missing := [number for number in truth if number not in drawn]:
-        raise ValueError(f"{drawn.folder}: there are no masks of {len(missing)} frames, the first is {missing[0]}")
+        raise ValueError(f"{drawn.folder}: {len(missing)} frames have no masks, the first is {missing[0]}")
     for number in truth:
         if (found := drawn.size(number)) != (expected := truth.size(number)):
-            raise ValueError(f"{drawn.folder}: frame {number} is {found}, the true masks are {expected} (H, W)")
+            raise ValueError(f"{drawn.folder}: frame {number}: expected masks of {expected} (H, W), got {found}")
     if convention == "sa_v":
         return list(video_conventions.sa_v((drawn[number] for number in truth), truth.values()).values())
     return list(video_conventions.davis(_ids(drawn, truth), _ids(truth, truth)).values())
@@ -120,7 +126,7 @@ def _ids(folder: MaskFolder, truth: MaskFolder) -> Iterator[np.ndarray]:
 
 
 def summarize(objects: Sequence[Scores], convention: str) -> dict[str, float]:
-    """{"J&F", ...} in percent over the objects of all videos."""
+    """{"J&F", ...} in percent, over the objects of all videos."""
     if convention == "davis":
         return percent(video_conventions.summarize_davis(objects))
     return video_conventions.summarize_sa_v(objects)

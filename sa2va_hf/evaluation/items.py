@@ -19,7 +19,7 @@ BASELINES = ("box",)
 @dataclass(frozen=True)
 class Settings:
     """How a model is asked. mode: "teacher" gives it the answer, so that only its masks are scored.
-    baseline: "box" takes the box that it writes, and SAM 2's mask of that, in the place of its own masks.
+    baseline: "box" replaces the model's masks with SAM 2's masks of the boxes that the LLM writes.
     box_style: how it is asked for a box, a name of `box_baseline.BOX_STYLES`.
     text_encoder: a folder of a BERT that compares phrases (grounded captions).
     search: targets of a question are searched first (V*Bench)."""
@@ -38,7 +38,7 @@ class Settings:
             if value not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(map(str, known))}, got {value!r}")
         if self.baseline is not None and self.mode != "generate":
-            raise ValueError(f"baseline {self.baseline!r} is what the model writes, which mode {self.mode!r} gives it")
+            raise ValueError(f"baseline {self.baseline!r} needs mode 'generate', got {self.mode!r}")
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class Item:
 
     @property
     def media(self) -> Hashable:
-        """What it looks at: equal for items of one picture or clip, which is encoded once for those of a batch."""
+        """The key of its image or clip: items of a batch with the same key share one encoding."""
         return self.sample.video or tuple(self.sample.frames)
 
     def truth(self, frame: int) -> np.ndarray:
-        """bool (targets, H, W) on an annotated frame (by its place in `sample.annotated`)."""
+        """bool (targets, H, W) on an annotated frame, given by its index in `sample.annotated`."""
         shape = (self.sample.height, self.sample.width)
         found = [self.sample.objects[target].masks[frame] for target in self.targets]
         return np.array([np.zeros(shape, bool) if rle is None else decode(rle) for rle in found]).reshape(-1, *shape)
@@ -89,13 +89,17 @@ class Answer:
 
 
 def checked_mask(track: list[RLE], item: Item, frame: int) -> np.ndarray:
-    """bool (H, W); ValueError for a missing frame or another size than the picture's."""
+    """The predicted mask of a frame, bool (H, W).
+
+    Raises:
+        ValueError: a missing frame, or another size than the frame's.
+    """
     sample = item.sample
     if frame >= len(track):
-        raise ValueError(f"the prediction has {len(track)} frames, frame {frame} is to be scored")
+        raise ValueError(f"expected a prediction of frame {frame}, got {len(track)} frames")
     size, wanted = list(track[frame]["size"]), [sample.height, sample.width]
     if size != wanted:
-        raise ValueError(f"the predicted mask is {size} (height, width), the picture is {wanted}")
+        raise ValueError(f"expected a mask of {wanted} (height, width), got {size}")
     return decode(track[frame])
 
 

@@ -89,7 +89,7 @@ class CumulativeIoU:
 
     def _counts(self) -> tuple[np.ndarray, np.ndarray]:
         if not len(self):
-            raise ValueError("no masks were added: there is nothing to average")
+            raise ValueError("expected at least one pair of masks to average, got none")
         pairs = np.concatenate(self._pairs)
         return pairs[:, 0], pairs[:, 1]
 
@@ -126,7 +126,7 @@ class GeneralizedIoU:
         it is not said. One of them is missing where there are no such expressions.
         """
         if not self._rows:
-            raise ValueError("no masks were added: there is nothing to average")
+            raise ValueError("expected at least one pair of masks to average, got none")
         intersections, unions, nothing, said = (np.array(column) for column in zip(*self._rows, strict=True))
         intersections = np.where(nothing | said, 0, intersections)
         unions = np.where(nothing & said, 0, unions)
@@ -165,5 +165,5 @@ def mean(values: Iterable[float]) -> float:
     """The mean, summed exactly: the order of the values does not change its last digit."""
     values = [float(value) for value in values]
     if not values:
-        raise ValueError("nothing was added: there is nothing to average")
+        raise ValueError("expected at least one value to average, got none")
     return math.fsum(values) / len(values)

@@ -85,7 +85,7 @@ def by_key(rows: Iterable[dict[str, Any]], where: str) -> dict[str, Answer]:
                 f"{where}: a prediction is not in the form that this command writes: {error!r}"
             ) from error
         if key in found:
-            raise ValueError(f"{where}: {key!r} is predicted twice")
+            raise ValueError(f"{where}: expected one prediction of {key!r}, got two")
         found[key] = answer
     return found
 

@@ -39,7 +39,7 @@ def clip_prompt(expression: Expression) -> str:
 
 
 def reasoning_prompt(expression: Expression) -> str:
-    """Sentences (questions, as a rule) are asked as they are, phrases as any other of a picture."""
+    """Sentences, which are usually questions, are asked as they are; phrases are put into the template of images."""
     return QUESTION_PROMPT if expression.kind == "sentence" else PICTURE_PROMPT
 
 
@@ -78,7 +78,7 @@ class Referring:
         return {"prompts": list(prompts)} | ({"answer": GIVEN_ANSWER} if settings.mode == "teacher" else {})
 
     def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
-        """Of items that are all pictures or all clips."""
+        """The figures of items that are all images or all clips."""
         if settings.baseline == "box":
             return ask_for_boxes(predictor, items, settings)
         clips = items[0].sample.num_frames > 1
@@ -112,7 +112,7 @@ class Referring:
         return {"score": (mean(rows["J"]) + mean(rows["F"])) / 2, "frames": rows, "said": said}
 
     def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
-        """Figures of pictures ("cIoU", ...) and of clips ("J&F", ...); by kind, where there are kinds."""
+        """Figures of images ("cIoU", ...) and of clips ("J&F", ...), per kind of expression where there are kinds."""
         both = len({item.sample.num_frames > 1 for item in items}) > 1
         groups: dict[str, list[tuple[Item, dict]]] = defaultdict(list)
         for item, answer in zip(items, answers, strict=True):
@@ -143,7 +143,7 @@ class Referring:
 
 
 def _groups(item: Item, both: bool) -> Iterator[str]:
-    """What an expression counts for; `both`: pictures and clips are in one benchmark, so kinds of each are apart."""
+    """The groups that an expression is counted in. both: the benchmark has images and clips, kept apart by kind."""
     medium = ("clips, " if item.sample.num_frames > 1 else "pictures, ") if both else ""
     yield ALL
     if item.kind:
@@ -174,7 +174,7 @@ def _emission(group: Sequence[tuple[Item, dict]]) -> dict[str, float]:
 
 
 def _foreground(sample: Sample, place: int) -> np.ndarray:
-    """Everything that any expression of the clip means (ReVOS's mask_dict_foreground is made so)."""
+    """The union of the targets of all expressions of the clip, as ReVOS's mask_dict_foreground."""
     used = {target for expression in sample.expressions for target in expression.targets}
     item = Item("", sample, "", targets=tuple(sorted(used)))
     return item.truth(place).any(0)

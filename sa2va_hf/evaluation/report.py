@@ -20,7 +20,7 @@ from sa2va_hf.evaluation.items import Answer, Item
 from sa2va_hf.masks import decode
 
 SHOWN = 6  # worst samples, and as many of the best
-WIDTH, HEIGHT, GAP = 320, 240, 4  # pixels: what a picture must fit into, and between the two of a tile
+WIDTH, HEIGHT, GAP = 320, 240, 4  # pixels: the largest size of an image, and the gap between the two of a tile
 LONGEST = 300  # characters of a question or an answer
 PACKAGES = ("torch", "transformers", "accelerate", "sam2", "numpy")
 
@@ -66,16 +66,16 @@ def _cell(value: Any) -> str:
 
 
 def contact_sheet_of(items: Sequence[Item], answers: Sequence[Answer]) -> Image.Image:
-    """The worst samples, then the best: truth and prediction, score, question and answer."""
+    """The worst samples, then the best: ground truth and prediction, score, question and answer."""
     shown = worst_and_best(items, answers)
     return contact_sheet([_tile(*pair) for pair in shown], columns=2, captions=[_caption(*pair) for pair in shown])
 
 
 def worst_and_best(items: Sequence[Item], answers: Sequence[Answer]) -> list[tuple[Item, Answer]]:
-    """From the worst to the best, at most SHOWN of each, and no picture or clip twice among either.
+    """The worst and the best samples, at most SHOWN of each, sorted from the worst to the best.
 
-    Among the best, expressions that mean something come before those that rightly found nothing. Equal scores are
-    sorted by key, so that the same answers give the same picture.
+    Neither half shows an image or clip twice. Among the best, expressions with targets come before those whose empty
+    answer is correct. Equal scores are sorted by key, so that the same answers give the same contact sheet.
     """
     pairs = sorted(zip(items, answers, strict=True), key=lambda pair: (pair[1].figures["score"], pair[0].key))
     worst = _of_different_samples(pairs)
@@ -86,7 +86,7 @@ def worst_and_best(items: Sequence[Item], answers: Sequence[Answer]) -> list[tup
 
 
 def _of_different_samples(pairs: Sequence[tuple[Item, Answer]]) -> list[tuple[Item, Answer]]:
-    """The first ones (SHOWN at most), each of another sample."""
+    """The first pairs, at most SHOWN, each of a different sample."""
     first: dict[str, tuple[Item, Answer]] = {}
     for item, answer in pairs:
         first.setdefault(item.sample.id, (item, answer))
@@ -108,19 +108,19 @@ def _short(text: str) -> str:
 
 
 def _tile(item: Item, answer: Answer) -> Image.Image:
-    """The truth beside the prediction; one picture where no masks are asked for."""
+    """The ground truth beside the prediction; one image where no masks are required."""
     known = bool(item.sample.annotated)
-    place = _worst_frame(item, answer) if known else 0
-    frame = item.sample.annotated[place] if known else 0
+    position = _worst_frame(item, answer) if known else 0
+    frame = item.sample.annotated[position] if known else 0
     picture = load_frames(item.sample, [frame])[0]
-    true = list(item.truth(place)) if item.targets and known else []
+    true = list(item.truth(position)) if item.targets and known else []
     drawn = [decode(track[frame]) for track in answer.masks if frame < len(track)]
     parts = [("truth" if known else "picture", true), ("prediction", drawn)]
     if not item.draws:
         parts = [("region" if true else None, true)]
     scale = min(WIDTH / picture.width, HEIGHT / picture.height)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    width = max(WIDTH, len(parts) * (size[0] + GAP) - GAP)  # a narrow one has room for its words too
+    width = max(WIDTH, len(parts) * (size[0] + GAP) - GAP)  # a narrow image leaves room for its caption
     tile = Image.new("RGB", (width, size[1]), PAPER)
     for number, (name, masks) in enumerate(parts):
         tinted = overlay(overlay(picture, masks).resize(size), [], labels=[name])
@@ -129,7 +129,7 @@ def _tile(item: Item, answer: Answer) -> Image.Image:
 
 
 def _worst_frame(item: Item, answer: Answer) -> int:
-    """The place among the annotated frames of a clip where J is lowest, of all its objects together."""
+    """The position among the annotated frames of a clip at which the mean J of its objects is lowest."""
     if "frames" in answer.figures:
         return int(np.argmin(answer.figures["frames"]["J"]))
     rows = [j for j, _ in answer.figures.get("objects", {}).values()]
@@ -137,8 +137,8 @@ def _worst_frame(item: Item, answer: Answer) -> int:
         return 0
     # the last annotated frame is not scored, and an object may be scored from a later one on than another
     count = max(map(len, rows))
-    by_place = [np.mean([row[place - count] for row in rows if len(row) >= count - place]) for place in range(count)]
-    return len(item.sample.annotated) - 1 - count + int(np.argmin(by_place))
+    means = [np.mean([row[at - count] for row in rows if len(row) >= count - at]) for at in range(count)]
+    return len(item.sample.annotated) - 1 - count + int(np.argmin(means))
 
 
 def run_record(processes: int) -> dict[str, Any]:

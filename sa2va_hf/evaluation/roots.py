@@ -90,7 +90,7 @@ def grand_f_eval(root: Path | str, split: str) -> Iterator[Sample | Reject]:
             width, height = upright_size(photo)
             parts = of_picture[str(record["image_id"])]
             if len(parts) != len(record["labels"]):
-                raise ValueError(f"there are {len(parts)} masks but {len(record['labels'])} labels")
+                raise ValueError(f"expected a label per mask, got {len(parts)} masks, {len(record['labels'])} labels")
             sample = Sample(name, "grounded_caption", width, height, frames=[os.path.abspath(photo)], source="grand_f")
             for part, label in zip(parts, record["labels"], strict=True):
                 rle = masks.from_segmentation(part.get("segmentation"), height, width)

@@ -146,7 +146,7 @@ def rescore(
     here = json.loads(json.dumps(recipe | {"benchmark": name, "items": len(items)}))
     note = found.note or Note(name, here, UNKNOWN)
     if note.benchmark != name:
-        raise ValueError(f"{predictions}: these are predictions of the benchmark {note.benchmark}, not {name}")
+        raise ValueError(f"{predictions}: expected predictions of the benchmark {name}, got those of {note.benchmark}")
     limit = note.recipe.get("limit")
     answers = collect(items, found.answers, f"{predictions}{f' (made with --limit {limit})' if limit else ''}")
     if found.note is None:
@@ -215,8 +215,8 @@ def _ask(benchmark: Benchmark, predictor: Sa2VAPredictor, items: list[Item], set
 
 
 def make_batches(items: Sequence[Item], size: int) -> list[list[int]]:
-    """Numbers of items that are answered together: those of one picture or clip, of clips of like length, and never a
-    picture with a clip."""
+    """Indices of the items that form one batch: items of the same image or clip, and clips of similar length; an
+    image and a clip are never in one batch."""
     first: dict[Hashable, int] = {}
     places = [first.setdefault(item.media, number) for number, item in enumerate(items)]
     order = sorted(range(len(items)), key=lambda number: (items[number].sample.num_frames, places[number]))
@@ -290,7 +290,7 @@ def _begin(files: Files, recipe: dict[str, Any], main: bool) -> dict[str, Answer
     if main:
         new = note.with_suffix(".new")
         new.write_text(json.dumps(recipe), encoding="utf-8")
-        new.replace(note)  # at once: another process may be reading it
+        new.replace(note)  # atomically: another process may read it
     return known
 
 

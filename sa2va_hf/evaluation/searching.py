@@ -1,5 +1,5 @@
-"""V*Bench with visual search: the targets are searched first, then the question is asked about the part of the picture
-that holds them, with their places as text."""
+"""V*Bench with visual search: the targets are searched first; then the question is asked about the crop that holds
+them, with their boxes as text."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from sa2va_hf.search.locator import Sa2VALocator
 from sa2va_hf.search.picture import LargePicture
 
 HINT = "Additional visual information to focus on: {}.\n{}"  # V*'s words (vstar_bench_eval.py)
-SCALE, LEAST = 1.2, 224  # of the part that is shown: larger than what it holds, and never smaller than this
-HIT = 0.5  # IoU above which a box is of the target, as in V*'s search evaluation
+SCALE, LEAST = 1.2, 224  # of the crop: relative to the boxes in it, and its shortest side in pixels
+HIT = 0.5  # IoU above which a box counts as the target, as in V*'s search evaluation
 IMAGE_TAG = "<image>\n"
 
 
 def focus(
     predictor: Sa2VAPredictor, picture: Image.Image, question: str, targets: Sequence[str]
 ) -> tuple[Image.Image, str, list[dict[str, Any]]]:
-    """What is shown and asked instead of a picture and a question: the part with the targets that were found, and the
-    question with their places in it. Without any it is both as they were. Also a record per target."""
+    """The crop of an image that holds the targets that were found, the question with their boxes, and a record per
+    target. Where no target is found, image and question are unchanged."""
     source, locator = LargePicture(picture), Sa2VALocator(predictor)
     results = [search(source, target, locator) for target in targets]
     records = [
@@ -41,8 +41,8 @@ def focus(
 
 
 def around(boxes: Sequence[Box], width: int, height: int) -> tuple[int, int, int, int]:
-    """The part of a picture that holds boxes, in whole pixels: SCALE times their size, LEAST pixels at least, and
-    moved into the picture where it would reach beyond."""
+    """The crop (x0, y0, x1, y1) that holds the boxes, in whole pixels: SCALE times as large as they are together, at
+    least LEAST pixels wide and high, and shifted into the image where it would extend beyond."""
     x0, y0 = min(box[0] for box in boxes), min(box[1] for box in boxes)
     x1, y1 = max(box[2] for box in boxes), max(box[3] for box in boxes)
     left, right = _span(x0, x1, width)

@@ -163,7 +163,7 @@ def expression(
             row.append(max(1 - wrong / (np.count_nonzero(foreground) + 1e-6), 0.0))
         rows.append(row)
     if not rows:
-        raise ValueError("there are no frames to score")
+        raise ValueError("expected at least one frame to score, got none")
     return {name: np.array(column) for name, column in zip("JFAR", zip(*rows, strict=True), strict=False)}
 
 
@@ -210,13 +210,13 @@ def _pairs(predictions: Iterable[Labels], truths: Iterable[Labels]) -> Iterator[
     for prediction, truth in zip_longest(predictions, truths):
         if prediction is None or truth is None:
             side = "predicted" if prediction is None else "true"
-            raise ValueError(f"there are {count} {side} frames, but more on the other side: expected as many")
+            raise ValueError(f"expected as many predicted as true frames, got only {count} {side} ones")
         if None not in (sizes := (_size(prediction), _size(truth))) and sizes[0] != sizes[1]:
-            raise ValueError(f"frame {count}: predicted is {sizes[0]}, true is {sizes[1]} (H, W)")
+            raise ValueError(f"frame {count}: expected a prediction of {sizes[1]} (H, W), got {sizes[0]}")
         count += 1
         yield prediction, truth
     if not count:
-        raise ValueError("there are no frames to score")
+        raise ValueError("expected at least one frame to score, got none")
 
 
 def _triples(
@@ -229,7 +229,7 @@ def _triples(
         sizes = {name: None if part is None else part.shape[-2:] for name, part in zip(columns, frame, strict=True)}
         if None in sizes.values():
             ended = ", ".join(name for name, size in sizes.items() if size is None)
-            raise ValueError(f"frame {number}: there is none of {ended}: expected as many frames of each")
+            raise ValueError(f"frame {number}: missing in {ended}; expected the same number of frames of each")
         if len(set(sizes.values())) > 1:
             raise ValueError(f"frame {number}: expected one size (H, W), got {sizes}")
         yield frame if len(frame) == 3 else (*frame, None)
@@ -243,9 +243,7 @@ def _without_last(frames: Iterator) -> Iterator:
             some = True
         held = frame
     if not some:
-        raise ValueError(
-            "no frame is left to score: a clip needs at least three where the first and last do not count"
-        )
+        raise ValueError("expected a clip of at least three frames, since the first and the last are not scored")
 
 
 def _objects(labels: Labels) -> Mapping[int, np.ndarray]:
@@ -277,5 +275,5 @@ def _scores(rows: Sequence[tuple[float, float]]) -> Scores:
 
 def _columns(rows: Sequence[Sequence[float]]) -> Iterator[tuple[float, ...]]:
     if not rows:
-        raise ValueError("nothing was scored: there is nothing to average")
+        raise ValueError("expected at least one score to average, got none")
     return zip(*rows, strict=True)

@@ -87,7 +87,7 @@ def _frame(prediction: np.ndarray, target: np.ndarray, void: np.ndarray | None, 
     near = lines & disks(lines, radius)[::-1]
     parts = (both[:1] & both[1:], both[:1] | both[1:], lines, near)
     inside, area, points, others, hits, other_hits = _count(np.concatenate(parts))
-    if not points or not others:  # both without: a mask that fills the picture has no outline
+    if not points or not others:  # neither has a boundary: a mask that fills the image has none
         return inside / area, float(points == others)
     precision, recall = hits / points, other_hits / others
     return inside / area, 2 * precision * recall / (precision + recall) if precision + recall else 0.0

@@ -272,7 +272,7 @@ def test_grounded_captions(tmp_path, mask, monkeypatch):
         assert figures.get("recall") == expected
         assert ("recall_missing" in figures) == (expected is None)
     write(tmp_path / "val_gcg_coco_caption_gt.json", {"annotations": [captions[0] | {"labels": ["a", "b"]}]})
-    assert "1 masks but 2 labels" in load_items(benchmark, str(tmp_path), SETTINGS)[1][0].reason
+    assert "got 1 masks, 2 labels" in load_items(benchmark, str(tmp_path), SETTINGS)[1][0].reason
 
 
 def test_captions_are_cleaned_as_released():
@@ -392,5 +392,5 @@ def test_objects_are_followed_from_their_first_mask(
     answer.figures = benchmark.task.score(items[0], answer)
     figures = benchmark.task.summarize(items, [answer])
     assert (figures["J&F"], figures["objects"]) == (100.0, objects)
-    with pytest.raises(ValueError, match="^0 objects are predicted, there are 2"):
+    with pytest.raises(ValueError, match="^expected masks of 2 objects, got 0"):
         benchmark.task.score(items[0], Answer(""))

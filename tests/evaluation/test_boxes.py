@@ -20,7 +20,7 @@ def test_exactly_the_threshold_is_a_hit_but_not_for_v_star():
         second.add(None, A)
         first.merge(second)
         assert first.result() == {"Acc@0.5": expected, "mIoU": 0.5}
-    with pytest.raises(ValueError, match="nothing was added"):
+    with pytest.raises(ValueError, match="expected at least one value"):
         boxes.BoxAccuracy().result()
 
 
@@ -89,5 +89,5 @@ def test_tubes_of_boxes_by_hand():
     assert found["absent"] == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="expected boxes of 2 frames"):
         clip.add([[A]], [[A], [A]])
-    with pytest.raises(ValueError, match="nothing was added"):
+    with pytest.raises(ValueError, match="expected at least one value"):
         boxes.BoxTubes().result()

@@ -68,5 +68,5 @@ def test_right_answers_have_ap_1_and_half_of_them_half(tmp_path, merged):
 
 
 def test_clips_are_refused():
-    with pytest.raises(ValueError, match="s/0: COCO results are for pictures, this is a clip of 2 frames"):
+    with pytest.raises(ValueError, match="s/0: COCO results are for images, this is a clip of 2 frames"):
         coco_truth(items(frames=2), merged=True)

@@ -103,7 +103,7 @@ def test_video_j_and_f(tmp_path):
     with pytest.raises(ValueError, match="object 1: the prediction has 4 frames, the reference 3"):
         metric.compute(predictions=[right, right], references=[right, right[:3]])
     for convention in ("sa_v", "davis"):
-        with pytest.raises(ValueError, match="object 0: no frame is left to score"):
+        with pytest.raises(ValueError, match="object 0: expected at least one frame to score"):
             metric.compute(predictions=[right[:2]], references=[right[:2]], convention=convention)
 
 
@@ -116,7 +116,7 @@ def test_a_late_object_counts_from_where_it_is_seen_in_sa_v_only(tmp_path):
     assert found["J_mean"] == pytest.approx(200 / 3)
     never = [[encode(NONE)] * 5]
     assert metric.compute(predictions=missed + late, references=late + never)["J"] == 50.0
-    with pytest.raises(ValueError, match="nothing was scored"):
+    with pytest.raises(ValueError, match="expected at least one score"):
         metric.compute(predictions=never, references=never)
 
 

@@ -146,8 +146,8 @@ def resized(rows):
     [
         (lambda rows: rows[:3] + rows[4:], "other.arrow: predictions do not fit the benchmark; 1 missing: s3/0"),
         (lambda rows: [*rows, rows[0] | {"key": "s9/0"}], "1 unknown: s9/0"),
-        (lambda rows: [*rows, rows[0]], "'s0/0' is predicted twice"),
-        (resized, r"s3/0: the predicted mask is \[3, 4\] \(height, width\), the picture is \[30, 40\]"),
+        (lambda rows: [*rows, rows[0]], "expected one prediction of 's0/0', got two"),
+        (resized, r"s3/0: expected a mask of \[30, 40\] \(height, width\), got \[3, 4\]"),
         (lambda rows: rows[:7] + [rows[7] | {"masks": [rows[0]["masks"][0][:0]]}], "c/0: the prediction has 0 frames"),
     ],
 )
@@ -188,7 +188,7 @@ def another_question(rows):
 
 def test_predictions_of_another_benchmark_or_to_other_questions_are_refused(benchmark, tmp_path):
     evaluate(benchmark, Drawer(MASK), tmp_path / "m.json")
-    with pytest.raises(ValueError, match="m.predictions.arrow: these are predictions of the benchmark given, not x"):
+    with pytest.raises(ValueError, match="arrow: expected predictions of the benchmark x, got those of given"):
         rescore(benchmark, tmp_path / "m.predictions.arrow", tmp_path / "n.json", name="x")
     file = changed(tmp_path, another_question)
     with pytest.raises(ValueError, match=r"other.arrow: other questions .* that of s2/0: .*What is it\?', expected '"):
@@ -284,7 +284,7 @@ def test_one_process_two_and_a_killed_one_write_the_same_files(tmp_path):
     [
         (["--benchmark", "refcoco"], "expected one of refcoco_val, refcoco_testA, refcoco_testB"),
         (["--benchmark", "refcoco_val"], "--root: this benchmark needs the folder of its data"),
-        (["--benchmark", "refcoco_val", "--root", "/nowhere"], "--root /nowhere: there is no such folder"),
+        (["--benchmark", "refcoco_val", "--root", "/nowhere"], "--root /nowhere: expected an existing folder"),
         (["--benchmark", "shapes", "--option", "count"], "--option expects KEY=VALUE"),
         (["--benchmark", "shapes", "--option", "count=["], "--option count=["),
         (["--benchmark", "shapes", "--option", "size=many"], "options of shapes: "),

@@ -39,30 +39,38 @@ class MaskMetric(evaluate.Metric):
         super().add_batch(**given, **more)
 
     def add(self, *, prediction: Any = None, reference: Any = None, **more: Any) -> None:
-        """One pair; ValueError naming what is no mask."""
+        """Adds one pair.
+
+        Raises:
+            ValueError: naming the element that is no mask.
+        """
         expect(prediction, self.features["predictions"], "prediction")
         expect(reference, self.features["references"], "reference")
         super().add(prediction=prediction, reference=reference, **more)
 
 
-def expect(value: Any, feature: Any, place: str) -> None:
-    """ValueError naming the place in `value` that is not of the form of `feature`: lists and dicts of RLE."""
+def expect(value: Any, feature: Any, where: str) -> None:
+    """Checks lists and dicts of RLE against `feature`.
+
+    Raises:
+        ValueError: naming the element of `value` that has another form.
+    """
     if feature == MASK:
         if not isinstance(value, Mapping) or not isinstance(value.get("counts"), str) or "size" not in value:
             form = (
                 'COCO\'s RLE {"size": [height, width], "counts": str}; sa2va_hf.masks.encode makes it of a bool mask'
             )
-            raise ValueError(f"{place}: expected {form}; got {type(value).__name__} {_short(value)}")
+            raise ValueError(f"{where}: expected {form}; got {type(value).__name__} {_short(value)}")
     elif isinstance(feature, datasets.List):
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise ValueError(f"{place}: expected a list, got {type(value).__name__} {_short(value)}")
+            raise ValueError(f"{where}: expected a list, got {type(value).__name__} {_short(value)}")
         for number, one in enumerate(value):
-            expect(one, feature.feature, f"{place}[{number}]")
+            expect(one, feature.feature, f"{where}[{number}]")
     elif isinstance(feature, Mapping):
         if not isinstance(value, Mapping) or set(value) != set(feature):
-            raise ValueError(f"{place}: expected a dict of {', '.join(feature)}; got {_short(value)}")
+            raise ValueError(f"{where}: expected a dict of {', '.join(feature)}; got {_short(value)}")
         for name, one in feature.items():
-            expect(value[name], one, f"{place}[{name!r}]")
+            expect(value[name], one, f"{where}[{name!r}]")
 
 
 def _short(value: Any) -> str:

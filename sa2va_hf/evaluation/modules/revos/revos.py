@@ -11,7 +11,7 @@ from sa2va_hf.masks import decode
 DESCRIPTION = """J&F, J, F, A and R of expressions about clips, in percent: {"referring", "reasoning", "overall"}.
 
 predictions: per expression a list of COCO RLE, one per frame. references: per expression {"kind": "referring",
-"reasoning" or "no_target", which is left out, "instances": per frame a list of RLE, "foreground": per frame the RLE of
+"reasoning" or "no_target", which is skipped, "instances": per frame a list of RLE, "foreground": per frame the RLE of
 all that is annotated}."""
 KINDS = ("referring", "reasoning", "no_target")
 _EXPRESSION = {
@@ -50,7 +50,7 @@ class ReVOS(modules.MaskMetric):
 
 
 def _stacked(instances: list[dict], frame: dict) -> np.ndarray:
-    """bool (n, H, W), also where there is none."""
+    """bool (n, H, W), also for n = 0."""
     if not instances:
         return np.zeros((0, *frame["size"]), dtype=bool)
     return np.stack([decode(rle) for rle in instances])

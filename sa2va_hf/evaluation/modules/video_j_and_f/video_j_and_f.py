@@ -13,9 +13,9 @@ from sa2va_hf.masks import decode
 
 DESCRIPTION = """J&F of tracks: per object a list of COCO RLE, one per frame.
 
-In percent. `convention`: "sa_v" or "davis" (first and last frame left out; DAVIS has recall and decay beside the
+In percent. `convention`: "sa_v" or "davis" (first and last frame skipped; DAVIS has recall and decay beside the
 means), or "mevis" (every frame, rounded at the end). With "sa_v" an object counts from the frame on in which it is
-first seen, in the prediction or the reference, and one that no reference shows is left out, as in its evaluation."""
+first seen, in the prediction or the reference, and one that no reference shows is skipped, as in SA-V's evaluation."""
 CONVENTIONS = ("sa_v", "davis", "mevis")
 
 
@@ -47,12 +47,12 @@ class VideoJAndF(modules.MaskMetric):
 
 
 def _scores(prediction: list[dict], reference: list[dict], convention: str) -> list[Scores]:
-    """Of one object; none where it does not count."""
+    """The scores of one object; an empty list where it is skipped."""
     drawn, true = map(decode, prediction), map(decode, reference)
     if convention == "sa_v":
         return [*sa_v(({1: mask} for mask in drawn), ({1: mask} for mask in true)).values()]
     pairs = zip(drawn, true, strict=True)
     scores = clip_scores(pairs if convention == "mevis" else islice(pairs, 1, max(len(reference) - 1, 1)))
     if not len(scores.j):
-        raise ValueError(f"no frame is left to score of {len(reference)}")
+        raise ValueError(f"expected at least one frame to score, got none of {len(reference)}")
     return [scores]

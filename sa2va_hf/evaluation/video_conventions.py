@@ -163,7 +163,7 @@ def expression(
             row.append(max(1 - wrong / (np.count_nonzero(foreground) + 1e-6), 0.0))
         rows.append(row)
     if not rows:
-        raise ValueError("expected at least one frame to score, got none")
+        raise ValueError("expected at least one frame to score, got no frames")
     return {name: np.array(column) for name, column in zip("JFAR", zip(*rows, strict=True), strict=False)}
 
 
@@ -216,7 +216,7 @@ def _pairs(predictions: Iterable[Labels], truths: Iterable[Labels]) -> Iterator[
         count += 1
         yield prediction, truth
     if not count:
-        raise ValueError("expected at least one frame to score, got none")
+        raise ValueError("expected at least one frame to score, got no frames")
 
 
 def _triples(

@@ -2,6 +2,7 @@
 
 from dataclasses import MISSING, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -194,3 +195,28 @@ def test_each_trainer_declares_only_arguments_that_it_reads():
     """What SAM 2 cannot do is unknown to it, not known and forbidden."""
     ours = {item.name for item in fields(Sa2VATrainingArguments)} - {item.name for item in fields(TrainingArguments)}
     assert {item.name for item in fields(Sam2TrainingArguments)} & ours == {"resolved", "eval_only"}
+
+
+# engine: its refused flags; every other engine takes them.
+REFUSED = {
+    "ddp": {},
+    "zero2": {},
+    "zero3": {"count_flops": "ZeRO-3", "compile_layers": "ZeRO-3", "bad_samples": "ZeRO-3"},
+    "fsdp": {"count_flops": "FSDP"},
+}
+FLAGS = {"count_flops": True, "compile_layers": True, "bad_samples": "skip", "nonfinite_loss": "skip"}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("engine", REFUSED)
+def test_a_flag_that_cannot_work_with_an_engine_is_refused_by_name(tmp_path, monkeypatch, engine, flag):
+    training = Sa2VATrainingArguments(str(tmp_path), **{flag: FLAGS[flag]})
+    if engine == "fsdp":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    elif engine != "ddp":
+        training.deepspeed_plugin = SimpleNamespace(zero_stage=int(engine[-1]))
+    if flag not in REFUSED[engine]:
+        training._refuse_for_engine()
+        return
+    with pytest.raises(ValueError, match=f"^`{flag}.*`: not with {REFUSED[engine][flag]} "):
+        training._refuse_for_engine()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -236,17 +237,17 @@ def frame_rate(video: Path | str) -> Fraction:
 
 
 def writable(folder: Path | str) -> Path:
-    """The folder, made if it is not there; called before the work, so that a wrong name costs nothing.
+    """The folder, which exists or can be made; called before the work, so that a wrong name costs nothing.
 
-    Raises: ValueError for a file of that name, or a place where nothing can be written.
+    Raises:
+        ValueError: a file has that name or the name of a folder above it, or nothing can be written there.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder}: expected a folder for the output, this is a file")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"{folder}: no folder can be made there ({error.strerror})") from error
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise ValueError(f"{folder}: expected a folder for the output, {above} is a file")
+    if not os.access(above, os.W_OK):
+        raise ValueError(f"{folder}: no permission to write into {above}")
     return folder
 
 

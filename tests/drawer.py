@@ -22,6 +22,7 @@ class Drawer:
     def __init__(self, mask, text="Sure, [SEG]."):
         self.mask, self.text, self.asked = mask, text, []
         self.model = SimpleNamespace(device=torch.device("cpu"))
+        self.processor = SimpleNamespace(check_region=lambda mask: None)
 
     def __call__(self, image=None, video=None, text=None, **options):
         self.asked += text

@@ -164,7 +164,7 @@ def test_an_output_that_is_a_file_fails_before_the_work(tmp_path, capsys):
         tmp_path / "masks",
     ]
     assert vos_command([*map(str, command), "--output_mask_dir", str(tmp_path / "out")]) == 1
-    assert "expected a folder for the output, this is a file" in capsys.readouterr().err
+    assert "out is a file" in capsys.readouterr().err
 
 
 def test_before_its_first_mask_there_is_nothing(video, sam2, tmp_path):

@@ -141,7 +141,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if (arguments.model is None) == (arguments.predictions is None):
         raise ValueError("give --model, or --predictions to score what was predicted before")
     Files(arguments.output)  # its name is checked before anything is read
-    writable(arguments.output.parent)
+    writable(arguments.output.parent).mkdir(parents=True, exist_ok=True)
     benchmark = get_benchmark(arguments.benchmark)
     settings = settings_now(arguments)
     options = parse_options(arguments.option, benchmark.samples)

@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         device = choose_device(arguments.device or (cuda if torch.cuda.is_available() else None))
-        writable(arguments.output_mask_dir)
+        writable(arguments.output_mask_dir).mkdir(parents=True, exist_ok=True)
         names = videos_of(arguments)
         sam2, _ = load(arguments.sam2_checkpoint)
     except (ValueError, OSError) as error:

@@ -276,10 +276,12 @@ class Sa2VAConfig(PretrainedConfig):
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, **kwargs: Any) -> Sa2VAConfig:
-        """As in transformers; the config of another kind of model is refused.
+        """As in transformers; bundled models have names, and the config of another kind of model is refused.
 
-        Raises: ValueError saying which kind it is, and what to do with it.
+        Raises:
+            ValueError: saying which kind it is, and what to do with it.
         """
+        path = bundled(path)
         check_identity(path)
         check_identity(path, cls.get_config_dict(path, **kwargs)[0])
         return super().from_pretrained(path, *args, **kwargs)

@@ -166,7 +166,7 @@ def test_a_file_cut_short_is_named(released, tmp_path):
 
 def test_a_git_lfs_pointer_is_named(released, tmp_path):
     (released / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
-    refused(released, tmp_path, WEIGHTS, "a git-lfs pointer, not the weights", "git lfs pull")
+    refused(released, tmp_path, WEIGHTS, "a git-lfs pointer, not the file itself", "git lfs pull")
 
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/tmp/outside.safetensors", "..\\outside.safetensors"])

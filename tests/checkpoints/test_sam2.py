@@ -115,7 +115,7 @@ def test_of_two_mask_decoders_sam2_gets_its_own(tmp_path, caplog):
     convert(source, tmp_path / "ours", grounding_config=GROUNDING)
     with caplog.at_level("INFO"):
         convert(tmp_path / "ours", tmp_path / "out", "sam2")
-    assert "left behind" in caplog.text and "mllm.language_model" in caplog.text.replace(
+    assert "skipped, not part of SAM 2" in caplog.text and "mllm.language_model" in caplog.text.replace(
         "mllm.model", "mllm.language_model"
     )
     released, name = load_file(source / WEIGHTS), "sam_mask_decoder.iou_token.weight"
@@ -238,7 +238,7 @@ def test_a_damaged_or_foreign_file_is_named(tmp_path):
     torch.save({"epoch": 3, "args": [1]}, tmp_path / "state.pt")
     refused(tmp_path / "state.pt", tmp_path, r"state\.pt: expected a state dict.*not tensors: epoch, args")
     (tmp_path / "lfs.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
-    refused(tmp_path / "lfs.pt", tmp_path, r"lfs\.pt: a git-lfs pointer, not the weights: run `git lfs pull`")
+    refused(tmp_path / "lfs.pt", tmp_path, r"lfs\.pt: a git-lfs pointer, not the file itself: run `git lfs pull`")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     refused(tmp_path / "list.pt", tmp_path, r"list\.pt: expected a state dict.* got a list")
     refused(tmp_path / "gone.pt", tmp_path, r"gone\.pt.*no config\.json")

@@ -295,12 +295,12 @@ def test_region_captions(tmp_path, mask, monkeypatch):
 
 
 def test_a_region_too_small_for_the_model_counts_without_a_caption(tmp_path, mask, monkeypatch):
-    class Refusing(Drawer):
-        def __call__(self, regions, **given):
-            if any(one.sum() < 10 for of_one in regions for one in of_one):
-                raise ValueError("the region mask covers no cell")
-            return super().__call__(**given)
+    def check_region(region):
+        if region.sum() < 10:
+            raise ValueError("the region mask covers no cell")
 
+    predictor = Drawer(mask, "a dog")
+    predictor.processor.check_region = check_region
     seen = {}
     monkeypatch.setattr(describing, "caption_scores", lambda true, said: seen.update(said) or {})
     small = np.zeros_like(mask)
@@ -308,7 +308,7 @@ def test_a_region_too_small_for_the_model_counts_without_a_caption(tmp_path, mas
     records = [sample(name, picture(tmp_path / "a.png")) for name in "ab"]
     records[1].objects[0].masks[0] = masks.encode(small)
     task = describing.RegionCaption()
-    result = evaluate(given(task, *records), Refusing(mask, "a dog"), tmp_path / "m.json", batch_size=2)
+    result = evaluate(given(task, *records), predictor, tmp_path / "m.json", batch_size=2)
     assert seen == {"a/0/0": "a dog", "b/0/0": ""}
     assert (result["metrics"]["regions"], result["metrics"]["unanswered"]) == (2, 1)
 

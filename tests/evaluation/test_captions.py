@@ -87,7 +87,7 @@ def test_parts_merge_to_the_whole_and_no_picture_counts_twice():
     first.merge(second)
     assert first.result() == whole.result()
     assert set(whole.result()) == {"AP50", "mIoU", "recall"}
-    with pytest.raises(ValueError, match="added twice: .'picture 0'"):
+    with pytest.raises(ValueError, match="got these twice: .'picture 0'"):
         first.merge(second)
     whole.add("picture 9", rng.random((1, 1)))  # nobody compared its phrases
     assert "recall" not in whole.result()

@@ -94,7 +94,7 @@ def test_what_is_no_whole_run_of_the_protocol_stands_apart(run):
         "split testA": {"recipe": {"split": "testA"}},
         "text raw": {"recipe": {"options": {"text": "raw"}}},
         "without text": {"recipe": {"options": {}}},
-        "1 records left out": {"rejects": [{"id": "a", "reason": "bad", "file": "f"}]},
+        "1 records skipped": {"rejects": [{"id": "a", "reason": "bad", "file": "f"}]},
         "not known how it was asked": {"asked": predictions.UNKNOWN},
         "split val2": {"recipe": {"scored": {"split": "val2"}}},
     }

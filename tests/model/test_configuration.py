@@ -138,3 +138,7 @@ def test_a_vision_tower_of_another_kind_survives_a_file(tmp_path):
     Sa2VAConfig(**{k: v for k, v in fields.items() if k != "model_type"}).save_pretrained(tmp_path)
     vision = Sa2VAConfig.from_pretrained(tmp_path).mllm_config.vision_config
     assert vision.model_type == "dinov3_convnext" and vision.hidden_sizes == [8, 16]
+
+
+def test_the_config_of_a_bundled_model_is_found_by_its_name():
+    assert Sa2VAConfig.from_pretrained("shapes-tiny").model_type == "sa2va"

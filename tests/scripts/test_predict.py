@@ -101,7 +101,7 @@ def test_picture_or_clip_is_required(run):
     [
         (["--num_frames", "0"], "--num_frames: expected a whole number from 1 on, got 0"),
         (["--max_objects", "-1"], "--max_objects: expected a whole number from 1 on, got -1"),
-        (["--output", __file__], "expected a folder for the output, this is a file"),
+        (["--output", __file__], "test_predict.py is a file"),
         (["--device", "gpu"], "device: expected 'cpu', 'cuda' or 'cuda:INDEX', got 'gpu'"),
     ],
 )

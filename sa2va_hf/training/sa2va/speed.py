@@ -8,7 +8,6 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ...arguments import Sa2VATrainingArguments
 
@@ -21,14 +20,8 @@ def use_faster_kernels(model: nn.Module, training: Sa2VATrainingArguments) -> No
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if training.use_liger_kernel:
-        if training.device.type == "cpu":
-            raise ValueError("`use_liger_kernel`: its kernels need a GPU, and this run is on a CPU; remove it")
         use_liger(base.mllm.model.language_model, training.liger_kernel_config)
     if training.compile_layers:
-        if is_deepspeed_zero3_enabled():
-            raise ValueError(
-                "`compile_layers`: not with ZeRO-3, which swaps the weights while a layer runs; remove it"
-            )
         compile_layers(base)
 
 

@@ -60,8 +60,8 @@ def test_liger_gets_the_language_model_and_leaves_the_loss_to_us(monkeypatch, tm
     monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", module)
     monkeypatch.setattr("sa2va_hf.training.sa2va.speed.find_spec", lambda name: name)
+    monkeypatch.setattr(Sa2VATrainingArguments, "device", torch.device("cuda"))
     training = Sa2VATrainingArguments(str(tmp_path), use_liger_kernel=True, liger_kernel_config={"rope": False})
-    monkeypatch.setattr(type(training), "device", torch.device("cuda"))
     model = tiny_model()
     use_faster_kernels(model, training)
     chosen = {"rope": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
@@ -69,19 +69,13 @@ def test_liger_gets_the_language_model_and_leaves_the_loss_to_us(monkeypatch, tm
 
 
 def test_liger_on_a_cpu_or_not_installed_is_an_error(monkeypatch, tmp_path):
-    training = Sa2VATrainingArguments(str(tmp_path), use_liger_kernel=True)
     with pytest.raises(ValueError, match="`use_liger_kernel`: its kernels need a GPU"):
-        use_faster_kernels(tiny_model(), training)
-    monkeypatch.setattr(type(training), "device", torch.device("cuda"))
+        Sa2VATrainingArguments(str(tmp_path), use_liger_kernel=True)
+    monkeypatch.setattr(Sa2VATrainingArguments, "device", torch.device("cuda"))
+    training = Sa2VATrainingArguments(str(tmp_path), use_liger_kernel=True)
     monkeypatch.setattr("sa2va_hf.training.sa2va.speed.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install liger-kernel"):
         use_faster_kernels(tiny_model(), training)
-
-
-def test_compiling_under_zero3_is_an_error(monkeypatch, tmp_path):
-    monkeypatch.setattr("sa2va_hf.training.sa2va.speed.is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(ValueError, match="`compile_layers`: not with ZeRO-3"):
-        use_faster_kernels(tiny_model(), Sa2VATrainingArguments(str(tmp_path), compile_layers=True))
 
 
 def test_trainers_own_compilation_is_pointed_elsewhere(tmp_path):

@@ -144,7 +144,12 @@ def learn_photos(output: Path, model: str, minutes: float, extra: list[str]) -> 
     print(f"    {minutes:g} minutes at {seconds:.2f} s a step: {steps} steps of {batch} out of {copies} copies")
     schedule = ["--max_steps", steps, "--eval_steps", max(5, steps // 6)]
     launch("quickstart_photos.yaml", output, *data, *schedule, *extra)
-    return output / "run"
+    finished = output / "model"  # as after merging: the model alone, without checkpoints and records of the run
+    shutil.rmtree(finished, ignore_errors=True)
+    shutil.copytree(
+        output / "run", finished, ignore=shutil.ignore_patterns("checkpoint-*", "*_results.json", "train*")
+    )
+    return finished
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...data.shapes.scene import Options
 from ...model.grounding import ImageFeatures, MaskPrediction
 from ...model.losses import dice, soft_iou
-from ...model.memory import ClipMemory
+from ...model.tracking import ClipMemory
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
 from .lesson import Lesson

@@ -88,13 +88,22 @@ class ClipMemory:
 
         Returns mask logits (objects, h, w) and the IoU expected of them (objects,).
         """
-        prediction = self.encoder.prompt(features, image=self._condition(index, features))
+        prediction = self.predict(index, features)
+        return self.keep(index, features, prediction), prediction.ious.amax(1)
+
+    def predict(self, index: int, features: ImageFeatures) -> MaskPrediction:
+        """The objects on the next frame, without any prompt; nothing is remembered yet."""
+        return self.encoder.prompt(features, image=self._condition(index, features))
+
+    def keep(self, index: int, features: ImageFeatures, prediction: MaskPrediction) -> Tensor:
+        """Remember what `predict` found on frame `index`; returns its mask logits (objects, h, w), blanked where an
+        object is absent and `blank_absent` asks for it."""
         present = prediction.object_scores > 0
         masks = prediction.masks
         if self.blank_absent:
             masks = masks.where(present.unsqueeze(-1), torch.full_like(masks, NO_OBJECT_LOGIT))
         self._remember(index, features, masks, self._pointers(prediction, present), present, prompted=False)
-        return masks, prediction.ious.amax(1)
+        return masks
 
     def _condition(self, index: int, features: ImageFeatures) -> Tensor:
         """(objects, C, H, W): what frame `index` looks like to SAM 2, given what it remembers of each object."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 from ...data.shapes.scene import Options
 from ...model.grounding import ImageFeatures, MaskPrediction
 from ...model.losses import dice, soft_iou
-from ...model.tracking import ClipMemory
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
+from ...model.tracking import ClipMemory
 from .lesson import Lesson
 from .referring import CLIP_FRAMES, SHOWN
 from .scenes import Drawn, draw_scenes
@@ -96,18 +97,15 @@ class Following(Lesson):
         clip = torch.tensor([number for number, one in enumerate(drawn) for _ in one.masks])
         masks = torch.from_numpy(np.concatenate([one.masks for one in drawn]))  # (objects, frames, S, S)
         small = F.interpolate(masks.float(), size=(self.encoder.mask_size,) * 2, mode="area")
-        memory = ClipMemory(self.encoder, len(clip), CLIP_FRAMES)
+        memory = ClipMemory(self.encoder, len(clip), CLIP_FRAMES, blank_absent=True)
         for number in prompted:
             logits = imperfect(small[:, number], rng, self.blur)
             memory.prompt_with_masks(number, self._on(features, clip, number), logits)
         for number in (n for n in range(CLIP_FRAMES) if n not in prompted):
             seen = self._on(features, clip, number)
-            prediction = self.encoder.follow(seen, memory.condition(number, seen))
+            prediction = memory.predict(number, seen)
             yield prediction, small[:, number]
-            present = prediction.object_scores > 0
-            kept = prediction.masks.where(present.unsqueeze(-1), torch.full_like(prediction.masks, -1024.0))
-            pointers = memory.pointers(prediction, present)
-            memory.remember(number, seen, kept.detach(), pointers, present, prompted=False)
+            memory.keep(number, seen, replace(prediction, masks=prediction.masks.detach()))
 
     @staticmethod
     def _on(features: ImageFeatures, clip: Tensor, frame: int) -> ImageFeatures:

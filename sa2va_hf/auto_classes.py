@@ -24,6 +24,8 @@ TABLES = {  # module of transformers: its tables of names, and the name that our
     },
     f"{AUTO}.processing_auto": {"PROCESSOR_MAPPING_NAMES": "Sa2VAProcessor"},
 }
+# Older transformers need a title for every config while the Auto classes are created; newer ones have no such table.
+TITLES, TITLE = "MODEL_NAMES_MAPPING", "Sa2VA"
 
 
 def register() -> None:
@@ -39,6 +41,8 @@ def register() -> None:
 def _enter(module: ModuleType) -> None:
     for table, name in TABLES[module.__name__].items():
         getattr(module, table)[MODEL_TYPE] = name
+    if hasattr(module, TITLES):
+        getattr(module, TITLES)[MODEL_TYPE] = TITLE
     for mapping in list(vars(module).values()):  # those that were created before the config's name was in its table
         if hasattr(mapping, "_reverse_config_mapping"):
             mapping._reverse_config_mapping[CONFIG_CLASS] = MODEL_TYPE

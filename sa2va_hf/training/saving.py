@@ -60,6 +60,8 @@ def save_checkpoint(trainer: Trainer) -> None:
         _write(trainer, partial, final)
     except Exception as error:  # OSError, and what torch and safetensors make of it
         shutil.rmtree(partial, ignore_errors=True)
+        if "DataLoader worker" in str(error):  # torch's signal handler says so wherever the process is: not the disk
+            raise
         complete = newest_complete(final.parent)
         kept = f"{complete} is complete" if complete else "there is no complete one before it"
         raise CheckpointError(f"{final} could not be written ({error}); {kept}: {LOOK_AGAIN}") from error

@@ -158,7 +158,7 @@ def test_pictures_and_clips_wait_for_nobody(tmp_path):
 def test_settings_that_make_no_sense_are_errors(tmp_path):
     with pytest.raises(ValueError, match="baseline: expected one of None, box"):
         Settings(baseline="point")
-    with pytest.raises(ValueError, match="mode 'teacher' gives it"):
+    with pytest.raises(ValueError, match="needs mode 'generate', got 'teacher'"):
         Settings(baseline="box", mode="teacher")
     with pytest.raises(ValueError, match="box_style: expected one of internvl, .* got None"):
         ask(Writer(), sample("a", picture(tmp_path / "a.png")), settings=Settings(baseline="box"))

@@ -451,7 +451,7 @@ def test_arguments_that_ask_otherwise_than_the_predictions_are_errors(evaluate, 
         evaluate(name, "again", *file, "--num_frames", "5", asks=False)
     with pytest.raises(ValueError, match="--mode generate: .* was made with teacher"):
         evaluate(name, "again", *file, "--mode", "generate", asks=False)
-    with pytest.raises(ValueError, match="predictions of the benchmark mevis_val_u, not ref_sav"):
+    with pytest.raises(ValueError, match="predictions of the benchmark ref_sav, got those of mevis_val_u"):
         shutil.rmtree(tmp_path / "raw")
         ROOTS["ref_sav"].make(tmp_path / "raw")
         evaluate("ref_sav", "again", *file, asks=False)

@@ -181,5 +181,7 @@ def use(server, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    # Newer transformers keep one HfApi per process, with the address at its first use.
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
     for name, value in environment(server).items():
         monkeypatch.setenv(name, value)

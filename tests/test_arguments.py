@@ -12,6 +12,7 @@ from sa2va_hf.arguments import Sa2VATrainingArguments, parse, save_config
 from sa2va_hf.training.sam2.arguments import Sam2TrainingArguments
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPE = CONFIGS / "shapes_tiny.yaml"  # lessons, for make_shapes_tiny.py, no training arguments
 BASE = {"model_name_or_path": "some/model", "train_data": [{"path": "prepared"}]}
 
 

@@ -128,3 +128,63 @@ def repeat_weights(counts: Tensor, objects_per_frame: int | None) -> Tensor:
     starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
     rank = torch.arange(total, device=counts.device) - starts
     return (objects_per_frame // per_object + (rank < objects_per_frame % per_object)).float()
+
+
+def pair_weights(seg_counts: Tensor, num_frames: Tensor, limit: int | None) -> Tensor:
+    """How much each (object, frame) pair counts, in the order of `predict_masks`.
+
+    A frame with n objects shows each of them to the loss `objects_per_frame / n` times (cyclic repetition, so
+    earlier objects once more); of more objects a random subset of that size is sampled on every frame.
+    """
+    weights = []
+    for objects, frames in zip(seg_counts.tolist(), num_frames.tolist(), strict=True):
+        if limit is None or objects <= limit:
+            per_object = repeat_weights(torch.tensor([objects], device=seg_counts.device), limit)
+            weights.append(per_object.repeat_interleave(frames))
+        else:
+            chosen = torch.stack([torch.randperm(objects)[:limit] for _ in range(frames)])  # (frames, limit)
+            table = torch.zeros(frames, objects).scatter_(1, chosen, 1.0)
+            weights.append(table.T.flatten().to(seg_counts.device))
+    return torch.cat(weights)
+
+
+def shrink(masks: Tensor, size: int, mode: str) -> Tensor:
+    """(N, F, H, W) -> (N * F, size, size) float; nearest cells as in the reference, or the share of each cell."""
+    return F.interpolate(masks.float(), size=(size, size), mode=mode).flatten(0, 1)
+
+
+def valid_cells(
+    ignore_labels: list[Tensor | None] | None, objects: list[int], frames: list[int], size: int, device: torch.device
+) -> Tensor | None:
+    """Cells that count, bool (sum of objects * frames, size, size); None where all do.
+
+    Args:
+        ignore_labels: per sample None or bool (frames, H, W), pixels that do not count.
+        objects, frames: how many of each every sample has.
+    """
+    if ignore_labels is None or all(ignore is None for ignore in ignore_labels):
+        return None
+    cells = [
+        torch.ones(count * length, size, size, dtype=torch.bool, device=device)
+        if ignore is None
+        else ~shrink(ignore.to(device).expand(count, -1, -1, -1), size, "nearest").bool()
+        for ignore, count, length in zip(ignore_labels, objects, frames, strict=True)
+        if count
+    ]
+    return torch.cat(cells)
+
+
+def iou_error(ious: Tensor, candidates: Tensor, targets: Tensor, valid: Tensor | None) -> Tensor:
+    """L1 between predicted and actual IoUs, mean over all candidates of the masks that have a `valid` cell.
+
+    Args:
+        ious: (N, C) predicted.
+        candidates: (N, C, h, w) mask logits.
+        targets, valid: (N, h, w); valid None = all cells.
+    """
+    actual = soft_iou(candidates, targets.unsqueeze(1).expand_as(candidates))
+    errors = (ious - actual).abs()
+    if valid is None:
+        return errors.mean()
+    counts = valid.flatten(1).any(1).float().unsqueeze(1)
+    return (errors * counts).sum() / (counts.sum() * errors.shape[1]).clamp(min=1)

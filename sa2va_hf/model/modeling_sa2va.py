@@ -17,13 +17,13 @@ from transformers.utils import ModelOutput
 
 from .backbones import backbone_of
 from .configuration_sa2va import IGNORE_INDEX, Sa2VAConfig, bundled, check_identity
+from .generation import PromptedGenerationMixin
 from .grounding import MaskPrediction, Sa2VAGroundingEncoder, precision, touch
-from .losses import answer_cross_entropy, mask_losses, repeat_weights, soft_iou, uncertain_points
+from .losses import answer_cross_entropy, iou_error, mask_losses, pair_weights, shrink, uncertain_points, valid_cells
 from .placement import Projection, device_of, keep_together, llm_only, remove_capturing_hooks
 from .released_api import ReleasedApiMixin
 from .zero3 import load_buffers, outside_zero_init
 
-MAX_NEW_TOKENS = 512  # unless `generate` is told
 LOGITS_CHUNK = 1024  # tokens whose logits are held at a time in training
 WHERE = ("revision", "cache_dir", "token", "subfolder", "local_files_only")  # which files of a Hub repository
 # Heads of the mask decoder that no Sa2VA loss reaches: the mask is chosen by argmax and never gated by object score.
@@ -64,7 +64,7 @@ def _complete_stops(model: PreTrainedModel) -> None:
             setattr(options, name, getattr(text, name, None))
 
 
-class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel, GenerationMixin):
+class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, PreTrainedModel, GenerationMixin):
     """`mllm` (a native multimodal LLM, see `backbones.py`), `grounding_encoder` (SAM 2) and `text_hidden_fcs` between
     them."""
 
@@ -400,22 +400,14 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel, Generatio
             return
         size, device = self.grounding_encoder.mask_size, prediction.masks.device
         how = self.config.mask_targets
-        targets = torch.cat([_shrink(masks.to(device), size, how) for masks in mask_labels if len(masks)])
-        valid = None
-        if ignore_labels is not None and any(ignore is not None for ignore in ignore_labels):
-            valid = torch.cat(
-                [
-                    torch.ones(len(masks) * frames, size, size, dtype=torch.bool, device=device)
-                    if ignore is None
-                    else ~_shrink(ignore.to(device).expand(len(masks), -1, -1, -1), size, "nearest").bool()
-                    for masks, ignore, frames in zip(mask_labels, ignore_labels, num_frames.tolist(), strict=True)
-                    if len(masks)
-                ]
-            )
-        weights = self._pair_weights(seg_counts, num_frames)
+        targets = torch.cat([shrink(masks.to(device), size, how) for masks in mask_labels if len(masks)])
+        valid = valid_cells(ignore_labels, counts, num_frames.tolist(), size, device)
+        weights = pair_weights(seg_counts, num_frames, self.config.objects_per_frame)
         config, logits = self.config, prediction.masks
         if config.iou_loss_weight > 0:
-            output.iou_loss = config.iou_loss_weight * _iou_error(prediction, targets, valid)
+            output.iou_loss = config.iou_loss_weight * iou_error(
+                prediction.ious, prediction.candidates, targets, valid
+            )
             # All three candidates learn the mask: the best alone would let them guess one object each, and never read
             # the prompt.
             logits, count = prediction.candidates.flatten(0, 1), prediction.candidates.shape[1]
@@ -430,127 +422,15 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PreTrainedModel, Generatio
         output.mask_loss = config.mask_loss_weight * bce + zero
         output.dice_loss = config.dice_loss_weight * dice
 
-    def _pair_weights(self, seg_counts: Tensor, num_frames: Tensor) -> Tensor:
-        """How much each (object, frame) pair counts, in the order of `predict_masks`.
-
-        A frame with n objects shows each of them to the loss `objects_per_frame / n` times (cyclic repetition, so
-        earlier objects once more); of more objects a random subset of that size is sampled on every frame.
-        """
-        limit = self.config.objects_per_frame
-        weights = []
-        for objects, frames in zip(seg_counts.tolist(), num_frames.tolist(), strict=True):
-            if limit is None or objects <= limit:
-                per_object = repeat_weights(torch.tensor([objects], device=seg_counts.device), limit)
-                weights.append(per_object.repeat_interleave(frames))
-            else:
-                chosen = torch.stack([torch.randperm(objects)[:limit] for _ in range(frames)])  # (frames, limit)
-                table = torch.zeros(frames, objects).scatter_(1, chosen, 1.0)
-                weights.append(table.T.flatten().to(seg_counts.device))
-        return torch.cat(weights)
-
-    # ---------------------------------------------------------------- generation
-    def generate(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, streamer: Any = None, **kwargs: Any
-    ) -> Any:
-        """Prompt and answer as token ids (B, L + new tokens), as `generate` of every decoder in transformers.
-
-        Args:
-            input_ids, attention_mask: (B, L), padded on either side; further inputs as a processor makes them.
-            streamer: is given the prompt, then the new tokens.
-            kwargs: arguments of transformers' `generate`; greedy unless they say otherwise. With
-                `return_dict_in_generate` its output comes back, the prompt in front of `sequences`.
-        """
-        streamer = None if streamer is None else _PromptFirst(streamer, input_ids)
-        output = self.generate_new_tokens(input_ids, attention_mask, streamer=streamer, **kwargs)
-        new = output if isinstance(output, Tensor) else output.sequences
-        prompts = input_ids.repeat_interleave(len(new) // len(input_ids), dim=0)
-        sequences = torch.cat([prompts, new.to(prompts.device)], dim=1)
-        if isinstance(output, Tensor):
-            return sequences
-        output.sequences = sequences
-        return output
-
-    @torch.no_grad()
-    def generate_new_tokens(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        region_masks: Tensor | None = None,
-        region_tiles: Tensor | None = None,
-        image_grid_thw: Tensor | None = None,
-        grounding_pixel_values: Tensor | None = None,
-        num_frames: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """As `generate`, without the prompt: token ids (B, new tokens), as the released code returns them.
-
-        The tokens of every row are moved to its right edge first: a decoder continues from the last position. The
-        grounding inputs are accepted, so that a processor's output fits, and are not used here.
-        """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        order = attention_mask.argsort(dim=1, stable=True)
-        input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
-        visuals = self._visuals(input_ids, pixel_values, region_masks, region_tiles, image_grid_thw)
-        inputs = self.backbone.llm_inputs(self.mllm, input_ids, visuals)
-        if kwargs.get("generation_config") is None:
-            kwargs.pop("generation_config", None)
-            self.mllm.generation_config = self.generation_config
-            kwargs.setdefault("do_sample", False)
-            if self.generation_config.max_new_tokens is None and "max_length" not in kwargs:
-                kwargs.setdefault("max_new_tokens", MAX_NEW_TOKENS)  # transformers' own default is 20, with the prompt
-        output = self.mllm.generate(**inputs, attention_mask=attention_mask, **kwargs)
-        if "input_ids" not in inputs:
-            return output
-        length = input_ids.shape[1]  # of ids, `generate` repeats the prompt
-        if isinstance(output, Tensor):
-            return output[:, length:]
-        output.sequences = output.sequences[:, length:]
-        return output
-
     def __getstate__(self) -> dict[str, Any]:
         """Of a model that has run as well: transformers hangs hooks on it then that cannot be pickled."""
         return remove_capturing_hooks(self).__dict__.copy()
-
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Of the LLM, which runs the decoding; PEFT looks for it here."""
-        return self.mllm.prepare_inputs_for_generation(*args, **kwargs)
-
-
-class _PromptFirst:
-    """A streamer whose first `put` gets the prompt: the LLM itself is given embeddings and knows no ids of it."""
-
-    def __init__(self, streamer: Any, input_ids: Tensor) -> None:
-        self.streamer, self.prompt = streamer, input_ids
-
-    def put(self, ids: Tensor) -> None:
-        ids, self.prompt = (ids if self.prompt is None else self.prompt), None
-        self.streamer.put(ids.cpu())
-
-    def end(self) -> None:
-        self.streamer.end()
 
 
 def _some(names: list[str], limit: int = 20) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def _shrink(masks: Tensor, size: int, mode: str) -> Tensor:
-    """(N, F, H, W) -> (N * F, size, size) float; nearest cells as in the reference, or the share of each cell."""
-    return F.interpolate(masks.float(), size=(size, size), mode=mode).flatten(0, 1)
-
-
-def _iou_error(prediction: MaskPrediction, targets: Tensor, valid: Tensor | None) -> Tensor:
-    """How far the predicted IoUs are off: L1, mean over all candidates of the masks that have a `valid` cell."""
-    actual = soft_iou(prediction.candidates, targets.unsqueeze(1).expand_as(prediction.candidates))
-    errors = (prediction.ious - actual).abs()
-    if valid is None:
-        return errors.mean()
-    counts = valid.flatten(1).any(1).float().unsqueeze(1)
-    return (errors * counts).sum() / (counts.sum() * errors.shape[1]).clamp(min=1)
 
 
 __all__ = ["Sa2VAForConditionalGeneration", "Sa2VAOutput"]

@@ -271,12 +271,12 @@ def test_few_objects_weigh_as_their_cyclic_copies(model):
     torch.testing.assert_close(out.dice_loss, 0.5 * dice)
 
 
-def test_of_many_objects_each_frame_takes_a_random_five(model):
-    weights = model._pair_weights(torch.tensor([8, 2]), torch.tensor([3, 2]))
+def test_of_many_objects_each_frame_takes_a_random_five():
+    weights = losses.pair_weights(torch.tensor([8, 2]), torch.tensor([3, 2]), 5)
     many, few = weights[:24].view(8, 3), weights[24:].view(2, 2)
     assert (many.sum(0) == 5).all() and set(many.unique().tolist()) == {0.0, 1.0}
     torch.testing.assert_close(few, torch.tensor([[3.0, 3.0], [2.0, 2.0]]))
-    draws = torch.stack([model._pair_weights(torch.tensor([8]), torch.tensor([3])).view(8, 3) for _ in range(30)])
+    draws = torch.stack([losses.pair_weights(torch.tensor([8]), torch.tensor([3]), 5).view(8, 3) for _ in range(30)])
     assert (draws.mean((0, 2)) > 0.3).all(), "every object gets its turn"
     assert (draws[:, :, 0] != draws[:, :, 1]).any(), "frames draw for themselves"
 

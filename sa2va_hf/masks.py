@@ -5,13 +5,10 @@ with background, and fill the mask exactly. pycocotools reads a damaged string w
 so every RLE is parsed and checked here before it is used.
 """
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco
 
 from sa2va_hf.boxes import Box
@@ -25,8 +22,6 @@ class RLE(TypedDict):
 
 
 MAX_RUN_CHARACTERS = 7  # 5 bits each: 2**34 pixels, more than any mask has
-WHITE = 255  # the object in an 8-bit mask of one object; beside ids, pixels that do not count
-FEW_IDS = 16  # ids from 1 to this are ids; more values, or larger ones beside 255, may be the edges of a grey mask
 
 
 # ---------------------------------------------------------------- RLE <-> array
@@ -245,149 +240,6 @@ def _sized(rle: RLE, height: int, width: int) -> RLE:
     return rle
 
 
-# ---------------------------------------------------------------- mask pictures -> array
-
-
-class MaskPicture(NamedTuple):
-    """A decoded mask picture, before it is decided what its values mean.
-
-    values: int32 (H, W), the palette index or the grey value. palette: the values are indices of a palette of colours,
-    which declares an id per object. lossy: the file is a JPEG. name: how messages call it.
-    """
-
-    values: np.ndarray
-    palette: bool
-    lossy: bool
-    name: str
-
-
-def read_ids(png: str | Path | bytes | Image.Image) -> np.ndarray:
-    """The values (H, W) of a mask picture as integers: the index of a palette PNG, the value of a grey or 1-bit one.
-
-    For pictures whose values are declared: by a list of classes, a labels.json, or the id that is asked for. 16-bit
-    ids are kept. Colours are never turned into a palette, since the indices would be invented.
-
-    Raises:
-        ValueError: no picture, a colour picture (unless red, green and blue are equal everywhere and nothing is
-            transparent, which is grey saved in colour), or a JPEG, whose compression changes the values.
-    """
-    picture = open_mask(png)
-    if picture.lossy:
-        raise ValueError(f"{picture.name} is a JPEG, whose compression changes mask values: save masks as PNG")
-    return picture.values
-
-
-def read_mask(png: str | Path | bytes | Image.Image) -> np.ndarray:
-    """The one mask (H, W), bool, of a picture that a phrase or a file name describes as a whole.
-
-    With one value beside 0, the mask is where that value is. A grey mask from 0 to 255 with soft edges (anti-aliased,
-    resized, saved as JPEG in between) is cut at 128.
-
-    Raises:
-        ValueError: as `read_ids`, or the picture has several values that are not such edges; it lists them.
-    """
-    picture = open_mask(png)
-    values, counts = _foreground(picture)
-    if len(values) == 0 or (len(values) == 1 and not picture.lossy):
-        return picture.values != 0
-    if _is_soft(picture, values, counts):
-        return _above_half(picture.values)
-    raise ValueError(
-        f"{picture.name} holds the values {_listed(values)}, not one mask: save it with 0 and 255 only, or say which "
-        'value is meant ({"png": FILE, "id": 3}, or ids in labels.json)'
-    )
-
-
-def read_objects(png: str | Path | bytes | Image.Image) -> np.ndarray:
-    """Ids (H, W) of the objects of a mask picture: 0 background, and 255 beside other ids is void.
-
-    A grey mask from 0 to 255 with soft edges is one object, of the id 255.
-
-    Raises:
-        ValueError: as `read_ids`, or it cannot be told whether the values are ids or soft edges; it lists them.
-    """
-    picture = open_mask(png)
-    values, counts = _foreground(picture)
-    if _is_soft(picture, values, counts):
-        return np.where(_above_half(picture.values), 255, 0).astype(np.int32)
-    others = values[values != WHITE]
-    mixed = not picture.palette and 0 < len(others) < len(values) and others.max() > FEW_IDS
-    if mixed or (picture.lossy and len(values)):
-        blurred = "its edges look blurred: " if len(values) > FEW_IDS else ""
-        raise ValueError(
-            f"{picture.name} holds the values {_listed(values)}: {blurred}which of them are objects is not known. "
-            "Save it with 0 and 255 only, or as a palette PNG with one index per object"
-        )
-    return picture.values
-
-
-def from_png(png: str | Path | bytes | Image.Image, object_id: int | None = None) -> np.ndarray:
-    """The bool mask (H, W) of a mask picture: its one mask (`read_mask`), or where it is `object_id` (`read_ids`)."""
-    return read_mask(png) if object_id is None else read_ids(png) == object_id
-
-
-def open_mask(png: str | Path | bytes | Image.Image) -> MaskPicture:
-    """The values of a mask picture as they are stored. Raises ValueError for no picture, and for a colour picture."""
-    name = "the mask" if isinstance(png, bytes | Image.Image) else str(png)
-    try:
-        image = png if isinstance(png, Image.Image) else Image.open(io.BytesIO(png) if isinstance(png, bytes) else png)
-        image.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
-    values, lossy = np.asarray(image), image.format in ("JPEG", "MPO")
-    if image.mode in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
-        palette = image.mode == "P" and not _is_grey_ramp(image)
-        return MaskPicture(values.astype(np.int32), palette, lossy, name)
-    if image.mode in ("RGB", "RGBA", "LA"):
-        opaque = image.mode == "RGB" or bool((values[..., -1] == 255).all())
-        colours = values[..., : 3 if image.mode.startswith("RGB") else 1]
-        if opaque and bool((colours == colours[..., :1]).all()):
-            return MaskPicture(colours[..., 0].astype(np.int32), False, lossy, name)
-    raise ValueError(
-        f"{name} is a colour picture (mode {image.mode}): which colour is which object is not known. "
-        "Save the mask with one channel: 0 background and 255 object, or one value (palette index or grey) per object"
-    )
-
-
-def _is_grey_ramp(image: Image.Image) -> bool:
-    """Whether the palette gives every index the grey of that value: then the indices are greys, not ids."""
-    palette = np.array(image.getpalette("RGB") or [], dtype=int).reshape(-1, 3)
-    return len(palette) == 256 and bool((palette == np.arange(256)[:, None]).all())
-
-
-def _foreground(picture: MaskPicture) -> tuple[np.ndarray, np.ndarray]:
-    """The values beside 0, rising, and how many pixels have each."""
-    values, counts = np.unique(picture.values, return_counts=True)
-    return values[values != 0], counts[values != 0]
-
-
-def _is_soft(picture: MaskPicture, values: np.ndarray, counts: np.ndarray) -> bool:
-    """Whether a grey picture is one mask from 0 to white whose edges are blurred, and not a picture of ids.
-
-    Of many values there must be no more in the middle than at the white end. Of few, the other values must not look
-    like ids from 1 on and must cover less than half of what white does.
-    """
-    white = 65535 if len(values) and values.max() > WHITE else WHITE
-    if picture.palette or len(values) == 0 or (len(values) == 1 and not picture.lossy):
-        return False
-    shares = values / white
-    if len(values) > FEW_IDS or picture.lossy:
-        middle = counts[(shares > 0.25) & (shares < 0.75)].sum()
-        return bool(shares.max() >= 0.875 and middle <= counts[shares >= 0.75].sum())
-    others = values < white
-    edges = others.sum() < len(values) and values[others].max() > FEW_IDS
-    return bool(edges and 2 * counts[others].sum() <= counts[-1])
-
-
-def _above_half(values: np.ndarray) -> np.ndarray:
-    return values > (65535 if values.max() > WHITE else WHITE) // 2
-
-
-def _listed(values: np.ndarray) -> str:
-    shown = ", ".join(map(str, values[:20].tolist()))
-    return shown if len(values) <= 20 else f"{shown} and {len(values) - 20} more"
-
-
 # ---------------------------------------------------------------- boxes, overlap
 
 
@@ -420,85 +272,3 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
         raise ValueError(f"masks to compare must have one shape, got {a.shape} and {b.shape}")
     total = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / total if total else 1.0
-
-
-# ---------------------------------------------------------------- connected components
-
-
-class Component(NamedTuple):
-    """A connected piece of a mask: its tight box, its pixels, and its value in `components`."""
-
-    box: Box
-    area: int
-    number: int
-
-
-def components(mask: np.ndarray) -> np.ndarray:
-    """A bool mask (H, W) -> int32 (H, W): 0 background, 1, 2, ... its pieces in order of their first pixel by rows.
-
-    Pixels that touch at a corner are connected.
-    """
-    height, width = mask.shape
-    starts, ends, numbers = _connected_runs(mask)
-    steps = np.zeros(height * (width + 2) + 1, dtype=np.int32)
-    steps[starts] = numbers
-    steps[ends] -= numbers
-    return np.ascontiguousarray(steps.cumsum(dtype=np.int32)[:-1].reshape(height, width + 2)[:, 1:-1])
-
-
-def masks_to_boxes(mask: np.ndarray, min_area: int = 1, keep: str = "all") -> list[Component]:
-    """The pieces of a bool mask (H, W) with at least `min_area` pixels, largest first; keep "largest": that one only.
-
-    No piece is large enough: the list is empty. ValueError for another shape or another `keep`.
-    """
-    mask = np.asarray(mask)
-    if mask.ndim != 2 or mask.dtype != np.bool_:
-        raise ValueError(f"a mask must be bool of the shape (height, width), got {mask.dtype} {mask.shape}")
-    if keep not in ("all", "largest"):
-        raise ValueError(f"keep must be 'all' or 'largest', got {keep!r}")
-    stride = mask.shape[1] + 2
-    starts, ends, numbers = _connected_runs(mask)
-    count = int(numbers.max(initial=0))
-    areas = np.bincount(numbers, weights=ends - starts, minlength=count + 1).astype(np.int64)
-    low = np.full((2, count + 1), mask.size, dtype=np.int64)  # x0, y0
-    high = np.zeros((2, count + 1), dtype=np.int64)  # x1, y1
-    np.minimum.at(low, (slice(None), numbers), np.stack([starts % stride - 1, starts // stride]))
-    np.maximum.at(high, (slice(None), numbers), np.stack([ends % stride - 1, starts // stride + 1]))
-    boxes = np.concatenate([low, high]).T.astype(float).tolist()
-    found = [Component(tuple(boxes[number]), int(areas[number]), number) for number in range(1, count + 1)]
-    found = sorted((one for one in found if one.area >= min_area), key=lambda one: -one.area)
-    return found[:1] if keep == "largest" else found
-
-
-def keep_components(mask: np.ndarray, min_area: int = 1, keep: str = "all") -> np.ndarray:
-    """The mask (H, W) with only the pieces that `masks_to_boxes` gives."""
-    kept = [one.number for one in masks_to_boxes(mask, min_area, keep)]
-    return np.isin(components(mask), kept)
-
-
-def _connected_runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Runs of a mask along its rows as (starts, ends, number of their component from 1 on).
-
-    Positions count through the rows of the mask with an empty column on either side, ends exclusive.
-    """
-    height, width = mask.shape
-    stride = width + 2
-    flat = np.zeros((height, stride), dtype=np.int8)
-    flat[:, 1:-1] = mask
-    flips = np.flatnonzero(np.diff(flat.ravel())) + 1
-    starts, ends = flips[0::2], flips[1::2]
-    # The runs below that touch a run are neighbours in the list: from `first` on, `counts` of them.
-    first = np.searchsorted(ends, starts + stride)
-    counts = np.searchsorted(starts, ends + stride, side="right") - first
-    above = np.repeat(np.arange(len(starts)), counts)
-    below = np.arange(len(above)) - np.repeat(np.cumsum(counts) - counts - first, counts)
-    roots, before = np.arange(len(starts)), None
-    while before is None or (roots != before).any():  # the smallest number spreads; a few rounds as a rule
-        before, low = roots, np.minimum(roots[above], roots[below])
-        roots = roots.copy()
-        for side in (above, below):
-            np.minimum.at(roots, before[side], low)
-            np.minimum.at(roots, side, low)
-        while (roots != roots[roots]).any():
-            roots = roots[roots]
-    return starts, ends, np.unique(roots, return_inverse=True)[1].astype(np.int32) + 1

@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, PngImagePlugin
 
+from sa2va_hf.components import keep_components
 from sa2va_hf.data.prompts.templates import SEG_ANSWERS, SEG_QUESTIONS, clean_phrase, fill
 from sa2va_hf.data.sources.folder_parts import MASK_END, PartPicture, Shapes, find_pictures, read_shapes
 from sa2va_hf.data.sources.parts import check_part_phrase, part_phrase
 from sa2va_hf.inference import Sa2VAPredictor
-from sa2va_hf.masks import keep_components, mask_to_box
+from sa2va_hf.masks import mask_to_box
 from sa2va_hf.model.visuals import open_image
 
 NAME = "pseudo_labels.json"

@@ -18,10 +18,10 @@ from PIL import Image
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
+from .components import components
 from .data.clips.vos import MaskFolder, to_square
 from .data.media import decode_video, load_image, video_shape
 from .data.sources.clips import numbered_frames
-from .masks import components
 from .model.postprocessing import object_masks
 from .model.tracking import follow_objects
 

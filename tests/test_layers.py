@@ -34,10 +34,21 @@ MAY_IMPORT = {
     "commands": {"*"},
     "listings": set(),
     "masks": {"boxes"},
+    "mask_pictures": set(),
+    "components": {"boxes"},
     "boxes": set(),
     "drawing": set(),
     "model": set(),
-    "data": {"boxes", "listings", "masks", "model.configuration_sa2va", "model.frames", "model.visuals"},
+    "data": {
+        "boxes",
+        "components",
+        "listings",
+        "mask_pictures",
+        "masks",
+        "model.configuration_sa2va",
+        "model.frames",
+        "model.visuals",
+    },
     "argument_help": set(),
     "training": {
         "data",
@@ -75,6 +86,7 @@ MAY_IMPORT = {
     "inspection": {"data", "masks", "drawing", "model.frames"},
     "profiling": {
         "boxes",
+        "components",
         "search",
         "",
         "data",
@@ -88,10 +100,10 @@ MAY_IMPORT = {
         "serving",
     },  # fmt: skip
     "quickstart": {"data", "masks", "inference", "drawing", "evaluation.metrics", "model", "training"},
-    "pseudo_labels": {"inference", "data", "masks", "model"},
-    "vos_inference": {"model", "data", "masks"},
+    "pseudo_labels": {"components", "inference", "data", "masks", "model"},
+    "vos_inference": {"components", "model", "data", "masks"},
     "locating": {"boxes", "model", "prediction"},
-    "search": {"boxes", "masks", "inference", "drawing", "model.visuals"},
+    "search": {"boxes", "components", "inference", "drawing", "model.visuals"},
     "serving": {"inference", "masks", "drawing", "model.configuration_sa2va"},
 }
 

@@ -22,7 +22,8 @@ from sa2va_hf.data.media import decode_video
 from sa2va_hf.evaluation.benchmarks import get_benchmark, load_items
 from sa2va_hf.evaluation.following import score_folder, summarize
 from sa2va_hf.evaluation.items import Answer, Settings
-from sa2va_hf.masks import encode, read_ids
+from sa2va_hf.mask_pictures import read_ids
+from sa2va_hf.masks import encode
 from sa2va_hf.vos_inference import VosOptions, choose_prompts, davis_palette, follow_video, read_video
 
 ROOT = Path(__file__).resolve().parents[1]

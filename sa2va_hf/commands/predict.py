@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def predict(arguments: argparse.Namespace) -> Prediction:
     from sa2va_hf.inference import Sa2VAPredictor
-    from sa2va_hf.masks import from_png
+    from sa2va_hf.mask_pictures import from_png
 
     with_boxes = arguments.answer_with == "boxes"
     if with_boxes and (arguments.region or arguments.answer is not None or arguments.video_mode):

@@ -18,10 +18,11 @@ import numpy as np
 from PIL import Image
 
 from sa2va_hf.boxes import Box, box_iou
+from sa2va_hf.components import components, masks_to_boxes
 from sa2va_hf.data.shapes.scene import Options, Scene, Shape, render
 from sa2va_hf.data.shapes.world import WORLDS
 from sa2va_hf.inference import Sa2VAPredictor
-from sa2va_hf.masks import components, mask_to_box, masks_to_boxes
+from sa2va_hf.masks import mask_to_box
 from sa2va_hf.profiling.report import table
 from sa2va_hf.search import Located, SearchModel, SearchResult, SearchSettings, Visit, search
 from sa2va_hf.search.locator import Sa2VALocator

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sa2va_hf.components import components, masks_to_boxes
 from sa2va_hf.inference import Prediction, Sa2VAPredictor
-from sa2va_hf.masks import components, masks_to_boxes
 from sa2va_hf.search.patches import Crop
 from sa2va_hf.search.settings import Located
 

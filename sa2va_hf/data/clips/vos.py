@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sa2va_hf import masks
+from sa2va_hf import mask_pictures, masks
 from sa2va_hf.data.clips.dataset import open_frames
 from sa2va_hf.data.dataset.rows import Row, Rows
 from sa2va_hf.data.listing import subfolders
@@ -95,7 +95,7 @@ class MaskFolder(Mapping[int, dict[int, np.ndarray]]):
         return any(number in files for files in self._files.values())
 
     def __getitem__(self, number: int) -> dict[int, np.ndarray]:
-        read = masks.read_mask if self.per_object else masks.read_objects
+        read = mask_pictures.read_mask if self.per_object else mask_pictures.read_objects
         pictures = {layer: read(files[number]) for layer, files in self._files.items() if number in files}
         if not pictures:
             raise KeyError(number)

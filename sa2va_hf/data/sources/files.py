@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sa2va_hf import masks
+from sa2va_hf import mask_pictures
 from sa2va_hf.data.media import LFS, check_no_pointer
 from sa2va_hf.data.sources.json_stream import read_list
 from sa2va_hf.listings import listed
@@ -155,18 +155,18 @@ def upright_size(path: Path) -> tuple[int, int]:
 
 
 def sized_ids(path: Path, height: int, width: int) -> np.ndarray:
-    """`masks.read_ids` of a mask picture that belongs to an upright photo of this size. ValueError when it differs."""
-    return _sized(masks.read_ids(path), path, height, width)
+    """`read_ids` of a mask picture that belongs to an upright photo of this size. ValueError when it differs."""
+    return _sized(mask_pictures.read_ids(path), path, height, width)
 
 
 def sized_mask(path: Path, height: int, width: int) -> np.ndarray:
-    """`masks.read_mask`, with the check of `sized_ids`."""
-    return _sized(masks.read_mask(path), path, height, width)
+    """`read_mask`, with the check of `sized_ids`."""
+    return _sized(mask_pictures.read_mask(path), path, height, width)
 
 
 def sized_objects(path: Path, height: int, width: int) -> np.ndarray:
-    """`masks.read_objects`, with the check of `sized_ids`."""
-    return _sized(masks.read_objects(path), path, height, width)
+    """`read_objects`, with the check of `sized_ids`."""
+    return _sized(mask_pictures.read_objects(path), path, height, width)
 
 
 def _sized(ids: np.ndarray, path: Path, height: int, width: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from sa2va_hf import masks
+from sa2va_hf import components, masks
 from sa2va_hf.boxes import Box
 from sa2va_hf.data.listing import files_below
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
@@ -239,9 +239,9 @@ def _sample(picture: PartPicture, part: str, min_area: int, min_area_ratio: floa
     width, height = upright_size(picture.photo)
     labels = _labels(picture, height, width)
     mask, least = labels == TARGET, max(min_area, math.ceil(min_area_ratio * width * height))
-    kept = masks.keep_components(mask, least, keep)
+    kept = components.keep_components(mask, least, keep)
     if mask.any() and not kept.any():
-        largest = masks.masks_to_boxes(mask, keep="largest")[0].area
+        largest = components.masks_to_boxes(mask, keep="largest")[0].area
         raise ValueError(f"no piece of its mask has {least} pixels; the largest has {largest}")
     frames = [os.path.abspath(picture.photo)]
     sample = Sample(picture.id, "referring", width, height, frames=frames, source="folder_parts")

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sa2va_hf import masks
+from sa2va_hf import mask_pictures
 from sa2va_hf.data.listing import files_below
 from sa2va_hf.data.schema import Reject, Sample
 from sa2va_hf.data.sources.coco_json import SPLIT_NAMES, check_phrases
@@ -124,7 +124,7 @@ def _mask(shape: dict) -> Any:
             radius = ((edge_x - x) ** 2 + (edge_y - y) ** 2) ** 0.5
             return ellipse(x, y, radius, radius)
         if kind == "mask":
-            part = masks.read_mask(base64.b64decode(shape["mask"]))
+            part = mask_pictures.read_mask(base64.b64decode(shape["mask"]))
             return placed(part, round(points[0][0]), round(points[0][1]))
     except (KeyError, IndexError, OverflowError, TypeError, ValueError) as error:
         return refuse(f"its {kind} cannot be read: {error}")

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sa2va_hf import masks
+from sa2va_hf import mask_pictures, masks
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
 from sa2va_hf.data.sources.coco_json import check_phrases
 from sa2va_hf.data.sources.files import (
@@ -169,7 +169,7 @@ def _object(row: Row, names: dict[str, str], folders: Sequence[Path], width: int
 
 def _mask(path: Path, width: int, height: int) -> np.ndarray:
     """The mask at the size of its picture. ValueError when it is empty or of another shape."""
-    mask = masks.from_png(path)
+    mask = mask_pictures.from_png(path)
     rows, columns = mask.shape
     if abs(columns * height - rows * width) > width + height:  # more than rounding the sides of the mask can explain
         sizes = f"{columns} x {rows} (width x height) and its picture {width} x {height}"

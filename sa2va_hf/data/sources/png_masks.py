@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sa2va_hf import masks
+from sa2va_hf import mask_pictures, masks
 from sa2va_hf.data.listing import entries, subfolders
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample
 from sa2va_hf.data.sources.files import IMAGE_SUFFIXES, keep_split, read_json, sized_ids, sized_objects, upright_size
@@ -254,7 +254,7 @@ def _object_values(values: list[int], labels: _Labels, stem: str, path: Path, de
     """Those values of a mask that are objects. ValueError when that cannot be told."""
     if VOID not in values or len(values) == 1 or labels.named(stem, VOID):
         return values
-    if not declared and not masks.open_mask(path).palette:
+    if not declared and not mask_pictures.open_mask(path).palette:
         shown = ", ".join(map(str, values))
         raise ValueError(f"mask {path} has the values {shown}: is {VOID} an object, or not to be counted? {ADVICE}")
     return [value for value in values if value != VOID]

@@ -113,7 +113,7 @@ class Sa2VAPredictor:
         with windows of an unknown number the compiler did not end within a quarter of an hour.
         """
         self.model.backbone.vision(self.model.mllm)[0].compile(**options)
-        self.model.grounding_encoder.sam2_model.image_encoder.compile(**({"dynamic": False} | options))
+        self.model.grounding_encoder.image_encoder.compile(**({"dynamic": False} | options))
         return self
 
     @torch.no_grad()

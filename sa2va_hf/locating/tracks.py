@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sa2va_hf.locating.segments import Boxes, Segment, plan_segments
-from sa2va_hf.model.grounding import ImageFeatures, Sa2VAGroundingEncoder
+from sa2va_hf.model.grounding_protocol import GroundingEncoder, ImageFeatures
 from sa2va_hf.model.tracking import ClipMemory
 
 
@@ -25,7 +25,7 @@ class FrameMasks:
 
 @torch.no_grad()
 def track_boxes(
-    encoder: Sa2VAGroundingEncoder, open_frame: Callable[[int], Tensor], num_frames: int, boxes: Boxes
+    encoder: GroundingEncoder, open_frame: Callable[[int], Tensor], num_frames: int, boxes: Boxes
 ) -> Iterator[FrameMasks]:
     """The masks of every frame, in order. Which boxes they come from: see `plan_segments`.
 
@@ -44,7 +44,7 @@ def track_boxes(
 
 
 def _segment(
-    encoder: Sa2VAGroundingEncoder, open_frame: Callable[[int], Tensor], segment: Segment, boxes: Sequence
+    encoder: GroundingEncoder, open_frame: Callable[[int], Tensor], segment: Segment, boxes: Sequence
 ) -> Iterator[FrameMasks]:
     if not segment.objects:
         nothing = torch.zeros(0, encoder.mask_size, encoder.mask_size)
@@ -61,7 +61,7 @@ def _segment(
 
 
 def _follow(
-    encoder: Sa2VAGroundingEncoder,
+    encoder: GroundingEncoder,
     open_frame: Callable[[int], Tensor],
     given: FrameMasks,
     features: ImageFeatures,
@@ -77,5 +77,5 @@ def _follow(
         yield FrameMasks(index, given.objects, logits, ious)
 
 
-def _features(encoder: Sa2VAGroundingEncoder, frame: Tensor) -> ImageFeatures:
+def _features(encoder: GroundingEncoder, frame: Tensor) -> ImageFeatures:
     return encoder.encode(encoder.normalize(frame.unsqueeze(0).to(encoder.device)))

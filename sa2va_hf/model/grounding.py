@@ -6,9 +6,8 @@ takes no embedding and blanks masks by object score, which Sa2VA does not (sa2va
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import dataclass
 
 import torch
 from sam2.modeling.backbones.hieradet import Hiera
@@ -21,10 +20,8 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
 from .configuration_sa2va import Sa2VAGroundingConfig
-from .placement import Float32, device_of
-
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-PIXEL_STD = (0.229, 0.224, 0.225)
+from .grounding_protocol import GroundingEncoder, ImageFeatures, MaskPrediction, best_of, with_corners
+from .sam2_memory import Sam2Memory
 
 
 def build_sam2(config: Sa2VAGroundingConfig) -> SAM2Base:
@@ -118,34 +115,6 @@ def _memory_encoder(config: Sa2VAGroundingConfig) -> MemoryEncoder:
     )
 
 
-@dataclass
-class ImageFeatures:
-    """SAM 2's features of F frames: `levels` = stride 4 and 8 (projected for the mask decoder) and stride 16, each
-    (F, C, H, W); the last is without `no_mem_embed`. `unprojected` = stride 4 and 8 for the tracking decoder, which
-    has projections of its own; None where there is none."""
-
-    levels: list[Tensor]
-    unprojected: list[Tensor] | None = None
-
-    def __getitem__(self, frames: slice | Tensor) -> ImageFeatures:
-        """Features of some frames, or (by an index tensor) of one frame per pair."""
-        raw = self.unprojected
-        return ImageFeatures([x[frames] for x in self.levels], None if raw is None else [x[frames] for x in raw])
-
-
-@dataclass
-class MaskPrediction:
-    """Masks of P (frame, prompt) pairs: `masks` (P, h, w) logits at stride 4 of the best candidate by predicted IoU;
-    all of them as `candidates` (P, M, h, w) with `ious` (P, M); the output token of the best one as `tokens` (P, C),
-    and `object_scores` (P, 1), above 0 where the object is on the frame."""
-
-    masks: Tensor
-    candidates: Tensor
-    ious: Tensor
-    tokens: Tensor
-    object_scores: Tensor
-
-
 def prompt(
     sam2: SAM2Base,
     image: Tensor,
@@ -173,7 +142,7 @@ def prompt(
     """
     encoder, pairs = sam2.sam_prompt_encoder, len(image)
     if boxes is not None:
-        points = _with_corners(boxes, points)
+        points = with_corners(boxes, points)
     if points is not None:
         sparse, dense = encoder(points=points, boxes=None, masks=masks)
     else:
@@ -191,19 +160,7 @@ def prompt(
         repeat_image=False,
         high_res_features=[level.expand(pairs, -1, -1, -1) for level in levels],
     )
-    candidates = candidates.float()
-    best, rows = ious.argmax(dim=1), torch.arange(pairs, device=candidates.device)
-    token = tokens[rows, best if tokens.shape[1] > 1 else torch.zeros_like(best)]
-    return MaskPrediction(candidates[rows, best], candidates, ious.float(), token, object_scores)
-
-
-def _with_corners(boxes: Tensor, points: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Boxes as SAM 2 reads them: two corners, labelled 2 and 3, before the points."""
-    corners = boxes.reshape(-1, 2, 2).float()
-    labels = torch.tensor([[2, 3]], dtype=torch.int32, device=boxes.device).expand(len(boxes), 2)
-    if points is None:
-        return corners, labels
-    return torch.cat([corners, points[0]], dim=1), torch.cat([labels, points[1]], dim=1)
+    return best_of(candidates, ious, tokens, object_scores)
 
 
 def _no_mask(sam2: SAM2Base, pairs: int) -> Tensor:
@@ -211,25 +168,8 @@ def _no_mask(sam2: SAM2Base, pairs: int) -> Tensor:
     return sam2.sam_prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1).expand(pairs, -1, side, side)
 
 
-def precision(dtype: torch.dtype, device: torch.device) -> AbstractContextManager:
-    """SAM 2 keeps float32 weights; beside an LLM of half precision, `dtype`, it computes in half as well."""
-    half = dtype in (torch.bfloat16, torch.float16)
-    return torch.autocast(device.type, dtype) if half else nullcontext()
-
-
-def touch(module: nn.Module) -> Tensor:
-    """A zero that depends on every trainable parameter of `module`.
-
-    Added to the loss it gives zero gradients instead of none, so that ranks whose batch has no masks (or no pictures)
-    take part in the gradient exchange: DDP and ZeRO wait for every trainable parameter.
-    """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    return sum((p.sum() * 0.0 for p in parameters), start=torch.zeros(()))
-
-
-class Sa2VAGroundingEncoder(Float32):
-    """SAM 2 prompted by [SEG] embeddings, points, boxes or masks. Each frame is encoded once, however many objects it
-    has.
+class Sa2VAGroundingEncoder(Sam2Memory, GroundingEncoder):
+    """SAM 2 as a grounding encoder.
 
     Args:
         config: which SAM 2 is built.
@@ -244,35 +184,19 @@ class Sa2VAGroundingEncoder(Float32):
 
     @property
     def image_size(self) -> int:
-        """Side of the square input in pixels."""
         return self.sam2_model.image_size
 
     @property
     def mask_size(self) -> int:
-        """Side of the low-resolution masks."""
         return self.image_size // 4
 
     @property
-    def device(self) -> torch.device:
-        """Where SAM 2 computes."""
-        return device_of(self)
+    def image_encoder(self) -> nn.Module:
+        return self.sam2_model.image_encoder
 
     @property
-    def tracker(self) -> nn.Module:
-        """The mask decoder for points, boxes, masks and memory: SAM 2's own where the checkpoint has it beside the one
-        that was fine-tuned for [SEG]."""
-        return self.sam2_model.sam_mask_decoder if self.tracking_decoder is None else self.tracking_decoder
-
-    def normalize(self, frames: Tensor, constants: torch.dtype = torch.float32) -> Tensor:
-        """uint8 (F, 3, S, S) -> float32, ImageNet mean and standard deviation.
-
-        constants: the precision they are rounded to; float32 as in training, bfloat16 as in the released inference.
-        """
-        mean, std = (
-            torch.tensor(values, dtype=constants, device=frames.device).float().view(1, 3, 1, 1)
-            for values in (PIXEL_MEAN, PIXEL_STD)
-        )
-        return (frames.float() / 255 - mean) / std
+    def mask_decoder(self) -> nn.Module:
+        return self.sam2_model.sam_mask_decoder
 
     def encode(self, frames: Tensor) -> ImageFeatures:
         """Features of normalised frames (F, 3, S, S). The frozen encoder is kept out of autograd; the two projections
@@ -286,8 +210,7 @@ class Sa2VAGroundingEncoder(Float32):
         return ImageFeatures([decoder.conv_s0(high), decoder.conv_s1(middle), low], unprojected)
 
     def decode(self, features: ImageFeatures, frame_index: Tensor, embeddings: Tensor) -> MaskPrediction:
-        """Masks of P pairs by the decoder tuned for [SEG]: `frame_index` (P,) selects the frame, `embeddings` (P, C)
-        the object. Features are used without memory."""
+        """As in the protocol. Masks are not blanked by object score, as in the released SAM 2 models."""
         high, middle, low = features[frame_index].levels
         image = low + self.sam2_model.no_mem_embed.view(1, -1, 1, 1)
         return prompt(self.sam2_model, image, [high, middle], embeddings=embeddings)
@@ -300,11 +223,7 @@ class Sa2VAGroundingEncoder(Float32):
         masks: Tensor | None = None,
         image: Tensor | None = None,
     ) -> MaskPrediction:
-        """Masks of P objects on the one frame of `features`, by the tracker; arguments as in `prompt` above.
-
-        image: (P, C, H, W), stride 16; default: that of the frame, without memory. A mask alone gives one candidate,
-        as in SAM 2; every other prompt gives three.
-        """
+        """As in the protocol."""
         if image is None:
             pairs = len(next(given for given in (points and points[0], boxes, masks) if given is not None))
             image = features.levels[-1] + self.sam2_model.no_mem_embed.view(1, -1, 1, 1)
@@ -317,18 +236,11 @@ class Sa2VAGroundingEncoder(Float32):
         prompts = {"points": points, "boxes": boxes, "masks": masks}
         return prompt(self.sam2_model, image, levels, **prompts, decoder=tracker, several=several)
 
-    def forward(
-        self, frames: Tensor | None, frame_index: Tensor | None = None, embeddings: Tensor | None = None
-    ) -> tuple[MaskPrediction | None, Tensor]:
-        """Masks of uint8 `frames`, and a zero touching every trainable parameter. `frames` None: only the zero.
+    def trained_beside_decoder(self) -> Iterable[nn.Module | nn.Parameter]:
+        sam = self.sam2_model
+        return (sam.image_encoder, sam.sam_prompt_encoder, sam.no_mem_embed)
 
-        Every rank calls this every step: under ZeRO-3 the call itself gathers the (leaf) module's weights, so a rank
-        without masks must come through here too; it costs it no encoder pass.
-        """
-        # The input must be on the way as well: a ZeRO-3 leaf reduces its gradients when that of its input is known.
-        zero = touch(self) if embeddings is None else touch(self).to(embeddings.device) + embeddings.sum() * 0.0
-        if frames is None or not len(frame_index):
-            return None, zero
-        used, local = frame_index.unique(return_inverse=True)
-        features = self.encode(self.normalize(frames[used]))
-        return self.decode(features, local, embeddings), zero
+    def never_trained(self, grounding: str) -> Iterable[nn.Module]:
+        """The prompts that no [SEG] uses."""
+        prompts = self.sam2_model.sam_prompt_encoder
+        return (prompts.point_embeddings, prompts.mask_downscaling)

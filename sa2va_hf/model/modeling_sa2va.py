@@ -18,7 +18,8 @@ from transformers.utils import ModelOutput
 from .backbones import backbone_of
 from .configuration_sa2va import IGNORE_INDEX, Sa2VAConfig, bundled, check_identity
 from .generation import PromptedGenerationMixin
-from .grounding import MaskPrediction, Sa2VAGroundingEncoder, precision, touch
+from .grounding_encoders import ENCODERS, grounding_encoder_of
+from .grounding_protocol import MaskPrediction, precision, touch
 from .losses import answer_cross_entropy, iou_error, mask_losses, pair_weights, shrink, uncertain_points, valid_cells
 from .placement import Projection, device_of, keep_together, llm_only, remove_capturing_hooks
 from .released_api import ReleasedApiMixin
@@ -26,8 +27,6 @@ from .zero3 import load_buffers, outside_zero_init
 
 LOGITS_CHUNK = 1024  # tokens whose logits are held at a time in training
 WHERE = ("revision", "cache_dir", "token", "subfolder", "local_files_only")  # which files of a Hub repository
-# Heads of the mask decoder that no Sa2VA loss reaches: the mask is chosen by argmax and never gated by object score.
-UNREACHED_HEADS = ("iou_prediction_head", "pred_obj_score_head", "output_hypernetworks_mlps.0")
 
 
 @dataclass
@@ -75,7 +74,8 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
     supports_gradient_checkpointing = True
     # A mean loss: Trainer must divide by the accumulation steps itself.
     accepts_loss_kwargs = False
-    _no_split_modules = ["Sa2VAGroundingEncoder"]  # and those of the MLLM, which transformers adds
+    # And those of the MLLM, which transformers adds.
+    _no_split_modules = [encoder.__name__ for encoder in ENCODERS.values()]
     # SAM 2's prompt encoder mixes float32 coordinates in; its masks need the precision as well.
     _keep_in_fp32_modules_strict = ["grounding_encoder", "text_hidden_fcs"]
     _keep_in_fp32_modules = _keep_in_fp32_modules_strict  # which quantisation leaves alone, whatever its kind
@@ -90,12 +90,12 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
         # `from_pretrained` builds on meta, where SAM 2's plain rotary tensors would stay for ever; `zero.Init` would
         # partition weights whose shapes SAM 2 reads while it is built.
         with torch.device("cpu"), outside_zero_init():
-            self.grounding_encoder = Sa2VAGroundingEncoder(config.grounding_config)
+            self.grounding_encoder = grounding_encoder_of(config.grounding_config)
         hidden, embedding = config.hidden_size, config.grounding_config.hidden_dim
         self.text_hidden_fcs = Projection(
             nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, embedding), nn.Dropout(0.0)
         )
-        for module in [*self.grounding_encoder.modules(), *self.text_hidden_fcs.modules()]:
+        for module in [*self.grounding_encoder.self_initialized(), *self.text_hidden_fcs.modules()]:
             module._is_hf_initialized = True  # else `post_init` initialises them anew, from a normal of 0.02
         self.post_init()
 
@@ -170,21 +170,7 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
         for module in self.backbone.projector(self.mllm):
             module.requires_grad_(self.backbone.projector_is_trained if projector is None else projector)
         self.text_hidden_fcs.requires_grad_(True)
-        sam = self.grounding_encoder.sam2_model
-        if grounding not in ("none", "decoder", "all"):
-            raise ValueError(f"grounding: expected 'none', 'decoder' or 'all', got {grounding!r}")
-        if grounding != "none":
-            sam.sam_mask_decoder.requires_grad_(True)
-        if grounding == "all":
-            for module in (sam.image_encoder, sam.sam_prompt_encoder):
-                module.requires_grad_(True)
-            sam.sam_prompt_encoder.point_embeddings.requires_grad_(False)
-            sam.sam_prompt_encoder.mask_downscaling.requires_grad_(False)
-            sam.no_mem_embed.requires_grad_(True)
-        reached = self.config.iou_loss_weight > 0
-        for name in UNREACHED_HEADS:
-            if not (reached and name == "iou_prediction_head"):
-                sam.sam_mask_decoder.get_submodule(name).requires_grad_(False)
+        self.grounding_encoder.select_trained(grounding, iou_head=self.config.iou_loss_weight > 0)
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -193,7 +179,7 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
 
     def zero3_leaf_modules(self) -> list[type[nn.Module]]:
         """Modules to be gathered whole under ZeRO-3 (`deepspeed.utils.set_z3_leaf_modules`)."""
-        return [Sa2VAGroundingEncoder]
+        return [type(self.grounding_encoder)]
 
     # ---------------------------------------------------------------- text and pictures -> hidden states
     def hidden_states(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .frames import first_frames, uniform_frames
-from .grounding import ImageFeatures, MaskPrediction, Sa2VAGroundingEncoder, precision
+from .grounding_protocol import GroundingEncoder, ImageFeatures, MaskPrediction, precision
 from .tracking import ClipMemory
 
 LoadFrames = Callable[[list[int]], Tensor]  # frame indices -> uint8 (n, 3, S, S)
@@ -27,7 +27,7 @@ class FrameReader:
     """
 
     def __init__(
-        self, encoder: Sa2VAGroundingEncoder, load: LoadFrames, at_once: int, constants: torch.dtype = torch.float32
+        self, encoder: GroundingEncoder, load: LoadFrames, at_once: int, constants: torch.dtype = torch.float32
     ) -> None:
         self.encoder, self.load, self.at_once, self.constants = encoder, load, at_once, constants
 
@@ -41,7 +41,7 @@ class FrameReader:
                 yield index, features[row : row + 1]
 
 
-def predict(encoder: Sa2VAGroundingEncoder, features: ImageFeatures, embeddings: Tensor) -> MaskPrediction:
+def predict(encoder: GroundingEncoder, features: ImageFeatures, embeddings: Tensor) -> MaskPrediction:
     """Every object on the one frame of `features`, without memory."""
     frame_index = torch.zeros(len(embeddings), dtype=torch.long, device=embeddings.device)
     return encoder.decode(features, frame_index, embeddings)
@@ -113,7 +113,7 @@ def get_video_mode(name: str) -> VideoMode:
 
 
 def clip_masks(
-    encoder: Sa2VAGroundingEncoder,
+    encoder: GroundingEncoder,
     load: LoadFrames,
     num_frames: int,
     key_frames: list[int],
@@ -146,7 +146,7 @@ def clip_masks(
 
 @torch.no_grad()
 def picture_masks(
-    encoder: Sa2VAGroundingEncoder,
+    encoder: GroundingEncoder,
     pixels: Tensor,
     embeddings: list[Tensor],
     mode: str,

@@ -205,10 +205,10 @@ def measure_steps(
         compiled: see `compile_layers`.
     """
     device, base = arguments.device, model.get_base_model()
-    sam = base.grounding_encoder.sam2_model
+    encoder = base.grounding_encoder
     vision, _ = base.backbone.vision(base.mllm)
     modules = {"ViT": vision, "LLM": base.mllm.model.language_model}
-    modules |= {"SAM 2 encoder": sam.image_encoder, "decoder": sam.sam_mask_decoder}
+    modules |= {"SAM 2 encoder": encoder.image_encoder, "decoder": encoder.mask_decoder}
     if again:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     else:

@@ -15,8 +15,9 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 from sa2va_hf.checkpoints.convert import convert
 from sa2va_hf.checkpoints.sam2_transformers import our_config, transformers_config
 from sa2va_hf.model.configuration_sa2va import SAM2_TRUNKS, SAM2_VERSIONS, Sa2VAGroundingConfig
-from sa2va_hf.model.grounding import PIXEL_MEAN, PIXEL_STD, Sa2VAGroundingEncoder, build_sam2
-from sa2va_hf.model.tracking import NO_OBJECT_LOGIT, follow_objects
+from sa2va_hf.model.grounding import Sa2VAGroundingEncoder, build_sam2
+from sa2va_hf.model.grounding_protocol import NO_OBJECT_LOGIT, PIXEL_MEAN, PIXEL_STD
+from sa2va_hf.model.tracking import follow_objects
 
 video_model_works = pytest.mark.skipif(
     transformers.__version__.startswith("5.0."),

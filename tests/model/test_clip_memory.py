@@ -11,7 +11,8 @@ from sam2 import sam2_video_predictor
 from tiny import tiny_config
 
 from sa2va_hf.model.grounding import Sa2VAGroundingEncoder
-from sa2va_hf.model.tracking import NO_OBJECT_LOGIT, ClipMemory, follow_objects
+from sa2va_hf.model.grounding_protocol import NO_OBJECT_LOGIT
+from sa2va_hf.model.tracking import ClipMemory, follow_objects
 from sa2va_hf.model.video_modes import FrameReader, consistent, memory
 
 SIDE, FRAMES = 128, 20

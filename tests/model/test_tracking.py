@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from tiny import tiny_config
 
 from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
-from sa2va_hf.model.grounding import PIXEL_MEAN, PIXEL_STD, build_sam2
+from sa2va_hf.model.grounding import build_sam2
+from sa2va_hf.model.grounding_protocol import PIXEL_MEAN, PIXEL_STD
 from sa2va_hf.model.tracking import ClipMemory, follow_objects
 
 SIDE, FRAMES = 128, 20

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...model.configuration_sa2va import Sa2VAGroundingConfig
-from ...model.grounding import PIXEL_MEAN, PIXEL_STD, MaskPrediction, prompt
-from ...model.tracking import NO_OBJECT_LOGIT
+from ...model.grounding import prompt
+from ...model.grounding_protocol import NO_OBJECT_LOGIT, PIXEL_MEAN, PIXEL_STD, MaskPrediction
 from .losses import Losses, LossSettings, step_losses
 from .prompting import ClipPlan, Points, Prompter, PromptSettings
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data.shapes.scene import Options
-from ...model.grounding import ImageFeatures, MaskPrediction
+from ...model.grounding_protocol import ImageFeatures, MaskPrediction
 from ...model.losses import dice, soft_iou
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor

@@ -184,6 +184,10 @@ class Sa2VAProcessor(PromptMixin, PostProcessingMixin, ProcessorMixin):
             return short
         return short + blocks * (self.pictures.block(*image_size, video) - 1) + sum(n - 1 for n in cells)
 
+    def turn_pieces(self, turn: tuple[str, str]) -> list[str]:
+        """The texts (question, answer, separator) of a turn without visuals, each of which is tokenised alone."""
+        return [text for text, _ in self._pieces(Conversation([turn]), "")]
+
     # ---------------------------------------------------------------- text
     def _ids(self, text: str) -> list[int]:
         """Token ids; a control token that a user wrote was broken in two, so it stays text."""

@@ -7,7 +7,7 @@ items do not depend on the number of workers, on the order of access, or on anyt
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,12 @@ from PIL import Image
 
 from sa2va_hf import masks
 from sa2va_hf.data.dataset.entries import Entry, Share
+from sa2va_hf.data.dataset.generators import generators
 from sa2va_hf.data.dataset.length_cache import cached, fingerprint, processor_fingerprint
-from sa2va_hf.data.dataset.planning import Plan, Planner, TokenCounter, region_masks
+from sa2va_hf.data.dataset.planning import Plan, Planner, region_masks
+from sa2va_hf.data.dataset.processes import in_processes
 from sa2va_hf.data.dataset.rows import Rows, scan
+from sa2va_hf.data.dataset.token_counts import TokenCounter
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.schema import Media, Reject, Sample
 
@@ -165,9 +168,9 @@ class Sa2VADataset(torch.utils.data.Dataset):
     def lengths(self, epoch: int) -> np.ndarray:
         """Exact token counts of an epoch's items: (len,) ints. Kept until another epoch is asked for.
 
-        Costs one pass over the texts: about 60 s per million rows of 5 expressions on one busy core, and 0.2 ms more
-        for each question or answer met for the first time. Fixed dialogues are counted once, not per epoch. With a
-        `length_cache` folder it is done once for the same data, processor, settings and epoch.
+        Costs one pass over the texts on all cores. Fixed dialogues are counted once, not per epoch. With a
+        `length_cache` folder it is done once for the same data, processor, settings and epoch, by one process of the
+        machine: the others wait for it.
         """
         if epoch not in self._lengths:
 
@@ -180,35 +183,57 @@ class Sa2VADataset(torch.utils.data.Dataset):
 
     def _lengths_of(self, entry_index: int, epoch: int) -> np.ndarray:
         entry, start = self.entries[entry_index], int(self._starts[entry_index])
-        items = entry.of_epoch(epoch)
-        facts = entry.facts
+        items, facts = entry.of_epoch(epoch), entry.facts
         sampled = (facts.num_expressions > 0) & self.train
         if entry_index not in self._fixed_lengths:
             self._fixed_lengths[entry_index] = self._lengths_of_fixed(entry_index, np.flatnonzero(~sampled))
         lengths = self._fixed_lengths[entry_index][items]
         quick = sampled & facts.complete & ~entry.tight & (facts.num_regions == 0)
-        frames = self.planner.usual_frames(facts)
-        for chunk in _chunks(np.flatnonzero(quick[items])):
-            texts = entry.rows.phrases(entry.numbers[items[chunk]])
-            for row, virtual in enumerate(chunk.tolist()):
-                item = items[virtual]
-                _, turns = self.planner.sample_turns(*texts.of(row), self._rng(epoch, start + virtual, entry_index, 0))
-                size = (int(facts.width[item]), int(facts.height[item]))
-                lengths[virtual] = self.planner.counter.count(
-                    turns, size, int(frames[item]), bool(facts.is_video[item])
-                )
-        for virtual in np.flatnonzero((sampled & ~quick)[items]).tolist():
-            lengths[virtual] = self.planner.length(self.plan(epoch * len(self) + start + virtual))
+
+        def sample_and_count(numbers: np.ndarray) -> np.ndarray:
+            return self._sampled_lengths(entry, items[numbers], epoch, start + numbers)
+
+        def plan_and_count(numbers: np.ndarray) -> np.ndarray:
+            plans = (self.plan(epoch * len(self) + start + number) for number in numbers.tolist())
+            return np.array([self.planner.length(plan) for plan in plans], np.int64)
+
+        _fill(lengths, np.flatnonzero(quick[items]), sample_and_count)
+        _fill(lengths, np.flatnonzero((sampled & ~quick)[items]), plan_and_count)
         return lengths
+
+    def _sampled_lengths(self, entry: Entry, items: np.ndarray, epoch: int, numbers: np.ndarray) -> np.ndarray:
+        """Lengths of items that are planned from their expressions alone. numbers: theirs in the epoch."""
+        texts, shapes = entry.rows.phrases(entry.numbers[items]), self._shapes(entry, items)
+        rngs = generators((self.seed, epoch), numbers)
+        sampled = (self.planner.sample_turns(*texts.of(row), rng)[1] for row, rng in enumerate(rngs))
+        return np.array(list(map(self.planner.counter.count, sampled, *shapes)), np.int64)
 
     def _lengths_of_fixed(self, entry_index: int, which: np.ndarray) -> np.ndarray:
         """Lengths of items in which no text is sampled; 0 for others: (items of the entry,)."""
-        entry = self.entries[entry_index]
+        entry, facts = self.entries[entry_index], self.entries[entry_index].facts
         lengths = np.zeros(len(entry.numbers), np.int64)
-        for item in which.tolist():
-            plan = self.planner.plan(entry.open(item), self._rng(0, 0, entry_index, entry.numbers[item]))
-            lengths[item] = self.planner.length(plan)
+        whole = ~facts.is_video | facts.complete | ~facts.has_targets  # its frames do not depend on who is meant
+        quick = (facts.num_expressions == 0) & whole & ~entry.tight & (facts.num_regions == 0)
+
+        def read_and_count(items: np.ndarray) -> np.ndarray:
+            turns = entry.rows.turns(entry.numbers[items])
+            return np.array(list(map(self.planner.counter.count, turns, *self._shapes(entry, items))), np.int64)
+
+        def plan_and_count(items: np.ndarray) -> np.ndarray:
+            rngs = (self._rng(0, 0, entry_index, row) for row in entry.numbers[items].tolist())
+            plans = (self.planner.plan(entry.open(item), rng) for item, rng in zip(items.tolist(), rngs, strict=True))
+            return np.array([self.planner.length(plan) for plan in plans], np.int64)
+
+        _fill(lengths, which[quick[which]], read_and_count)
+        _fill(lengths, which[~quick[which]], plan_and_count)
         return lengths
+
+    def _shapes(self, entry: Entry, items: np.ndarray) -> tuple[list, list[int], list[bool]]:
+        """Of items whose frames do not depend on what is asked: size or None, number of frames, whether a video."""
+        facts = entry.facts.take(items)
+        sizes = zip(facts.width.tolist(), facts.height.tolist(), strict=True)
+        frames = self.planner.usual_frames(facts).tolist()
+        return [size if size[0] else None for size in sizes], frames, facts.is_video.tolist()
 
     def _rng(self, epoch: int, number: int, entry_index: int, row: int) -> np.random.Generator:
         """In training of the epoch and the item; in evaluation of the row, however its expressions are split."""
@@ -290,8 +315,11 @@ class Sa2VADataset(torch.utils.data.Dataset):
         return spans
 
 
-def _chunks(numbers: np.ndarray) -> list[np.ndarray]:
-    return [numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK)]
+def _fill(lengths: np.ndarray, which: np.ndarray, count: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Sets the lengths at the indices `which`, a chunk of them at a time, on all cores where they are many."""
+    chunks = [which[start : start + CHUNK] for start in range(0, len(which), CHUNK)]
+    if chunks:
+        lengths[which] = np.concatenate(in_processes(count, chunks))
 
 
 def _open_media(plan: Plan) -> list[Image.Image]:

@@ -6,9 +6,14 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows: every process counts for itself
+    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +42,31 @@ def fingerprint(*facts: Any) -> str:
 def cached(folder: Path | None, key: str, count: int, compute: Callable[[], np.ndarray]) -> np.ndarray:
     """The (count,) lengths kept under `key`, or those that are computed, and kept from then on.
 
-    A file that cannot be read or written costs time, never the run: it is computed again.
+    Of several processes that ask at once, one computes and the others wait for its file. A file that cannot be read,
+    written or locked costs time, never the run: it is computed again.
     """
     if folder is None:
         return compute()
     path = folder / f"{key}.npy"
+    lengths = _read(path, count)
+    if lengths is not None:
+        return lengths
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a")
+    except OSError as error:
+        logger.warning("lengths cannot be kept in %s: %s", folder, error)
+        return compute()
+    with lock:
+        _wait_for(lock)
+        lengths = _read(path, count)
+        if lengths is None:
+            lengths = compute()
+            _keep(path, lengths)
+    return lengths
+
+
+def _read(path: Path, count: int) -> np.ndarray | None:
     try:
         lengths = np.load(path, allow_pickle=False)
         if lengths.shape == (count,):
@@ -51,16 +76,27 @@ def cached(folder: Path | None, key: str, count: int, compute: Callable[[], np.n
         pass
     except (OSError, ValueError, EOFError) as error:
         logger.warning("%s cannot be read (%s): counting again", path, error)
-    lengths = compute()
+    return None
+
+
+def _wait_for(lock: IO[str]) -> None:
+    """Until no other process has the lock. The system unlocks it when its process ends, however it ends."""
+    if fcntl is None:
+        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / f".{key}.{os.getpid()}.npy"
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:  # a file system without locks: every process counts for itself
+        logger.debug("%s cannot be locked: %s", lock.name, error)
+
+
+def _keep(path: Path, lengths: np.ndarray) -> None:
+    try:
+        beside = path.parent / f".{path.stem}.{os.getpid()}.npy"
         np.save(beside, lengths.astype(np.int32))
-        beside.replace(path)  # ranks may write at once: each a whole file
-        _forget_oldest(sorted(folder.glob("[!.]*.npy"), key=lambda file: file.stat().st_mtime))
+        beside.replace(path)  # a reader finds a whole file or none
+        _forget_oldest(sorted(path.parent.glob("[!.]*.npy"), key=lambda file: file.stat().st_mtime))
     except OSError as error:
-        logger.warning("lengths cannot be kept in %s: %s", folder, error)
-    return lengths
+        logger.warning("lengths cannot be kept in %s: %s", path.parent, error)
 
 
 def _forget_oldest(files: Sequence[Path]) -> None:

@@ -2,23 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from sa2va_hf import masks
 from sa2va_hf.data.dataset.entries import Item
 from sa2va_hf.data.dataset.rows import Facts, Row
+from sa2va_hf.data.dataset.token_counts import TokenCounter, Turn
 from sa2va_hf.data.prompts.templates import NO_TARGET_ANSWERS, SEG_ANSWERS, SEG_QUESTIONS, referring_turn
-from sa2va_hf.data.schema import IMAGE_TAG
 from sa2va_hf.model.frames import uniform_frames
 
-Turn = tuple[str, str]  # question, answer
-
 TEMPLATE_BYTES = max(map(len, SEG_QUESTIONS)) + max(map(len, (*SEG_ANSWERS, *NO_TARGET_ANSWERS)))
-SLACK = 16  # tokens per turn that merges across the seams of text and template may cost, generously
 DRAWS = 32  # of question and answer, when the shortest turn for an expression is looked for
-REMEMBERED = 200_000  # texts whose counts are kept, some 30 MB
 
 
 @dataclass
@@ -45,76 +40,6 @@ class Plan:
     turns: list[Turn]
     targets: list[list[int]]
     row: Row = field(repr=False)
-
-
-class TokenCounter:
-    """Counts as `processor.num_tokens` does; the counts of single turns and of the visuals are remembered.
-
-    The processor tokenises the question and the answer of every turn alone (as the released models were trained), so
-    the count of a conversation is the sum of its pieces. A test holds the two equal.
-    """
-
-    def __init__(self, processor: Any):
-        self.processor = processor
-        self._probe = ("?", "!")
-        self._one = processor.num_tokens(turns=[self._probe])
-        self._start = 2 * self._one - processor.num_tokens(turns=[self._probe, self._probe])  # bos comes once
-        self._texts: dict[Turn, int] = {}
-        self._visuals: dict[tuple, int] = {}
-
-    def count(
-        self,
-        turns: Sequence[Turn],
-        size: tuple[int, int] | None,
-        num_frames: int = 1,
-        video: bool = False,
-        regions: Sequence[np.ndarray] = (),
-    ) -> int:
-        """Tokens of turns about a picture or clip of this size (width, height); None: about none."""
-        question = turns[0][0]
-        if size is not None and (IMAGE_TAG in question or not question[:1].strip()):
-            # the visuals stand within the text, or the text may merge with the newline behind them
-            first = self._ask(turns[:1], size, num_frames, video, regions)
-            return first + sum(map(self.turn, turns[1:]))
-        return self._start + sum(map(self.turn, turns)) + self.visuals(size, num_frames, video, regions)
-
-    def turn(self, turn: Turn) -> int:
-        """Tokens that a turn adds to a conversation."""
-        question, answer = turn
-        return self._text((question, "!")) + self._text(("?", answer)) - self._one - self._start
-
-    def visuals(
-        self,
-        size: tuple[int, int] | None,
-        num_frames: int = 1,
-        video: bool = False,
-        regions: Sequence[np.ndarray] = (),
-    ) -> int:
-        """Tokens that the visuals add to a conversation."""
-        if size is None:
-            return 0
-        if len(regions):
-            return self._ask([self._probe], size, num_frames, video, regions) - self._one
-        key = (size, num_frames, video)
-        if key not in self._visuals:
-            self._visuals[key] = self._ask([self._probe], size, num_frames, video, ()) - self._one
-        return self._visuals[key]
-
-    def bound(self, text_bytes: np.ndarray, turns: np.ndarray) -> np.ndarray:
-        """Upper bound of a conversation's tokens without its visuals: a token is at least one utf-8 byte of text."""
-        return text_bytes + turns * (self._one + SLACK)
-
-    def _text(self, turn: Turn) -> int:
-        if turn not in self._texts:
-            if len(self._texts) >= REMEMBERED:
-                self._texts.clear()
-            self._texts[turn] = self.processor.num_tokens(turns=[turn])
-        return self._texts[turn]
-
-    def _ask(self, turns: Sequence[Turn], size: tuple, num_frames: int, video: bool, regions: Sequence) -> int:
-        return self.processor.num_tokens(
-            turns=turns, image_size=size, num_frames=num_frames, video=video, region_masks=list(regions) or None
-        )
 
 
 @dataclass

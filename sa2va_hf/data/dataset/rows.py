@@ -161,6 +161,15 @@ class Rows:
         offsets = np.concatenate([[0], np.cumsum(_numpy(pc.list_value_length(column)))])
         return Phrases(offsets, *_texts(column.flatten()))
 
+    def turns(self, numbers: Sequence[int] | np.ndarray) -> list[list[tuple[str, str]]]:
+        """The (question, answer) pairs of many rows at once."""
+        texts = self.dataset.select_columns("turns")
+        column = _array(texts[[int(number) for number in numbers]], "turns")
+        ends = np.cumsum(_numpy(pc.list_value_length(column))).tolist()
+        turns = column.flatten()
+        pairs = list(zip(turns.field("question").to_pylist(), turns.field("answer").to_pylist(), strict=True))
+        return [pairs[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
     @cached_property
     def _pieces(self) -> list["_Columns"]:
         return [_Columns(batch) for batch in self.dataset.data.to_batches()]

@@ -3,6 +3,9 @@
 Run: pytest tests/data/dataset/test_length_cache.py
 """
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from tiny import tiny_processor
@@ -45,11 +48,11 @@ def test_whatever_changes_the_lengths_is_counted_anew(rows, tmp_path):
         arguments = ([(rows(count), repeats)], tiny_processor())
         kept = Sa2VADataset(*arguments, **base | changes, length_cache=tmp_path / "kept").lengths(0)
         assert kept.tolist() == Sa2VADataset(*arguments, **base | changes).lengths(0).tolist()
-        assert len(list((tmp_path / "kept").iterdir())) == number
+        assert len(list((tmp_path / "kept").glob("*.npy"))) == number
     other = tiny_processor()
     other.max_tiles = 1
     Sa2VADataset([(rows(), 2)], other, **base, length_cache=tmp_path / "kept").lengths(0)
-    assert len(list((tmp_path / "kept").iterdir())) == len(variants) + 1
+    assert len(list((tmp_path / "kept").glob("*.npy"))) == len(variants) + 1
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", None])
@@ -64,6 +67,19 @@ def test_a_broken_file_costs_time_and_nothing_else(tmp_path, content, caplog):
     assert cached(tmp_path, "key", 3, lambda: pytest.fail("counted again")).tolist() == [5, 7, 9]
 
 
+def test_one_process_counts_and_the_others_wait(tmp_path):
+    counted = []
+
+    def count():
+        counted.append(1)
+        time.sleep(0.2)
+        return np.array([5, 7])
+
+    with ThreadPoolExecutor(3) as pool:  # each opens the lock anew, as processes do
+        found = list(pool.map(lambda _: cached(tmp_path, "key", 2, count).tolist(), range(3)))
+    assert found == [[5, 7]] * 3 and len(counted) == 1
+
+
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     assert cached(tmp_path / "file" / "kept", "key", 1, lambda: np.array([5])).tolist() == [5]
@@ -75,4 +91,4 @@ def test_old_files_are_forgotten(tmp_path, monkeypatch):
     monkeypatch.setattr(length_cache, "KEPT", 3)
     for number in range(6):
         cached(tmp_path, f"key{number}", 1, lambda: np.array([5]))
-    assert len(list(tmp_path.iterdir())) == 3 and (tmp_path / "key5.npy").exists()
+    assert len(list(tmp_path.glob("*.npy"))) == 3 and (tmp_path / "key5.npy").exists()

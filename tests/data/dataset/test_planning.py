@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from words import WordProcessor
 
-from sa2va_hf.data.dataset.planning import Planner, TokenCounter
+from sa2va_hf.data.dataset.planning import Planner
 from sa2va_hf.data.dataset.rows import Facts
+from sa2va_hf.data.dataset.token_counts import TokenCounter
 
 TURNS = [
     ("Segment the dog.", "It is [SEG]."),

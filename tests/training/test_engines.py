@@ -178,9 +178,9 @@ def test_one_process_goes_on_where_two_stopped(base, model, tmp_path):
     assert losses(part) == pytest.approx(losses(whole), rel=1e-5)
 
 
-# Full fine-tuning under FSDP2, whose weights are spread over the ranks. LoRA is resumed in the tests above and in
-# tests/training/test_faults.py.
-RESUMED = [("fsdp2", "full")]
+# Each engine with the way of training that its weights make hard, and FSDP2, which spreads them in either case, with
+# both. LoRA under DDP and ZeRO-2 is resumed in the tests above and in tests/training/test_faults.py.
+RESUMED = [("ddp", "full"), ("zero2", "full"), ("zero3", "lora"), ("fsdp2", "lora"), ("fsdp2", "full")]
 
 
 def trained_weights(folder, trained):
@@ -224,11 +224,11 @@ FLAGS = {
 
 
 # What `Sa2VATrainingArguments` refuses; the refusals are held in tests/test_arguments.py.
-NOT_WITH = {"zero3": {"count_flops", "bad_samples"}}
+NOT_WITH = {"zero3": {"count_flops", "bad_samples"}, "fsdp2": {"count_flops"}}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_all_flags_work_together_with_bad_samples_and_losses(model, tmp_path, engine):
     """All that the engine takes at once, with a loss that is not finite and, where it may be skipped, a bad sample."""
     refused = NOT_WITH.get(engine, set())

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 WHITE = 255  # the object in an 8-bit mask of one object; beside ids, pixels that do not count
+SMALL = 8  # pixels: where half of many values have fewer, they are shades of an edge and no objects
 FEW_IDS = 16  # ids from 1 to this are ids; more values, or larger ones beside 255, may be the edges of a grey mask
 
 
@@ -78,8 +79,9 @@ def read_objects(png: str | Path | bytes | Image.Image) -> np.ndarray:
     if _is_soft(picture, values, counts):
         return np.where(_above_half(picture.values), 255, 0).astype(np.int32)
     others = values[values != WHITE]
+    dust = not picture.palette and len(values) > FEW_IDS and np.median(counts) < SMALL
     mixed = not picture.palette and 0 < len(others) < len(values) and others.max() > FEW_IDS
-    if mixed or (picture.lossy and len(values)):
+    if mixed or dust or (picture.lossy and len(values)):
         blurred = "its edges look blurred: " if len(values) > FEW_IDS else ""
         raise ValueError(
             f"{picture.name} holds the values {_listed(values)}: {blurred}which of them are objects is not known. "
@@ -110,6 +112,11 @@ def open_mask(png: str | Path | bytes | Image.Image) -> MaskPicture:
         colours = values[..., : 3 if image.mode.startswith("RGB") else 1]
         if opaque and bool((colours == colours[..., :1]).all()):
             return MaskPicture(colours[..., 0].astype(np.int32), False, lossy, name)
+    if image.mode in ("RGBA", "LA") and not opaque:
+        raise ValueError(
+            f"{name} has transparent pixels (mode {image.mode}): whether its colours or its transparency are the "
+            "mask is not known. Save the mask with one channel: 0 background and 255 object"
+        )
     raise ValueError(
         f"{name} is a colour picture (mode {image.mode}): which colour is which object is not known. "
         "Save the mask with one channel: 0 background and 255 object, or one value (palette index or grey) per object"

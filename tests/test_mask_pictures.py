@@ -55,6 +55,8 @@ def test_colours_and_jpeg_are_refused(tmp_path):
     colour[2, 2] = 200, 10, 10
     with pytest.raises(ValueError, match="colour picture .* one channel"):
         mask_pictures.from_png(png(colour))
+    with pytest.raises(ValueError, match="has transparent pixels .mode RGBA."):
+        mask_pictures.from_png(png(np.concatenate([colour, colour[..., :1]], axis=-1)))
     path = tmp_path / "mask.jpg"
     Image.fromarray(colour[..., 0]).save(path)
     with pytest.raises(ValueError, match="mask.jpg is a JPEG"):
@@ -83,6 +85,8 @@ def soft(kind):
         box[:] = np.arange(48 * 64).reshape(48, 64) % 256
     elif kind == "ids":
         box[10:30, 10:40], box[40:44] = 1, 2
+    elif kind == "half as bright":
+        return soft("anti-aliased") // 2
     elif kind == "empty":
         box[:] = 0
     return box
@@ -96,6 +100,7 @@ def soft(kind):
         ("fringe lines", 600, {255: 600}),
         ("one fringe line", 600, {255: 600}),
         ("empty", 0, {}),
+        ("half as bright", "and 71 more, not one mask", "its edges look blurred: which of them are objects"),
         ("ids", "holds the values 1, 2, not one mask", {1: 600, 2: 256}),
         ("ids and void", "holds the values 1, 2, 255, not one mask", {1: 160, 2: 160, 255: 600}),
         ("two greys", "holds the values 128, 255, not one mask", "128, 255: which of them are objects is not known"),

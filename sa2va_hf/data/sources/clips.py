@@ -24,6 +24,7 @@ from sa2va_hf.data.sources.files import (
     upright_size,
 )
 from sa2va_hf.data.sources.refcoco import load_plain
+from sa2va_hf.listings import listed
 
 SLACK = 2  # pixels that a box may differ from its mask's: rounding, and the ends
 
@@ -45,7 +46,9 @@ def numbered_frames(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> d
                 raise ValueError(f"frame {number} of {folder} is there twice: {found[number].name} and {path.name}")
             found[number] = path
     if not found:
-        raise ValueError(f"there are no frames in {folder}")
+        others = listed(path.name for path in entries(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
+        hint = f" with the suffix {', '.join(suffixes)}, only {others}: save them so" if others else ""
+        raise ValueError(f"there are no frames in {folder}{hint}")
     return dict(sorted(found.items()))
 
 

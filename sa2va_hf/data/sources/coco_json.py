@@ -94,6 +94,13 @@ def coco_json(
     own = [root / file.format(split=name) for name in names for file in ANNOTATION_FILES]
     path = _annotations(root, annotations, own)
     instances = read_instances(path)
+    if crowd == "auto" and instances.crowds and not instances.crowds_only:
+        logger.info(
+            "%s: %d annotations have iscrowd 1 and are read as groups; if they are single objects, painted with a "
+            "brush, give --option crowd=single",
+            path,
+            instances.crowds,
+        )
     instances.crowds_only = instances.crowds_only if crowd == "auto" else crowd == "single"
     yield from instances.rejects
     if bare := len(instances.pictures) - len(instances.of_image):
@@ -253,7 +260,8 @@ def picture_of(pictures: dict[Key, Any], image_id: Key) -> dict:
         raise ValueError(f"image id {image_id} occurs twice")
     record = dict(pictures[key])
     for side in ("width", "height"):
-        if isinstance(record.get(side), float) and record[side].is_integer():  # 64.0 is 64
-            record[side] = int(record[side])
+        value = record.get(side)
+        if (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and value.isdecimal()):
+            record[side] = int(value)  # 64.0 and "64" are 64
     expect_keys(record, {"file_name": str, "width": int, "height": int}, f"image {image_id}")
     return record

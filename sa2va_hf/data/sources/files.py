@@ -139,6 +139,10 @@ def find_picture(name: str, folders: Iterable[Path]) -> Path:
         if path.is_file():
             return path
     hint = f" (also as {names[-1]}: its name is written with backslashes, as on Windows)" if len(names) > 1 else ""
+    alone = Path(names[-1]).name
+    namesake = next((folder / alone for folder in folders if (folder / alone).is_file()), None)
+    if namesake is not None:  # two pictures may have one name in different folders: not taken without being told
+        hint += f"; there is {namesake}: if that is the picture, write its path from {namesake.parent} into the file"
     raise ValueError(f"image {name} not found; looked in {listed(folders)}{hint}")
 
 

@@ -32,8 +32,8 @@ class Instances:
     """An instances json, indexed.
 
     pictures, categories: record and name by id. of_image: annotations by id of their picture, pictures without any
-    left out. rejects: entries that belong nowhere. crowds_only: every annotation has iscrowd 1, which is how CVAT and
-    others mark a mask that was painted with a brush.
+    skipped. rejects: entries that belong nowhere. crowds: how many annotations have iscrowd 1; crowds_only: all of
+    them, which is how CVAT and others mark a mask that was painted with a brush.
     """
 
     path: Path
@@ -42,6 +42,7 @@ class Instances:
     categories: dict[Key, str | None]
     rejects: list[Reject]
     crowds_only: bool = False
+    crowds: int = 0
 
 
 def read_instances(path: Path) -> Instances:
@@ -54,7 +55,8 @@ def read_instances(path: Path) -> Instances:
     rejects = pictures.rejects + places.rejects + categories.rejects
     of_image, homeless = places.by_picture(pictures.records)
     crowds_only = 0 < places.crowds == len(places.starts)
-    return Instances(path, pictures.records, of_image, _names(categories.records), rejects + homeless, crowds_only)
+    names = _names(categories.records)
+    return Instances(path, pictures.records, of_image, names, rejects + homeless, crowds_only, places.crowds)
 
 
 def index_instances(path: Path) -> tuple[dict[Key, Any], dict[Key, Any], dict[Key, str | None], list[Reject]]:

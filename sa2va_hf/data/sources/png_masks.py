@@ -34,7 +34,9 @@ MASK_FOLDERS = ("masks", "annotations", "Annotations", "labels", "mask")
 
 VOID = 255  # beside ids that a palette or labels.json declares: "do not care", as in VOC and DAVIS
 
-NO_PHRASES = frozenset(("mask", "masks", "segmentation", "seg", "label", "labels", "gt", "annotation"))  # "X_mask.png"
+NO_PHRASES = frozenset(  # "X_mask.png", "X_mask0.png"
+    "mask masks segmentation seg label labels gt anno annotation annotations matte alpha inst instance".split()
+)
 
 
 @in_portions
@@ -185,11 +187,15 @@ class _Labels:
 def _words(name: str) -> list[str]:
     """What a part of a file name says, in words; nothing where it is a number or one of `NO_PHRASES`."""
     words = name.replace("_", " ").split()
-    while words and (words[-1].isdigit() or words[-1].lower() in NO_PHRASES):  # "cat_1", "cat_2": two of the same
+    while words and _says_nothing(words[-1]):  # "cat_1", "cat_2": two of the same
         words.pop()
-    while words and words[0].lower() in NO_PHRASES:
+    while words and _says_nothing(words[0]) and not words[0].isdigit():
         words.pop(0)
     return words
+
+
+def _says_nothing(word: str) -> bool:
+    return word.rstrip("0123456789").lower() in {"", *NO_PHRASES}
 
 
 def _texts(entry: Any) -> list[str] | None:

@@ -82,6 +82,14 @@ def test_the_phrase_that_was_given_comes_before_the_names_of_files(tmp_path, nam
     assert not rejects and meaning(sample) == {"the gland": [0]}
 
 
+@pytest.mark.parametrize("name", ["a_anno", "a_mask0", "a_matte", "a_inst_3", "a_GT_2", "a_seg1", "a-alpha"])
+def test_a_suffix_that_names_no_object_is_no_phrase(tmp_path, name):
+    photo(tmp_path / "images/a.jpg")
+    mask(tmp_path / f"masks/{name}.png", 255)
+    samples, [reject] = read(tmp_path)
+    assert not samples and "nothing says what its mask shows" in reject.reason
+
+
 def test_other_folders_explain_the_layouts(tmp_path):
     with pytest.raises(ValueError, match=r"holds no photos with masks \(split 'train'\)") as error:
         read(tmp_path)

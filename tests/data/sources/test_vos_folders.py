@@ -145,7 +145,7 @@ def test_lists_say_which_videos(tmp_path):
 
 def test_what_cannot_be_used_is_rejected_by_name(tmp_path):
     base = tmp_path / "train"
-    for name in ("colour", "size", "late", "empty", "framed"):
+    for name in ("colour", "size", "late", "empty", "framed", "jpeg"):
         draw_frames(base / f"JPEGImages/{name}", 2)
         save(base / f"Annotations/{name}/00000.png", ids((1, 0)))
     Image.new("RGB", (WIDTH, HEIGHT), (128, 0, 0)).save(base / "Annotations/colour/00000.png")
@@ -154,6 +154,7 @@ def test_what_cannot_be_used_is_rejected_by_name(tmp_path):
     save(base / "Annotations/empty/00000.png", ids())
     save(base / "Annotations/noframes/00000.png", ids((1, 0)))
     (base / "JPEGImages/framed/first.jpg").write_bytes(b"")
+    (base / "Annotations/jpeg/00000.png").rename(base / "Annotations/jpeg/00000.jpg")
     samples, rejects = split_up(SOURCES["vos_folders"](tmp_path, "train"))
     reasons = {reject.id: reject.reason for reject in rejects}
     assert [sample.id for sample in samples] == ["late", "size"]  # the rest of their masks is used
@@ -164,6 +165,7 @@ def test_what_cannot_be_used_is_rejected_by_name(tmp_path):
     assert reasons.pop("empty") == "its mask pictures hold no object on any frame"
     assert "there are no frames in" in reasons.pop("noframes")
     assert "has no number at the end of its name" in reasons.pop("framed")
+    assert reasons.pop("jpeg").endswith("Annotations/jpeg with the suffix .png, only 00000.jpg: save them so")
     assert not reasons
 
 

@@ -40,6 +40,20 @@ SAM2: tuple[Group, ...] = (
     ),
     _STOCK,
 )
+DUAL_LOOP: tuple[Group, ...] = (
+    SA2VA[0],
+    ("data", [("training/dual_loop/arguments.py", "DualLoopDataArguments")]),
+    ("loops", [("training/dual_loop/arguments.py", "LoopSettings")]),
+    (
+        "training",
+        [
+            ("training/dual_loop/arguments.py", "DualLoopTrainingArguments"),
+            ("arguments/sa2va.py", "Sa2VATrainingArguments"),
+            ("arguments/base.py", "BaseTrainingArguments"),
+        ],
+    ),
+    _STOCK,
+)
 
 
 @dataclass

@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 
 from sa2va_hf import argument_help
-from sa2va_hf.argument_help import SA2VA, SAM2, asks_for_help, help_text
+from sa2va_hf.argument_help import DUAL_LOOP, SA2VA, SAM2, asks_for_help, help_text
 from sa2va_hf.arguments import ARGUMENTS
+from sa2va_hf.training.dual_loop.arguments import DUAL_LOOP_ARGUMENTS
 from sa2va_hf.training.sam2.arguments import SAM2_ARGUMENTS
 
 
-@pytest.mark.parametrize(("groups", "kinds"), [(SA2VA, ARGUMENTS), (SAM2, SAM2_ARGUMENTS)], ids=["sa2va", "sam2"])
+@pytest.mark.parametrize(
+    ("groups", "kinds"),
+    [(SA2VA, ARGUMENTS), (SAM2, SAM2_ARGUMENTS), (DUAL_LOOP, DUAL_LOOP_ARGUMENTS)],
+    ids=["sa2va", "sam2", "dual_loop"],
+)
 def test_the_help_lists_every_argument_once(groups, kinds):
     listed = [line.split()[0][2:] for line in help_text("words", groups).splitlines() if line.startswith("  --")]
     assert len(listed) == len(set(listed))

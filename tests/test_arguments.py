@@ -8,7 +8,8 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
-from sa2va_hf.arguments import Sa2VATrainingArguments, parse, save_config
+from sa2va_hf.arguments import ARGUMENTS, Sa2VATrainingArguments, parse, save_config
+from sa2va_hf.training.dual_loop.arguments import DUAL_LOOP_ARGUMENTS
 from sa2va_hf.training.sam2.arguments import Sam2TrainingArguments
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -114,7 +115,8 @@ def test_a_broken_yaml_file_is_named(write, text, message):
 def test_every_shipped_config_parses(path, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     # Without a launcher there is no second rank for DeepSpeed to find; the file it names is looked at instead.
-    _, data, training = parse([str(path), "--deepspeed", ""])
+    kinds = DUAL_LOOP_ARGUMENTS if path.stem.startswith("dual_loop") else ARGUMENTS
+    _, data, *_ = parse([str(path), "--deepspeed", ""], kinds)
     assert data.train_entries
     preset = yaml.safe_load(path.read_text()).get("deepspeed")
     assert preset is None or Path(preset).is_file()

@@ -78,11 +78,12 @@ def program(words):
 
 def known_flags(name):
     """The flags of a command, as its parser or its argument classes declare them."""
-    if name in ("train", "train_sam2"):
-        from sa2va_hf.arguments import DataArguments, ModelArguments, Sa2VATrainingArguments
+    if name in ("train", "train_sam2", "train_dual_loop"):
+        from sa2va_hf.arguments import ARGUMENTS
+        from sa2va_hf.training.dual_loop.arguments import DUAL_LOOP_ARGUMENTS
         from sa2va_hf.training.sam2.arguments import SAM2_ARGUMENTS
 
-        kinds = SAM2_ARGUMENTS if name == "train_sam2" else (ModelArguments, DataArguments, Sa2VATrainingArguments)
+        kinds = {"train_sam2": SAM2_ARGUMENTS, "train_dual_loop": DUAL_LOOP_ARGUMENTS}.get(name, ARGUMENTS)
         return {f"--{field.name}" for kind in kinds for field in fields(kind) if field.init}
     if not (ROOT / f"sa2va_hf/commands/{name}.py").is_file():  # quickstart, test.sh
         text = "".join(path.read_text() for path in (ROOT / "scripts").glob(f"{name}.*"))

@@ -14,6 +14,7 @@ COMMANDS = {  # name: module, what it does
     "pseudo-label": ("pseudo_label", "predict masks for images that have none"),
     "train": ("train", "train Sa2VA with LoRA or in full"),
     "train-sam2": ("train_sam2", "fine-tune SAM 2 on images and videos"),
+    "dual-loop": ("train_dual_loop", "train Sa2VA on objects without text"),
     "zero-to-fp32": ("zero_to_fp32", "convert DeepSpeed shards to safetensors"),
     "merge": ("merge_lora", "merge the adapter of a LoRA run into its base model"),
     "convert": ("convert_checkpoint", "convert checkpoints from and to other layouts"),

@@ -37,13 +37,14 @@ class PairSettings:
 
     min_gap, max_gap: the least and the most frames between the two, counted in the clip's own frame indices; no
         max_gap: as far apart as the clip allows. views: of a single picture, one of `VIEWS`. captioned: only objects
-        that the row has a caption of.
+        that the row has a caption of. use_captions: False: give none, although there may be some.
     """
 
     min_gap: int = 1
     max_gap: int | None = None
     views: str = "same"
     captioned: bool = False
+    use_captions: bool = True
 
     def __post_init__(self) -> None:
         if self.min_gap < 1:
@@ -117,7 +118,7 @@ class PairDataset(torch.utils.data.Dataset):
 
     def _pair(self, row: Row, rng: np.random.Generator) -> Pair:
         instance, first, second = self._sample(row, rng)
-        known = captions(row).get(instance, [])
+        known = captions(row).get(instance, []) if self.settings.use_captions else []
         caption = known[int(rng.integers(len(known)))] if known else None
         annotated = row.annotated()
         pictures = open_frames(row, [int(annotated[first]), int(annotated[second])])

@@ -119,6 +119,7 @@ def test_captions_that_exist_are_given(tmp_path):
     assert [captions(row) for row in data.entries[0].rows] == [{0: ["the disc"]}, {1: ["A pale disc."]}]
     assert {(object_of(data[i]), data[i].caption) for i in range(8)} == {(0, "the disc"), (1, "A pale disc.")}
     assert np.array_equal(data[0].region, data[0].target), "a caption may say left: it is not mirrored"
+    assert PairDataset([(rows(made), 1)], PairSettings(use_captions=False))[0].caption is None
     with pytest.raises(ValueError, match="no object with a caption"):
         PairDataset([(rows(sample(tmp_path, "c", frames=2)), 1)], PairSettings(captioned=True))
 

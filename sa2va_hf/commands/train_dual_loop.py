@@ -1,0 +1,35 @@
+"""Train Sa2VA on objects without text: describe one in a picture, find it again in another, from those words alone.
+
+    accelerate launch scripts/train_dual_loop.py CONFIG.yaml [--any_argument value]
+
+The arguments: --help, or sa2va_hf/training/dual_loop/arguments.py (and every field of transformers.TrainingArguments).
+Several processes, as with scripts/train.py:
+
+    torchrun --nproc_per_node 8 scripts/train_dual_loop.py CONFIG.yaml [--deepspeed ds_configs/zero2.json]
+
+Resume after an interruption: --resume_from_checkpoint auto. The data and what is logged: docs/dual_loop.md
+Afterwards: scripts/merge_lora.py --checkpoint OUTPUT_DIR --output MODEL_DIR
+"""
+
+import sys
+from collections.abc import Sequence
+
+from sa2va_hf.argument_help import DUAL_LOOP, asks_for_help, help_text
+from sa2va_hf.command_line import mistakes
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command with `argv`; default: the arguments of the process."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if asks_for_help(argv):
+        print(help_text(__doc__, DUAL_LOOP))
+        return
+    with mistakes():
+        from sa2va_hf.training.dual_loop.build import build
+
+        trainer, checkpoint = build(argv)
+        trainer.run(checkpoint)
+
+
+if __name__ == "__main__":
+    main()

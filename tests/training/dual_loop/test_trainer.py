@@ -1,0 +1,167 @@
+"""Laws of the dual loop's trainer: what is trained, what the teacher is, and that neither interruptions nor the number
+of processes change a run.
+
+The slow ones start processes: pytest -m slow tests/training/dual_loop/test_trainer.py
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from loop_run import build, launch
+from safetensors.torch import load_file
+from toy_run import tiny_folder
+
+from sa2va_hf import Sa2VAForConditionalGeneration
+from sa2va_hf.checkpoints.merge import merge
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny_folder(str(tmp_path_factory.getbasetemp() / "toy_runs")))
+
+
+def weights(trainer):
+    trained = trainer.model.sa2va.named_parameters()
+    return {name: weight.detach().clone() for name, weight in trained if weight.requires_grad}
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    """A run of 3 steps with everything in it, and the student's weights before the first and after every step."""
+    folder = tmp_path_factory.mktemp("finished")
+    trainer = build(folder, model, max_steps=3, loop={"ema_decay": 0.9, "cosine_weight": 0.1, "denoising_weight": 0.1})
+    history = [weights(trainer)]
+    frozen = {n: w.detach().clone() for n, w in trainer.model.named_parameters() if not w.requires_grad}
+    step = trainer.callback_handler.on_step_end
+
+    def on_step_end(*args):
+        history.append(weights(trainer))
+        return step(*args)
+
+    trainer.callback_handler.on_step_end = on_step_end
+    trainer.train()
+    trainer.save_model()
+    return trainer, history, frozen
+
+
+def test_what_is_trained_changes_and_the_rest_stays(finished):
+    trainer, history, frozen = finished
+    assert len(history) == 4
+    assert all(not torch.equal(history[0][name], history[-1][name]) for name in history[0])
+    now = dict(trainer.model.named_parameters())
+    assert all(torch.equal(now[name], before) for name, before in frozen.items())
+
+
+def test_the_teacher_is_the_closed_form_of_the_students(finished):
+    trainer, history, _ = finished
+    decay, steps = 0.9, len(history) - 1
+    for name, average in trainer.ema.averages.items():
+        expected = decay**steps * history[0][name]
+        for step in range(1, steps + 1):
+            expected = expected + (1 - decay) * decay ** (steps - step) * history[step][name]
+        assert torch.allclose(average, expected, rtol=1e-5, atol=1e-7), name
+    student = dict(trainer.model.sa2va.named_parameters())
+    with trainer.ema.applied(trainer.model.sa2va):
+        assert all(torch.equal(student[name], average) for name, average in trainer.ema.averages.items())
+    assert all(torch.equal(student[name], weight) for name, weight in history[-1].items()), "the student is back"
+
+
+def test_the_log_says_what_the_loops_did(finished):
+    logs = [entry for entry in finished[0].state.log_history if "loss" in entry]
+    loops = [entry for entry in logs if "loops" in entry]
+    assert len(logs) == 3 and len(loops) == 2, "a supervised step first, then two of pairs"
+    for entry in loops:
+        parts = {name: value for name, value in entry.items() if name.startswith("loop_")}
+        captions = parts.pop("loop_caption_loss") + parts.pop("loop_caption_answer_loss")
+        assert set(parts) == {f"loop_{n}_loss" for n in ("mask", "dice", "answer", "denoising", "cosine")}
+        assert sum(parts.values()) + 0.5 * captions == pytest.approx(entry["loss"], rel=1e-4)
+        assert 1 <= entry["caption_length"] <= 5 and 0 < entry["distinct_tokens"] <= 1
+        assert all(0 <= entry[name] <= 1 for name in ("seg_emission", "cross_cIoU", "agreement"))
+
+
+def test_what_is_saved_is_a_sa2va_adapter(finished, model, tmp_path):
+    trainer, history, _ = finished
+    folder = trainer.args.output_dir
+    merge_folder = tmp_path / "merged"
+
+    merge(Path(folder), merge_folder, base=model)
+    loaded = Sa2VAForConditionalGeneration.from_pretrained(merge_folder)
+    name = next(
+        name for name in history[-1] if "text_hidden_fcs.0.modules_to_save" in name and name.endswith("weight")
+    )
+    assert torch.equal(loaded.text_hidden_fcs[0].weight, history[-1][name])
+
+
+def test_evaluation_finds_what_was_described(finished):
+    trainer = finished[0]
+    scores = trainer.evaluate()
+    assert scores["eval_pairs"] == 4 and 0 <= scores["eval_cross_cIoU"] <= 1
+    assert scores == trainer.evaluate(), "nothing random is in it"
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_mask_reaches_the_caption_through_the_straight_through_sample_alone(model, tmp_path, gradient):
+    loop = {"caption_gradient": gradient, "answer_weight": 0.0}
+    trainer = build(tmp_path, model, second=False, share=0, loop=loop)
+    batch = trainer.data_collator([trainer.train_dataset["pairs", 0]])
+    read = []
+    trainer.model.base.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: read.append(output) or output.retain_grad()
+    )
+    trainer.model(pairs=batch["pairs"], captions=[torch.tensor([70, 71, 72])])["first"].backward()
+    assert len(read) == (2 if gradient else 1), "the region is read for the sake of its gradient alone"
+    assert all(bool(one.grad.abs().sum() > 0) for one in read)
+
+
+def test_gradient_surgery_is_the_sum_where_nothing_is_taken_away(model, tmp_path):
+    found = []
+    for surgery in (False, True):
+        loop = {"gradient_surgery": surgery, "caption_weight": 0.3}
+        trainer = build(tmp_path, model, share=0, loop=loop, max_steps=1, max_grad_norm=0, learning_rate=0)
+        batch = trainer.data_collator([trainer.train_dataset["pairs", 0], trainer.train_dataset["captioned", 0]])
+        batch["pairs"]["captions"] = [torch.tensor([70, 71, 72])]
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.training_step(trainer.model, batch)
+        found.append({n: w.grad for n, w in trainer.model.named_parameters() if w.grad is not None})
+    conflict = trainer.loop_meter.sums["cosine"] < 0
+    assert found[0].keys() == found[1].keys() and trainer.loop_meter.sums["surgeries"] == 1
+    same = all(torch.allclose(found[0][name], found[1][name], rtol=1e-4, atol=1e-7) for name in found[0])
+    assert same != conflict
+
+
+SLOW = {"loop": {"ema_decay": 0.9}, "save_strategy": "no"}
+
+
+def state(folder):
+    return load_file(folder / "adapter_model.safetensors") | {
+        f"teacher {name}": tensor for name, tensor in load_file(folder / "ema.safetensors").items()
+    }
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradients_of_one(model, tmp_path):
+    """A step of plain SGD changes every weight by its gradient. Tolerance: 1e-5 of a tensor's largest gradient."""
+    step = SLOW | {"share": 0, "max_steps": 1, "optim": "sgd", "max_grad_norm": 0, "learning_rate": 1.0}
+    step |= {"weight_decay": 0.0, "lr_scheduler_type": "constant"}
+    start = state(launch(tmp_path / "start", 1, model=model, **step | {"learning_rate": 0.0}))
+    one = state(launch(tmp_path / "one", 1, model=model, gradient_accumulation_steps=2, **step))
+    two = state(launch(tmp_path / "two", 2, model=model, **step))
+    assert one.keys() == two.keys() == start.keys()
+    moved = 0
+    for name, before in start.items():
+        gradient = (one[name] - before).abs().max()
+        assert (one[name] - two[name]).abs().max() <= 1e-5 * gradient + 1e-7, name
+        moved += bool(gradient > 1e-4)
+    assert moved > len(start) / 4
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_with_its_teacher(model, tmp_path):
+    """Student and teacher, after 5 steps of all kinds, are those of a run that was not killed, to the bit."""
+    saving = SLOW | {"max_steps": 5, "save_strategy": "steps", "save_steps": 2}
+    whole = state(launch(tmp_path / "whole", 1, model=model, **saving))
+    launch(tmp_path / "killed", 1, expect=-9, model=model, die_at=3, **saving)
+    resumed = state(launch(tmp_path / "killed", 1, model=model, resume_from_checkpoint="auto", **saving))
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from sa2va_hf import masks
 from sa2va_hf.data.dataset.dataset import Sa2VADataset
+from sa2va_hf.data.dataset.mask_targets import MaskGrid
 from sa2va_hf.data.dataset.rows import Rows
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.prepare.checking import UNIT, Checked
@@ -33,6 +34,7 @@ from sa2va_hf.inference import Sa2VAPredictor
 from sa2va_hf.profiling.report import Memory, measure, table
 
 SIDE = 448
+GRID = 256  # of the mask decoder at 1024 px
 SAMPLED_FROM = 10  # items of a row whose question is sampled
 ONE_BY_ONE = 2000  # items that the processor counts
 
@@ -130,6 +132,9 @@ def _reading(folder: Path, photos: int, repeats: int) -> str:
         if "objects" in fields:
             ways[f"{name}: that and the mask painted"] = partial(_read_sample, rows, paint=True)
         ways[f"{name}: a training item"] = Sa2VADataset([(dataset, 1)], processor).__getitem__
+        if "objects" in fields:
+            read = Sa2VADataset([(dataset, 1)], processor, mask_grid=MaskGrid(GRID)).__getitem__
+            ways[f"{name}: a training item, masks on the grid of {GRID}"] = read
     found = _in_turn(ways, np.random.default_rng(0).permutation(photos).tolist(), repeats)
     rows = [[name, photos / seconds, share] for name, (seconds, share) in found.items()]
     return f"### Random reading at {SIDE} px\n\n" + table(["", "samples/s", "times Pillow alone"], rows)

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sa2va_hf import masks
 from sa2va_hf.data.dataset.entries import Entry, Share
 from sa2va_hf.data.dataset.generators import generators
 from sa2va_hf.data.dataset.length_cache import cached, fingerprint, processor_fingerprint
+from sa2va_hf.data.dataset.mask_targets import MaskGrid, mask_labels
 from sa2va_hf.data.dataset.planning import Plan, Planner, region_masks
 from sa2va_hf.data.dataset.processes import in_processes
 from sa2va_hf.data.dataset.rows import Rows, scan
@@ -55,6 +55,8 @@ class Sa2VADataset(torch.utils.data.Dataset):
     region prompts on clips, which the model's prompt has no form for (with Qwen-VL: all of them), and regions too
     small for the model's grid.
 
+    mask_grid: the masks as the loss of a model reads them (`MaskGrid.of(model)`) instead of at the size of the image.
+
     length_cache: a folder where `lengths` are kept from run to run (`length_cache.default_folder()`); None: they are
     not kept.
 
@@ -74,8 +76,9 @@ class Sa2VADataset(torch.utils.data.Dataset):
         max_length: int = 8192,
         train: bool = True,
         length_cache: Path | str | None = None,
+        mask_grid: MaskGrid | None = None,
     ):
-        self.processor, self.seed, self.train = processor, seed, train
+        self.processor, self.seed, self.train, self.mask_grid = processor, seed, train, mask_grid
         self.length_cache = None if length_cache is None else Path(length_cache)
         self.planner = Planner(TokenCounter(processor), num_frames, max_expressions, max_length, train)
         self.rejected: list[Reject] = []
@@ -124,6 +127,8 @@ class Sa2VADataset(torch.utils.data.Dataset):
         """{"messages", "mask_labels": bool (num_seg, num_frames, H, W), "sample_id"}, and where pixels do not count
         "ignore_labels": bool (num_frames, H, W). For text only mask_labels is (0, 1, 1, 1).
 
+        With a `mask_grid` H and W are its size, and shares of cells (`how` "area") are float.
+
         Raises:
             ValueError: naming sample and file, when a file cannot be read or is not what was prepared.
         """
@@ -134,7 +139,7 @@ class Sa2VADataset(torch.utils.data.Dataset):
             pictures = _open_media(plan)
             visual = {"type": "video", "video": pictures} if plan.is_video else {"type": "image", "image": pictures[0]}
             visuals = [visual, *({"type": "region", "mask": mask} for mask in region_masks(plan.row))]
-            labels = _labels(plan)
+            labels = mask_labels(plan, self.mask_grid)
         return {"messages": _messages(plan, visuals), **labels, "sample_id": plan.sample_id}
 
     def plan(self, index: int) -> Plan:
@@ -331,34 +336,6 @@ def _open_media(plan: Plan) -> list[Image.Image]:
             frames[number] = plan.row.frame(number)
     sample = Sample(plan.sample_id, "", *plan.size, frames, video, num_frames=count, annotated=[])
     return load_frames(sample, plan.frames)
-
-
-def _labels(plan: Plan) -> dict[str, torch.Tensor]:
-    """`mask_labels` and, where there is something to ignore, `ignore_labels`."""
-    width, height = plan.size
-    position_of = {number: position for position, number in enumerate(plan.row.annotated().tolist())}
-    targets = np.zeros((len(plan.targets), len(plan.frames), height, width), bool)
-    ignored = np.zeros((len(plan.frames), height, width), bool)
-    has_ignored = False  # most samples have nothing to ignore: then its memory is not even touched
-    meant = sorted({instance for instances in plan.targets for instance in instances})
-    for entry_index, number in enumerate(plan.frames):
-        position = position_of.get(number)
-        if position is None:  # of a clip without masks
-            continue
-        rles = {instance: plan.row.mask(instance, position) for instance in meant}
-        decoded = {instance: masks.decode(rle) for instance, rle in rles.items() if rle is not None}
-        for seg, instances in enumerate(plan.targets):
-            for instance in instances:
-                if instance in decoded:
-                    targets[seg, entry_index] |= decoded[instance]
-                else:
-                    ignored[entry_index] = has_ignored = True  # whether its pixels are here is not known
-        rle = plan.row.ignore(position)
-        if rle is not None:
-            ignored[entry_index] |= masks.decode(rle)
-            has_ignored = has_ignored or masks.area(rle) > 0
-    labels = {"mask_labels": torch.from_numpy(targets)}
-    return labels | ({"ignore_labels": torch.from_numpy(ignored)} if has_ignored else {})
 
 
 def _messages(plan: Plan, visuals: list[dict[str, Any]]) -> list[dict[str, Any]]:

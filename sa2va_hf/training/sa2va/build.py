@@ -18,6 +18,7 @@ from ...data.collator import Sa2VACollator
 from ...data.dataset.dataset import Sa2VADataset
 from ...data.dataset.entries import Share
 from ...data.dataset.length_cache import default_folder
+from ...data.dataset.mask_targets import MaskGrid
 from ...mixtures import MixtureEntry
 from ...model.frames import uniform_frames
 from ...model.processing_sa2va import Sa2VAProcessor
@@ -79,8 +80,11 @@ def build_trainer(
     }
     list_rejects(training, datasets)
     settle_metric(training, datasets["eval_data"])
+    model = load_model(model_arguments, training)
+    if datasets["train_data"] is not None:  # evaluation compares at the size of the image
+        datasets["train_data"].mask_grid = MaskGrid.of(model)
     return Sa2VATrainer(
-        model=load_model(model_arguments, training),
+        model=model,
         args=training,
         data_collator=Sa2VACollator(processor, data.max_length, data.join_samples),
         train_dataset=datasets["train_data"],

@@ -1,0 +1,96 @@
+"""The masks of an item: at the size of the image, or as the loss reads them, on the grid of the mask decoder."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from sa2va_hf import masks
+from sa2va_hf.data.dataset.planning import Plan
+from sa2va_hf.masks import RLE
+
+
+@dataclass(frozen=True)
+class MaskGrid:
+    """The grid on which the loss of a model compares masks.
+
+    size: cells per side. how: "nearest", the pixel that torch's interpolation picks of each cell, or "area", the share
+    of each cell that is covered (`Sa2VAConfig.mask_targets`). Both are, bit for bit, the whole mask shrunk.
+    """
+
+    size: int
+    how: str = "nearest"
+
+    @classmethod
+    def of(cls, model: Any) -> "MaskGrid":
+        """The grid of a `Sa2VAForConditionalGeneration`."""
+        return cls(model.grounding_encoder.mask_size, model.config.mask_targets)
+
+
+def mask_labels(plan: Plan, grid: MaskGrid | None = None) -> dict[str, torch.Tensor]:
+    """`mask_labels` and, where there is something to ignore, `ignore_labels`; see `Sa2VADataset.__getitem__`."""
+    width, height = plan.size
+    size = (height, width) if grid is None else (grid.size, grid.size)
+    shares = grid is not None and grid.how == "area"
+    shape, kind = (len(plan.targets), len(plan.frames), *size), torch.float if shares else torch.bool
+    positions = {number: position for position, number in enumerate(plan.row.annotated().tolist())}
+    meant = sorted({instance for instances in plan.targets for instance in instances})
+    targets, ignored = None, None  # memory that nothing is written to is not asked for
+    for frame, number in enumerate(plan.frames):
+        position = positions.get(number)
+        if position is None:  # of a clip without masks
+            continue
+        found = {instance: plan.row.mask(instance, position) for instance in meant}
+        known = {instance: rle for instance, rle in found.items() if rle is not None}
+        if not shares:
+            known = {instance: _read(rle, grid) for instance, rle in known.items()}
+        for seg, instances in enumerate(plan.targets):
+            parts = [known[instance] for instance in instances if instance in known]
+            if parts:
+                mask = _shares(parts, plan.size, grid.size) if shares else _union(parts)
+                targets = _placed(targets, mask, shape, kind, (seg, frame))
+        rle = plan.row.ignore(position)
+        if len(known) < len(meant):  # whether the pixels of the others are here is not known
+            ignored = _placed(ignored, torch.ones(size, dtype=torch.bool), shape[1:], torch.bool, (frame,))
+        elif rle is not None and masks.area(rle):
+            ignored = _placed(ignored, torch.from_numpy(_read(rle, grid)), shape[1:], torch.bool, (frame,))
+    labels = {"mask_labels": torch.zeros(shape, dtype=kind) if targets is None else targets}
+    return labels if ignored is None else labels | {"ignore_labels": ignored}
+
+
+def _placed(
+    whole: torch.Tensor | None, mask: torch.Tensor, shape: tuple[int, ...], kind: torch.dtype, index: tuple[int, ...]
+) -> torch.Tensor:
+    """`whole`, zeros of the shape at first, with the mask at the index; a mask that is all of it is not copied."""
+    if mask.numel() == torch.Size(shape).numel():
+        return mask.reshape(shape)
+    whole = torch.zeros(shape, dtype=kind) if whole is None else whole
+    whole[index] = mask
+    return whole
+
+
+def _read(rle: RLE, grid: MaskGrid | None) -> np.ndarray:
+    """The mask at the size of the image, or its pixels that the grid picks."""
+    if grid is None:
+        return masks.decode(rle)
+    return masks.decode_at(rle, *(_picked(side, grid.size) for side in rle["size"]))
+
+
+@lru_cache(maxsize=4096)
+def _picked(side: int, size: int) -> np.ndarray:
+    """Which of `side` pixels nearest interpolation to `size` picks: torch decides, whose arithmetic is float."""
+    pixels = torch.arange(side, dtype=torch.float).view(1, 1, side, 1)
+    return F.interpolate(pixels, size=(size, 1), mode="nearest").flatten().long().numpy()
+
+
+def _union(parts: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(parts[0] if len(parts) == 1 else np.logical_or.reduce(parts))
+
+
+def _shares(parts: list[RLE], size: tuple[int, int], cells: int) -> torch.Tensor:
+    """The share of each cell that a union of masks covers: the cells may overlap, so it is painted and shrunk."""
+    painted = masks.decode(parts[0] if len(parts) == 1 else masks.union(parts, size[1], size[0]))
+    return F.interpolate(torch.from_numpy(painted)[None, None].float(), size=(cells, cells), mode="area")[0, 0]

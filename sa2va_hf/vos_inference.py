@@ -106,13 +106,14 @@ def follow_video(
     partial.rename(output)
 
 
-def read_video(frames: Path, masks: Path) -> VideoFiles:
+def read_video(frames: Path | str, masks: Path | str) -> VideoFiles:
     """The files of a video: `frames/*.jpg` (or png), or else a video file `frames.mp4`, whose frames count from 0; and
     masks as `masks/FRAME.png` with an id per object or `masks/OBJECT/FRAME.png`.
 
     Raises:
         ValueError: a file that cannot be read, or masks of frames that do not exist.
     """
+    frames, masks = Path(frames), Path(masks)
     given = MaskFolder(masks)
     videos = [video for suffix in VIDEO_SUFFIXES if (video := frames.with_name(frames.name + suffix)).is_file()]
     if videos and not frames.is_dir():

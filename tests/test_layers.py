@@ -87,6 +87,7 @@ MAY_IMPORT = {
     "profiling": {
         "boxes",
         "components",
+        "mask_pictures",
         "search",
         "",
         "data",

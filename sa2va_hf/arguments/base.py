@@ -92,6 +92,11 @@ class BaseTrainingArguments(TrainingArguments):
         super().__post_init__()
 
     @property
+    def evaluates(self) -> bool:
+        """Whether this run uses evaluation data: `eval_strategy` is not "no", or `do_eval` or `eval_only` is set."""
+        return bool(self.eval_only or self.do_eval)
+
+    @property
     def device(self) -> torch.device:
         """This process's device; of several CPU processes plain "cpu", since torch 2.6 cannot load onto "cpu:1"."""
         device = super().device

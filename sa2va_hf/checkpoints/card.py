@@ -123,13 +123,14 @@ class Facts:
     scores: list[Score] = field(default_factory=list)
 
 
-def facts_of_run(folder: Path, base: str | None = None, *, relation: str = "finetune") -> Facts:
+def facts_of_run(folder: Path | str, base: str | None = None, *, relation: str = "finetune") -> Facts:
     """The facts in a run's folder, one of its checkpoints, or what zero_to_fp32.py made of one.
 
     Args:
         base: the model that was fine-tuned, a folder or Hub id; default: the one in the run's train_config.yaml.
         relation: what the published model is to its base: "finetune" (also when merged) or "adapter".
     """
+    folder = Path(folder)
     config, state = read_settings(folder, TRAIN_CONFIG), read_settings(folder, TRAINER_STATE)
     if not base and (folder / ADAPTER_CONFIG).is_file():  # a relative path of another directory looks like a Hub id
         base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or _folder(config)
@@ -152,12 +153,13 @@ def facts_of_run(folder: Path, base: str | None = None, *, relation: str = "fine
     )
 
 
-def scores_of(metrics: Path) -> list[Score]:
+def scores_of(metrics: Path | str) -> list[Score]:
     """The figures over a whole benchmark in a metrics.json of scripts/evaluate.py.
 
     Raises:
         ValueError: the file is another one.
     """
+    metrics = Path(metrics)
     content = read_json(metrics)
     if not isinstance(content.get("metrics"), dict) or not content.get("benchmark"):
         raise ValueError(f"{metrics}: expected a metrics.json of scripts/evaluate.py, with benchmark and metrics")
@@ -166,8 +168,9 @@ def scores_of(metrics: Path) -> list[Score]:
     return [Score(content["benchmark"], name, float(value), split) for name, value in figures.items()]
 
 
-def head_of(card: Path) -> dict[str, Any]:
+def head_of(card: Path | str) -> dict[str, Any]:
     """The YAML head of a card; empty where there is none."""
+    card = Path(card)
     found = _HEAD.match(card.read_text(encoding="utf-8")) if card.is_file() else None
     content = yaml.safe_load(found[1]) if found else None
     return content if isinstance(content, dict) else {}

@@ -35,12 +35,12 @@ RELEASED_GROUNDING = Sa2VAGroundingConfig(version="2.0", size="large")
 
 
 def convert(
-    source: Path,
-    output: Path,
+    source: Path | str,
+    output: Path | str,
     to: str = "ours",
     *,
     grounding_config: Sa2VAGroundingConfig | None = None,
-    with_sam2: Path | None = None,
+    with_sam2: Path | str | None = None,
     max_shard_size: str = "5GB",
     base_model: str | None = None,
 ) -> None:
@@ -62,6 +62,7 @@ def convert(
     Raises:
         ValueError: naming the field, file or tensors that do not fit; nothing has been written then.
     """
+    source, output = Path(source), Path(output)
     if to not in FORMATS:
         raise ValueError(f"to: expected one of {FORMATS}, got {to!r}")
     if any(path.suffix in (".safetensors", ".pt") or path.name == "config.json" for path in output.glob("*")):
@@ -101,13 +102,14 @@ def _kind(source: Path) -> str:
 
 
 def from_released(
-    source: Path,
-    output: Path,
+    source: Path | str,
+    output: Path | str,
     asked: Sa2VAGroundingConfig | None = None,
     max_shard_size: str = "5GB",
     base_model: str | None = None,
 ) -> None:
     """A released folder -> a model folder that `from_pretrained` loads, complete with code and card."""
+    source, output = Path(source), Path(output)
     released = read_json(source / "config.json")
     layout, stored = layout_of_release(released), read_folder(source)
     config, processor = layout.read(source, released, _released_grounding(stored, source, asked))
@@ -174,8 +176,11 @@ def _released_grounding(
     return config
 
 
-def to_released(source: Path, output: Path, asked: Sa2VAGroundingConfig, max_shard_size: str = "5GB") -> None:
+def to_released(
+    source: Path | str, output: Path | str, asked: Sa2VAGroundingConfig, max_shard_size: str = "5GB"
+) -> None:
     """A model folder of ours -> the released layout, which the released code loads once its files are beside it."""
+    source, output = Path(source), Path(output)
     config, processor = Sa2VAConfig.from_pretrained(source), Sa2VAProcessor.from_pretrained(source)
     layout, expected = layout_of_ours(config), expected_shapes(config)
     stored = {_name_in_model(name, layout.SAVED_NAMES): tensor for name, tensor in read_folder(source).items()}

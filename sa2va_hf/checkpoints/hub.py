@@ -53,7 +53,7 @@ TRIES, FIRST_WAIT, LONGEST_WAIT = 6, 1.0, 30.0  # of an upload; seconds
 
 
 def export(
-    folder: Path, facts: Facts | None = None, *, repo_id: str | None = None, max_shard_size: str = "5GB"
+    folder: Path | str, facts: Facts | None = None, *, repo_id: str | None = None, max_shard_size: str = "5GB"
 ) -> None:
     """Complete a model folder, or an adapter folder, so that it can be published.
 
@@ -67,6 +67,7 @@ def export(
     Raises:
         ValueError: the folder lacks config, weights or processor.
     """
+    folder = Path(folder)
     _check_complete(folder)
     if not (folder / ADAPTER_CONFIG).is_file():
         _reshard(folder, max_shard_size)
@@ -83,8 +84,9 @@ def code_files() -> list[Path]:
     return sorted(path for path in Path(configuration_sa2va.__file__).parent.glob("*.py") if path.stem != "__init__")
 
 
-def amend_card(folder: Path, facts: Facts) -> None:
+def amend_card(folder: Path | str, facts: Facts) -> None:
     """Write a licence, languages, a base model and scores into the card of an exported folder."""
+    folder = Path(folder)
     card = folder / CARD
     card.write_text(amended(card.read_text(encoding="utf-8"), facts, _title(folder, None)), encoding="utf-8")
 
@@ -119,8 +121,9 @@ def push(
     return upload(api, folder, repo_id, revision=revision, message=message)
 
 
-def upload(api: HfApi, folder: Path, repo_id: str, *, revision: str | None = None, message: str) -> str:
+def upload(api: HfApi, folder: Path | str, repo_id: str, *, revision: str | None = None, message: str) -> str:
     """Upload the published files of an exported folder in one commit; see `push`."""
+    folder = Path(folder)
     for attempt in range(1, TRIES + 1):
         try:
             commit = api.upload_folder(
@@ -189,11 +192,13 @@ def _publish_config(folder: Path) -> None:
 
 
 def _write_generation_config(folder: Path) -> None:
-    if (folder / GENERATION).is_file():
-        return
-    stops = Sa2VAProcessor.from_pretrained(folder).stop_ids
+    """What ends an answer; a file that is there keeps all that it says, and gets what it lacks."""
+    present = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    stops = [] if present.get("eos_token_id") is not None else Sa2VAProcessor.from_pretrained(folder).stop_ids
     if stops:
-        GenerationConfig(eos_token_id=stops, pad_token_id=stops[0], do_sample=False).save_pretrained(folder)
+        added = {"eos_token_id": stops, "pad_token_id": stops[0], "do_sample": False}
+        given = {name: value for name, value in present.items() if value is not None}
+        GenerationConfig(**(added | given)).save_pretrained(folder)
 
 
 def _write_card(folder: Path, facts: Facts | None, repo_id: str | None) -> None:

@@ -24,7 +24,12 @@ logger = logging.getLogger(__name__)
 
 
 def merge(
-    checkpoint: Path, output: Path, *, base: str | None = None, dtype: str = "auto", max_shard_size: str = "5GB"
+    checkpoint: Path | str,
+    output: Path | str,
+    *,
+    base: str | None = None,
+    dtype: str = "auto",
+    max_shard_size: str = "5GB",
 ) -> Sa2VAForConditionalGeneration:
     """Write the merged model, its processor, its code and a model card to `output`.
 
@@ -41,6 +46,7 @@ def merge(
         ValueError: the folder holds no adapter, an adapter of another base, or weights that are not finite; the
             message says what the folder is and what to do.
     """
+    checkpoint, output = Path(checkpoint), Path(output)
     check_adapter(checkpoint)
     base = find_base(checkpoint, base)
     _check_finite(checkpoint / ADAPTER_WEIGHTS)
@@ -57,12 +63,13 @@ def merge(
     return merged
 
 
-def find_base(checkpoint: Path, base: str | None = None) -> str:
+def find_base(checkpoint: Path | str, base: str | None = None) -> str:
     """The base model of an adapter: as given, as the adapter names it (a Hub id), or as its run was started with.
 
     Raises:
         ValueError: none of them names one, or the folder that the run was started with is not there any more.
     """
+    checkpoint = Path(checkpoint)
     if base:
         return base
     if named := read_json(checkpoint / ADAPTER_CONFIG).get("base_model_name_or_path"):
@@ -92,12 +99,13 @@ def _check_finite(path: Path) -> None:
         )
 
 
-def check_adapter(checkpoint: Path) -> None:
+def check_adapter(checkpoint: Path | str) -> None:
     """Refuse a folder that is no adapter.
 
     Raises:
         ValueError: saying what the folder is and what to do.
     """
+    checkpoint = Path(checkpoint)
     if (checkpoint / ADAPTER_CONFIG).is_file() and (checkpoint / ADAPTER_WEIGHTS).is_file():
         return
     if is_zero_checkpoint(checkpoint):

@@ -63,8 +63,9 @@ def file_name(config: Sa2VAGroundingConfig) -> str:
     return f"sam{config.version.removesuffix('.0')}_hiera_{config.size}.pt"
 
 
-def from_pt(source: Path, output: Path, asked: Sa2VAGroundingConfig | None, max_shard_size: str) -> None:
+def from_pt(source: Path | str, output: Path | str, asked: Sa2VAGroundingConfig | None, max_shard_size: str) -> None:
     """A published `.pt` -> config.json and safetensors in `output`."""
+    source, output = Path(source), Path(output)
     tensors, config = _of_pt(source, asked)
     output.mkdir(parents=True, exist_ok=True)
     write_folder(tensors, output, max_shard_size)
@@ -72,11 +73,12 @@ def from_pt(source: Path, output: Path, asked: Sa2VAGroundingConfig | None, max_
     logger.info("SAM %s %s: %d tensors of %s written to %s", config.version, config.size, len(tensors), source, output)
 
 
-def to_pt(source: Path, output: Path, asked: Sa2VAGroundingConfig | None) -> None:
+def to_pt(source: Path | str, output: Path | str, asked: Sa2VAGroundingConfig | None) -> None:
     """SAM 2 of a folder (alone, or a whole Sa2VA of ours) -> a `.pt` in `output` that the `sam2` package loads.
 
     Of two mask decoders SAM 2's own is taken, which knows points and memory; else the fine-tuned one.
     """
+    source, output = Path(source), Path(output)
     tensors, config = of_folder(source, asked)
     output.mkdir(parents=True, exist_ok=True)
     path = output / file_name(config)
@@ -84,7 +86,7 @@ def to_pt(source: Path, output: Path, asked: Sa2VAGroundingConfig | None) -> Non
     logger.info("%d tensors of %s written to %s", len(tensors), source, path)
 
 
-def into_sa2va(source: Path, given: Path, output: Path, max_shard_size: str = "5GB") -> None:
+def into_sa2va(source: Path | str, given: Path | str, output: Path | str, max_shard_size: str = "5GB") -> None:
     """A whole Sa2VA of ours with the SAM 2 of `given` (a `.pt`, or a folder) in the place of its own -> `output`.
 
     What `to_pt` takes out is what is put in: of two mask decoders SAM 2's own is replaced and the one that draws [SEG]
@@ -93,6 +95,7 @@ def into_sa2va(source: Path, given: Path, output: Path, max_shard_size: str = "5
     Raises:
         ValueError: naming the tensors where the two SAM 2 are not of one version, size and width.
     """
+    source, given, output = Path(source), Path(given), Path(output)
     stored, config = read_folder(source), Sa2VAConfig.from_pretrained(source).grounding_config
     tensors, their_config = _of_either(given, config)
     audit(tensors, sam2_shapes(config), given, f"the SAM 2 of {source}")
@@ -163,8 +166,11 @@ def _state_dict(content: Any, source: Path) -> tuple[dict[str, Tensor], list[str
     return state, others
 
 
-def of_folder(source: Path, asked: Sa2VAGroundingConfig | None) -> tuple[dict[str, Stored], Sa2VAGroundingConfig]:
+def of_folder(
+    source: Path | str, asked: Sa2VAGroundingConfig | None
+) -> tuple[dict[str, Stored], Sa2VAGroundingConfig]:
     """The tensors of the SAM 2 in a folder (alone, or in a Sa2VA) under SAM 2's own names, unread, and its config."""
+    source = Path(source)
     stored, config = read_folder(source), _grounding_config(source)
     tensors = stored
     if any(name.startswith(SAM2) for name in stored):

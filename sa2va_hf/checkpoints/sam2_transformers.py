@@ -80,8 +80,9 @@ def renamed(name: str) -> str:
     return name
 
 
-def to_transformers(source: Path, output: Path, max_shard_size: str = "5GB") -> None:
+def to_transformers(source: Path | str, output: Path | str, max_shard_size: str = "5GB") -> None:
     """SAM 2 of a folder of ours (alone, or in a Sa2VA) -> a folder that `Sam2VideoModel.from_pretrained` loads."""
+    source, output = Path(source), Path(output)
     tensors, config = of_folder(source, None)
     theirs = {
         renamed(name): tensor
@@ -103,12 +104,13 @@ def to_transformers(source: Path, output: Path, max_shard_size: str = "5GB") -> 
     logger.info("%d tensors of %s became %d in %s", len(tensors), source, len(theirs), output)
 
 
-def from_transformers(source: Path, output: Path, max_shard_size: str = "5GB") -> None:
+def from_transformers(source: Path | str, output: Path | str, max_shard_size: str = "5GB") -> None:
     """A folder of `Sam2VideoModel` -> config.json and safetensors of SAM 2.
 
     Raises:
         ValueError: listing what is missing, left over or of another shape; or a size that is no published one.
     """
+    source, output = Path(source), Path(output)
     config = our_config(Sam2VideoConfig.from_pretrained(source), source)
     stored, expected = read_folder(source), sam2_shapes(config)
     audit(stored, _shapes(transformers_config(config)), source, "transformers' Sam2VideoModel")
@@ -169,7 +171,7 @@ def transformers_config(config: Sa2VAGroundingConfig) -> Sam2VideoConfig:
     )
 
 
-def our_config(theirs: Sam2VideoConfig, source: Path) -> Sa2VAGroundingConfig:
+def our_config(theirs: Sam2VideoConfig, source: Path | str) -> Sa2VAGroundingConfig:
     """The config of the `sam2` package's model from that of transformers.
 
     Raises:

@@ -40,12 +40,13 @@ class Stored(NamedTuple):
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
-def read_folder(folder: Path) -> dict[str, Stored]:
+def read_folder(folder: Path | str) -> dict[str, Stored]:
     """The tensors of the folder's safetensors files.
 
     Raises:
         ValueError: a file is missing, damaged, or not of this form; the message names it.
     """
+    folder = Path(folder)
     tensors: dict[str, Stored] = {}
     for path in _paths(folder):
         file = _open(path)
@@ -89,7 +90,7 @@ def _open(path: Path) -> Any:
         raise ValueError(f"{path}: {damage(path)} ({error})") from error
 
 
-def read_pickle(path: Path, *, mmap: bool = False, known: Sequence[type] = ()) -> Any:
+def read_pickle(path: Path | str, *, mmap: bool = False, known: Sequence[type] = ()) -> Any:
     """What `torch.save` wrote, as long as it is tensors, numbers and texts in plain containers.
 
     Args:
@@ -99,6 +100,7 @@ def read_pickle(path: Path, *, mmap: bool = False, known: Sequence[type] = ()) -
     Raises:
         ValueError: anything else is in it, which would have to be run to be read, or the file is damaged.
     """
+    path = Path(path)
     try:
         with torch.serialization.safe_globals([*NUMPY, *known]):
             return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
@@ -117,8 +119,9 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def write_folder(tensors: dict[str, Stored], output: Path, max_shard_size: str = "5GB") -> None:
+def write_folder(tensors: dict[str, Stored], output: Path | str, max_shard_size: str = "5GB") -> None:
     """`model.safetensors`, or several with an index where it is larger than `max_shard_size`."""
+    output = Path(output)
     empty = {name: tensor.empty() for name, tensor in tensors.items()}
     split = split_torch_state_dict_into_shards(empty, max_shard_size=max_shard_size)
     for file, names in split.filename_to_tensors.items():
@@ -129,7 +132,7 @@ def write_folder(tensors: dict[str, Stored], output: Path, max_shard_size: str =
 
 
 def audit(
-    stored: dict[str, Stored], expected: dict[str, tuple[int, ...]], source: Path, by: str = "config.json"
+    stored: dict[str, Stored], expected: dict[str, tuple[int, ...]], source: Path | str, by: str = "config.json"
 ) -> None:
     """Compare what is stored with what is expected.
 

@@ -26,7 +26,9 @@ from .weights import read_pickle
 logger = logging.getLogger(__name__)
 
 
-def consolidate(checkpoint: Path, output: Path, *, dtype: str = "float32", max_shard_size: str = "5GB") -> None:
+def consolidate(
+    checkpoint: Path | str, output: Path | str, *, dtype: str = "float32", max_shard_size: str = "5GB"
+) -> None:
     """Write the checkpoint's weights, config and processor to `output`.
 
     Args:
@@ -37,6 +39,7 @@ def consolidate(checkpoint: Path, output: Path, *, dtype: str = "float32", max_s
     Raises:
         ValueError: naming what is missing: no DeepSpeed checkpoint, a shard, the config.
     """
+    checkpoint, output = Path(checkpoint), Path(output)
     shards = find_shards(checkpoint)
     adapter = (checkpoint / ADAPTER_CONFIG).is_file()
     if not adapter and not (checkpoint / "config.json").is_file():
@@ -61,8 +64,9 @@ def consolidate(checkpoint: Path, output: Path, *, dtype: str = "float32", max_s
     logger.info("%d tensors of %s written to %s", len(weights), shards, output)
 
 
-def find_shards(checkpoint: Path) -> Path:
+def find_shards(checkpoint: Path | str) -> Path:
     """The folder of the shards, after a look at whether all of them are there."""
+    checkpoint = Path(checkpoint)
     latest = checkpoint / "latest"
     if not latest.is_file():
         runs = sorted(path.parent.name for path in checkpoint.glob("checkpoint-*/latest"))
@@ -86,7 +90,7 @@ def find_shards(checkpoint: Path) -> Path:
     return shards
 
 
-def check_pickles(shards: Path) -> None:
+def check_pickles(shards: Path | str) -> None:
     """Read every file of the shards with torch's restricted unpickler before DeepSpeed reads them freely.
 
     The files are mapped, not copied, so this takes no memory.
@@ -94,6 +98,7 @@ def check_pickles(shards: Path) -> None:
     Raises:
         ValueError: a file holds objects that neither torch nor DeepSpeed stores, or is damaged; nothing of it has run.
     """
+    shards = Path(shards)
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -126,6 +131,7 @@ def _write_adapter(weights: dict[str, Tensor], checkpoint: Path, output: Path) -
                 shutil.copy(folder / name, output / name)
 
 
-def is_zero_checkpoint(folder: Path) -> bool:
+def is_zero_checkpoint(folder: Path | str) -> bool:
     """Whether the folder holds DeepSpeed shards."""
+    folder = Path(folder)
     return (folder / "latest").is_file()

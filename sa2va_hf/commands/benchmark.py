@@ -3,7 +3,7 @@
     sa2va benchmark inference [--size tiny|large] [--model DIR] [--device cpu|cuda]
     sa2va benchmark data
     sa2va benchmark train [--size tiny|2b|8b]
-    sa2va benchmark metrics
+    sa2va benchmark metrics [--masks DAVIS/Annotations/480p/libby]
     sa2va benchmark serve [--model DIR] [--clients 1 4 16]
     sa2va benchmark sam2 [--size tiny|small|base_plus|large] [--image_size 1024]
     sa2va benchmark search [--scenes 20] [--max_crops 40] [--sheets DIR]
@@ -37,6 +37,9 @@ def data(parser: argparse.ArgumentParser) -> None:
 def metrics(parser: argparse.ArgumentParser) -> None:
     """J and F of clips, against the straightforward implementation."""
     parser.add_argument("--frames", type=int, default=40, help="frames of the timed clips")
+    parser.add_argument(
+        "--masks", type=Path, nargs="+", default=[], metavar="DIR", help="mask pictures of a clip each, not drawn ones"
+    )
     parser.add_argument("--long", type=int, default=1000, help="frames of the clip whose memory is measured")
 
 

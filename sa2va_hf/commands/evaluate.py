@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sa2va_hf.command_line import mistakes
+from sa2va_hf.listings import listed
 
 if TYPE_CHECKING:
     from sa2va_hf import Sa2VAConfig, Sa2VAPredictor
+    from sa2va_hf.data.schema import Reject
     from sa2va_hf.evaluation.benchmarks import Benchmark
     from sa2va_hf.evaluation.items import Item, Settings
 
@@ -126,16 +128,15 @@ def settings_now(arguments: argparse.Namespace) -> Settings:
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    import torch
-    from tqdm import tqdm
+    """The results of a benchmark, which are in the output folder as well; None in all processes but the first.
 
-    from sa2va_hf import Sa2VAPredictor
+    Raises:
+        ValueError: arguments that do not go together, or data without an item that can be used; before any model is
+            loaded.
+    """
     from sa2va_hf.data.sources.options import parse_options
     from sa2va_hf.evaluation.benchmarks import get_benchmark, load_items
-    from sa2va_hf.evaluation.captions import missing_for_captions
-    from sa2va_hf.evaluation.describing import Choice, GroundedCaption, RegionCaption
-    from sa2va_hf.evaluation.runner import Files, rescore, run, weights_of
-    from sa2va_hf.model.configuration_sa2va import bundled
+    from sa2va_hf.evaluation.runner import Files, rescore
     from sa2va_hf.prediction import writable
 
     if (arguments.model is None) == (arguments.predictions is None):
@@ -145,15 +146,38 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     benchmark = get_benchmark(arguments.benchmark)
     settings = settings_now(arguments)
     options = parse_options(arguments.option, benchmark.samples)
+    check_task(arguments.benchmark, benchmark, settings)
+    items, rejects = load_items(benchmark, arguments.root, settings, arguments.split, options, arguments.limit)
+    check_items(arguments, items, rejects)
+    recipe = {"model": arguments.model, "root": arguments.root, "dtype": arguments.dtype, "limit": arguments.limit}
+    recipe |= {"split": arguments.split or benchmark.split, "options": dict(benchmark.options) | options}
+    common = (arguments.benchmark, benchmark, items, rejects)
+    if arguments.predictions is None:
+        result = answered(arguments, common, settings, recipe)
+    elif int(os.environ.get("RANK", 0)):  # of several processes one is enough
+        return None
+    else:
+        result = rescore(*common, arguments.predictions, settings, recipe, arguments.output)
+    return write_results(arguments, benchmark, items, result)
+
+
+def check_task(name: str, benchmark: Benchmark, settings: Settings) -> None:
+    """ValueError where the settings do not apply to the task; a warning where packages for it are missing."""
+    from sa2va_hf.evaluation.captions import missing_for_captions
+    from sa2va_hf.evaluation.describing import Choice, GroundedCaption, RegionCaption
+
     benchmark.task.record(settings)  # do mode and baseline apply to it
     if settings.search and not isinstance(benchmark.task, Choice):
-        raise ValueError(f"--search: {arguments.benchmark} has no targets to search; expected vstar_bench")
+        raise ValueError(f"--search: {name} has no targets to search; expected vstar_bench")
     if isinstance(benchmark.task, GroundedCaption | RegionCaption) and (missing := missing_for_captions()):
         logger.warning("%s: the result will be without them", missing)
-    items, rejects = load_items(benchmark, arguments.root, settings, arguments.split, options, arguments.limit)
+
+
+def check_items(arguments: argparse.Namespace, items: Sequence[Item], rejects: Sequence[Reject]) -> None:
+    """ValueError for records that cannot be used and may not be skipped, clips with --coco, or nothing to evaluate."""
     if rejects and not arguments.skip_bad:
-        listed = "\n".join(f"  {reject.id}: {reject.reason} ({reject.file})" for reject in rejects[:20])
-        raise ValueError(f"{len(rejects)} records cannot be used (--skip_bad skips them):\n{listed}")
+        reasons = listed((f"{reject.id}: {reject.reason} ({reject.file})" for reject in rejects), "\n  ")
+        raise ValueError(f"{len(rejects)} records cannot be used (--skip_bad skips them):\n  {reasons}")
     if arguments.coco and (clips := [item.key for item in items if item.sample.num_frames > 1]):
         raise ValueError(
             f"--coco: COCO results are for pictures, {len(clips)} items are clips, {clips[0]} is the first"
@@ -161,14 +185,18 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if not items:
         reason = f"none of {len(rejects)} records can be used, {rejects[0].reason}"
         raise ValueError(f"nothing is left to evaluate: {reason}")
-    recipe = {"model": arguments.model, "root": arguments.root, "dtype": arguments.dtype, "limit": arguments.limit}
-    recipe |= {"split": arguments.split or benchmark.split, "options": dict(benchmark.options) | options}
-    common = (arguments.benchmark, benchmark, items, rejects)
-    if arguments.predictions is not None:
-        if int(os.environ.get("RANK", 0)):  # of several processes one is enough
-            return None
-        result = rescore(*common, arguments.predictions, settings, recipe, arguments.output)
-        return write_results(arguments, benchmark, items, result)
+
+
+def answered(
+    arguments: argparse.Namespace, common: tuple, settings: Settings, recipe: dict[str, Any]
+) -> dict[str, Any] | None:
+    """The results after the model has answered the items; `common`: the name, the benchmark, items and rejects."""
+    import torch
+    from tqdm import tqdm
+
+    from sa2va_hf import Sa2VAPredictor
+    from sa2va_hf.evaluation.runner import run, weights_of
+    from sa2va_hf.model.configuration_sa2va import bundled
 
     def load(device: torch.device) -> Sa2VAPredictor:
         dtype = arguments.dtype and getattr(torch, arguments.dtype)
@@ -185,10 +213,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
             bar.total = total
             bar.update(count - bar.n)
 
-        cpu = arguments.device == "cpu"
-        how = (arguments.batch_size, progress, cpu, weights_of(bundled(arguments.model)))
-        result = run(*common, load, settings, recipe, arguments.output, *how)
-    return write_results(arguments, benchmark, items, result)
+        how = (arguments.batch_size, progress, arguments.device == "cpu", weights_of(bundled(arguments.model)))
+        return run(*common, load, settings, recipe, arguments.output, *how)
 
 
 def write_results(

@@ -17,12 +17,15 @@ from sa2va_hf.masks import RLE, area, empty, rle_to_box, union
 CATEGORY = {"id": 1, "name": "object"}
 
 
-def write_coco(results: Path, truth: Path, items: Sequence[Item], answers: Mapping[str, Answer], merged: bool) -> None:
+def write_coco(
+    results: Path | str, truth: Path | str, items: Sequence[Item], answers: Mapping[str, Answer], merged: bool
+) -> None:
     """Write both files. merged: a question means all of its targets as one mask, as referring benchmarks count them.
 
     Raises:
         ValueError: a clip among the items.
     """
+    results, truth = Path(results), Path(truth)
     truth.write_text(json.dumps(coco_truth(items, merged)) + "\n", encoding="utf-8")
     results.write_text(json.dumps(coco_results(items, answers)) + "\n", encoding="utf-8")
 

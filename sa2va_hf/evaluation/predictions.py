@@ -45,8 +45,9 @@ class Predictions:
     questions: dict[str, str | None]
 
 
-def write_predictions(path: Path, items: Sequence[Item], answers: Sequence[Answer], note: Note) -> None:
+def write_predictions(path: Path | str, items: Sequence[Item], answers: Sequence[Answer], note: Note) -> None:
     """The same bytes for the same answers, whoever gave them; without a note where it is not known what was asked."""
+    path = Path(path)
     schema = SCHEMA if note.asked == UNKNOWN else SCHEMA.with_metadata({NOTE: json.dumps(asdict(note))})
     rows = [to_row(item, answer) for item, answer in zip(items, answers, strict=True)]
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
@@ -54,15 +55,17 @@ def write_predictions(path: Path, items: Sequence[Item], answers: Sequence[Answe
             stream.write_batch(pa.RecordBatch.from_pylist(rows[start : start + ROWS_PER_BATCH], schema=schema))
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: Path | str) -> Predictions:
     """Raises: ValueError when it is no such file, its note or a row is of another form, or a key occurs twice."""
+    path = Path(path)
     note, rows = _read(path, rows=True)
     answers = by_key(rows, str(path))
     return Predictions(note, answers, {row["key"]: row.get("question") for row in rows})
 
 
-def read_note(path: Path) -> Note | None:
+def read_note(path: Path | str) -> Note | None:
     """The note alone. Errors as `read_predictions`."""
+    path = Path(path)
     return _read(path, rows=False)[0]
 
 

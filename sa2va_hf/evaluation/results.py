@@ -87,7 +87,7 @@ the first 5 frames and its memory (`--num_frames 5 --video_mode memory`)."""
 OTHERS = "Not the whole benchmark by its own protocol, hence not comparable with published figures:"
 
 
-def page(files: Sequence[Path]) -> str:
+def page(files: Sequence[Path | str]) -> str:
     """The page of some metrics.json. ValueError when one is not what evaluate.py writes."""
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for file in files:
@@ -96,9 +96,10 @@ def page(files: Sequence[Path]) -> str:
     return "\n\n".join([HEAD, *(_section(name, of_name) for name, of_name in sorted(runs.items()))]) + "\n"
 
 
-def read_run(file: Path) -> dict[str, Any]:
+def read_run(file: Path | str) -> dict[str, Any]:
     """metrics.json with "run" (date, commit, ...; from run.json beside it, where there is one) and "differs", what
     makes its protocol another one than the published. ValueError naming the file that cannot be read."""
+    file = Path(file)
     found = _read(Path(file), {"benchmark": str, "recipe": dict, "metrics": dict})
     beside = Path(file).with_name(f"{Path(file).stem}.run.json")
     found["run"] = _read(beside, {}) if beside.is_file() else {}

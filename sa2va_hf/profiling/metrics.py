@@ -6,14 +6,18 @@ OpenCV is not a dependency of the package: pip install opencv-python-headless.
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
 from sa2va_hf.evaluation.video_metrics import BOUNDARY_BOUND, clip_scores, frame_scores
+from sa2va_hf.mask_pictures import read_ids
 from sa2va_hf.profiling.report import Memory, table
 
 Pair = tuple[np.ndarray, np.ndarray]
+Score = Callable[[np.ndarray, np.ndarray], tuple[float, float]]
 SIZES = {"480p": (480, 854), "1080p": (1080, 1920)}
 # radius, and distance of the prediction from the target, as shares of the image height
 OBJECTS = {"small": (0.05, 0.01), "medium": (0.15, 0.01), "large": (0.35, 0.01), "large, far off": (0.35, 0.08)}
@@ -21,20 +25,39 @@ OBJECTS = {"small": (0.05, 0.01), "medium": (0.15, 0.01), "large": (0.35, 0.01),
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
     """Yields the markdown tables one by one."""
-    yield _speed(arguments.frames, arguments.repeats)
+    yield _speed(_objects(arguments.frames, arguments.masks), arguments.repeats)
     yield _memory(arguments.long)
 
 
-def _speed(count: int, repeats: int) -> str:
+def _objects(count: int, folders: Sequence[Path]) -> Iterator[tuple[str, str, list[Pair]]]:
+    """Yields size, name and pairs of the objects: drawn ones, or where folders are given the masks of these."""
+    for folder in folders:
+        pairs = _real(folder)
+        yield "{1} x {0}".format(*pairs[0][0].shape), folder.name, pairs
+    for size, shape in SIZES.items() if not folders else ():
+        for kind, (radius, shift) in OBJECTS.items():
+            yield size, kind, list(_clip(count, shape, radius, shift))
+
+
+def _real(folder: Path) -> list[Pair]:
+    """Pairs of the masks of a clip, each with the one before it as its prediction.
+
+    Raises:
+        ValueError: the folder has fewer than two mask pictures, or one that is no mask.
+    """
+    masks = [read_ids(path) > 0 for path in sorted(folder.glob("*.png"))]
+    if len(masks) < 2:
+        raise ValueError(f"--masks {folder}: expected at least two mask pictures (PNG), found {len(masks)}")
+    return list(pairwise(masks))
+
+
+def _speed(objects: Iterable[tuple[str, str, list[Pair]]], repeats: int) -> str:
     slow = _straightforward()
     rows = []
-    for size, shape in SIZES.items():
-        for kind, (radius, shift) in OBJECTS.items():
-            frames = list(_clip(count, shape, radius, shift))
-            theirs, expected = _fastest(slow, frames, repeats)
-            ours, found = _fastest(frame_scores, frames, repeats)
-            difference = float(np.abs(np.array(found) - np.array(expected)).max())
-            rows.append([size, kind, 1e3 * theirs, 1e3 * ours, theirs / ours, f"{difference:.0e}"])
+    for size, kind, frames in objects:
+        (theirs, expected), (ours, found) = _medians((slow, frame_scores), frames, repeats)
+        difference = float(np.abs(np.array(found) - np.array(expected)).max())
+        rows.append([size, kind, 1e3 * theirs, 1e3 * ours, theirs / ours, f"{difference:.0e}"])
     columns = ["size", "object", "cv2, ms a frame", "ours", "times faster", "largest difference"]
     return "### J&F of one object\n\n" + table(columns, rows)
 
@@ -49,14 +72,19 @@ def _memory(count: int) -> str:
     return "### J&F of a long clip, 480p\n\n" + table(["frames", "peak MiB", "its masks would be MiB"], rows)
 
 
-def _fastest(score: Callable[..., tuple[float, float]], frames: list[Pair], repeats: int) -> tuple[float, list]:
-    """Seconds per frame in the fastest of several runs, and the scores. Other load on the machine only adds time."""
-    seconds, found = math.inf, []
+def _medians(scores: Sequence[Score], frames: list[Pair], repeats: int) -> list[tuple[float, list]]:
+    """Of each implementation the seconds per frame, a median over passes, and its scores.
+
+    They take turns, so that other load on the machine meets all of them.
+    """
+    passes: list[list[float]] = [[] for _ in scores]
+    found: list[list] = [[] for _ in scores]
     for _ in range(repeats):
-        start = time.perf_counter()
-        found = [score(*pair) for pair in frames]
-        seconds = min(seconds, (time.perf_counter() - start) / len(frames))
-    return seconds, found
+        for index, score in enumerate(scores):
+            start = time.perf_counter()
+            found[index] = [score(*pair) for pair in frames]
+            passes[index].append((time.perf_counter() - start) / len(frames))
+    return [(float(np.median(seconds)), values) for seconds, values in zip(passes, found, strict=True)]
 
 
 def _clip(count: int, shape: tuple[int, int], radius: float, shift: float) -> Iterator[Pair]:
@@ -72,7 +100,7 @@ def _clip(count: int, shape: tuple[int, int], radius: float, shift: float) -> It
         yield masks[0], masks[1]
 
 
-def _straightforward() -> Callable[[np.ndarray, np.ndarray], tuple[float, float]]:
+def _straightforward() -> Score:
     """J and F of one frame by their definition: both outlines, both dilated, multiplied."""
     try:
         import cv2

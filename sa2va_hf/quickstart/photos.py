@@ -23,12 +23,13 @@ SMALLEST = 0.65  # of a photo's side that a crop keeps
 SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)  # a mirrored photo would make such a phrase wrong
 
 
-def augmented(prepared: Path, output: Path, copies: int, seed: int = 0) -> int:
+def augmented(prepared: Path | str, output: Path | str, copies: int, seed: int = 0) -> int:
     """Writes a prepared folder of `copies` samples, made in turn from the images of `prepared`; returns their number.
 
     A copy is a crop of the image, mirrored half of the time (unless a phrase speaks of left or right), with another
     brightness, contrast and colour. Phrases whose objects the crop cuts off are not asked. Clips are used as they are.
     """
+    prepared, output = Path(prepared), Path(output)
     originals = [from_row(row) for row in load_from_disk(str(prepared))]
     images = [load_frames(sample, [0])[0] if sample.num_frames == 1 else None for sample in originals]
     rows = []

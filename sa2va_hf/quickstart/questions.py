@@ -37,8 +37,9 @@ def union(sample: Sample, targets: Sequence[int], frame: int = 0) -> np.ndarray:
     return np.any(found, axis=0) if found else np.zeros((sample.height, sample.width), bool)
 
 
-def questions(folder: Path, images: int | None = None) -> list[Question]:
+def questions(folder: Path | str, images: int | None = None) -> list[Question]:
     """Up to `PER_IMAGE` questions about every image of a prepared folder, or about the first `images` of them."""
+    folder = Path(folder)
     rows, found = load_from_disk(str(folder)), []
     for row in rows if images is None else rows.select(range(min(images, len(rows)))):
         sample = from_row(row)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset
 
+from ..arguments import BaseTrainingArguments
 from ..data.prepare.verification import open_folder
 from ..data.sources.prepared import open_hub
 from ..mixtures import HUB, MixtureEntry
+
+logger = logging.getLogger(__name__)
+
+
+def entries_to_evaluate(entries: Sequence[MixtureEntry], arguments: BaseTrainingArguments) -> list[MixtureEntry]:
+    """The entries of `eval_data`; none where the run never evaluates, which is logged."""
+    if entries and not arguments.evaluates:
+        logger.warning("`eval_data` is not used: `eval_strategy` is no (--do_eval true evaluates once, at the end)")
+        return []
+    return list(entries)
 
 
 def open_entry(entry: MixtureEntry, verify: bool = False) -> Dataset:

@@ -26,7 +26,7 @@ from transformers import Trainer, TrainerCallback
 from ..arguments import BaseTrainingArguments, save_config
 from ..data.tolerance import REJECTS, TolerantCollator, TolerantDataset
 from .faults import SIGNALS, begin_worker, explained, signals_noted, workers_ended
-from .saving import check_fits, remove_partial, save_checkpoint
+from .saving import broken_weight, check_fits, mend, remove_partial, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class SafeTrainer(Trainer):
     def _note_signal(self, number: int) -> None:
         self._signal = signal.Signals(number)
 
-    def run(self, checkpoint: str | None) -> None:
+    def run(self, checkpoint: str | None = None) -> None:
         """A whole run: its settings into the output folder, the training, the results; then all processes leave.
 
         Raises:
@@ -202,7 +202,7 @@ class SafeTrainer(Trainer):
         finite, step = math.isfinite(loss), self.state.global_step
         if not self.skips_losses or not training:
             if not finite:
-                raise FloatingPointError(f"step {step}: loss {loss} ({parts}) of samples {sample_ids}")
+                raise FloatingPointError(f"step {step}: loss {loss} ({parts}) of samples {sample_ids}{self._cause()}")
             return False
         if not self._sums(int(not finite))[0]:
             return False
@@ -216,6 +216,11 @@ class SafeTrainer(Trainer):
                 f"{self.skipped_file}"
             )
         return True
+
+    def _cause(self) -> str:
+        """Of a loss that is not finite: the weights, where they are the cause, and what to do."""
+        name = broken_weight(self.model)
+        return "" if name is None else f"; the weight {name} is not finite: {mend(self.state.global_step)}"
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

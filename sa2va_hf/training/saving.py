@@ -120,12 +120,24 @@ def _name_the_best(trainer: Trainer, final: Path) -> None:
 
 def _refuse_broken_weights(model: nn.Module, step: int) -> None:
     """A loss that is not finite is found a step after the weights were broken: they must not be saved in between."""
+    name = broken_weight(model, trained=True)
+    if name is not None:
+        raise FloatingPointError(f"step {step}: the weight {name} is not finite and was not saved; {mend(step)}")
+
+
+def broken_weight(model: nn.Module, trained: bool = False) -> str | None:
+    """The first weight with a value that is not finite, in this rank's part of the model. trained: of those alone."""
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not bool(torch.isfinite(_local(parameter)).all()):
-            raise FloatingPointError(
-                f"step {step}: the weight {name} is not finite and was not saved; resume from the last checkpoint "
-                "with a lower learning rate"
-            )
+        if (parameter.requires_grad or not trained) and not bool(torch.isfinite(_local(parameter)).all()):
+            return name
+    return None
+
+
+def mend(step: int) -> str:
+    """What to do about weights that are not finite after so many steps."""
+    if step == 0:
+        return "no step was made yet, so the model or checkpoint that the run starts from is broken: use another one"
+    return "resume from the last checkpoint with a lower learning rate"
 
 
 def _local(parameter: Tensor) -> Tensor:
@@ -138,8 +150,9 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def sync(folder: Path) -> None:
+def sync(folder: Path | str) -> None:
     """Wait until a folder, with all that is in it, is on the disk."""
+    folder = Path(folder)
     for path in [*_files(folder), *(path for path in folder.rglob("*") if path.is_dir()), folder]:
         _sync(path)
 
@@ -152,11 +165,12 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def rotate(newest: Path, limit: int | None, best: str | None) -> None:
+def rotate(newest: Path | str, limit: int | None, best: str | None) -> None:
     """Delete the oldest checkpoints beside `newest` until `limit` are left, never `newest` and `best`.
 
     Their steps say which is older: times on the disk say something else after a clock was set or a folder copied.
     """
+    newest = Path(newest)
     folders = _by_step(newest.parent)
     spare = [folder for folder in folders if folder != newest and folder != Path(best or newest)]
     for folder in spare[: max(len(folders) - limit, 0) if limit and limit > 0 else 0]:
@@ -197,8 +211,9 @@ def find_checkpoint(choice: str | None, training: TrainingArguments) -> str | No
     return found
 
 
-def newest_complete(output_dir: Path) -> str | None:
+def newest_complete(output_dir: Path | str) -> str | None:
     """The complete checkpoint of the highest step; skipped ones are named in the log."""
+    output_dir = Path(output_dir)
     for folder in reversed(_by_step(output_dir)):
         missing = problems(folder)
         if not missing:
@@ -207,8 +222,9 @@ def newest_complete(output_dir: Path) -> str | None:
     return None
 
 
-def problems(folder: Path) -> list[str]:
+def problems(folder: Path | str) -> list[str]:
     """What a checkpoint lacks, in words. Of one that another trainer wrote only the state is known to be needed."""
+    folder = Path(folder)
     if not (folder / STATE).is_file():
         return [f"no {STATE}"]
     if not (folder / NOTE).is_file():

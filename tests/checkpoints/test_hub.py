@@ -75,6 +75,25 @@ def test_an_exported_folder_is_complete(exported):
     assert set(state) == set(again) and all(torch.equal(state[name], again[name]) for name in state)
 
 
+@pytest.mark.parametrize(
+    ("present", "kept"),
+    [
+        ({}, {"do_sample": False}),
+        ({"max_new_tokens": 7, "do_sample": True}, {"max_new_tokens": 7, "do_sample": True}),
+        ({"eos_token_id": [3]}, {"eos_token_id": [3]}),
+    ],
+)
+def test_what_ends_an_answer_is_added_to_a_file_that_lacks_it(exported, tmp_path, present, kept):
+    for file in exported.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps(present))
+    hub_module._write_generation_config(tmp_path)
+    found = json.loads((tmp_path / "generation_config.json").read_text())
+    assert found["eos_token_id"] == present.get("eos_token_id", Sa2VAProcessor.from_pretrained(tmp_path).stop_ids)
+    assert {name: found.get(name) for name in kept} == kept
+
+
 @pytest.mark.parametrize("file", code_files(), ids=lambda file: file.name)
 def test_the_code_beside_the_weights_needs_few_packages(file):
     standard = set(sys.stdlib_module_names)

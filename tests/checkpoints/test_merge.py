@@ -42,7 +42,7 @@ def adapter(base_model, tmp_path_factory):
 
 def test_the_merged_model_says_what_the_unmerged_one_says(base_model, adapter, tmp_path):
     folder, live = adapter
-    merge(folder, tmp_path)
+    merge(str(folder), str(tmp_path))
     merged = Sa2VAForConditionalGeneration.from_pretrained(tmp_path)
     processor = Sa2VAProcessor.from_pretrained(tmp_path)
     assert not isinstance(merged, PeftModel)

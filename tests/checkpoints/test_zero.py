@@ -74,7 +74,7 @@ def test_a_shard_with_other_objects_is_not_unpickled(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
 def test_a_lora_runs_shards_give_the_live_models_logits(base, name, tmp_path):
     run = finished(base, name)
-    consolidate(run / "checkpoint-4", tmp_path / "adapter")
+    consolidate(str(run / "checkpoint-4"), str(tmp_path / "adapter"))
     merge(tmp_path / "adapter", tmp_path / "merged")
     said = logits(Sa2VAForConditionalGeneration.from_pretrained(tmp_path / "merged"), processor(tmp_path / "merged"))
     live = torch.load(run / "logits.pt")

@@ -198,8 +198,13 @@ def test_broken_weights_are_not_skipped_and_never_saved(model, tmp_path):
     trainer = build(output_dir=tmp_path, model=model, nonfinite_loss="skip", max_steps=2)
     with torch.no_grad():
         trainer.model.get_output_embeddings().weight.fill_(math.nan)
-    with pytest.raises(FloatingPointError, match="on any text, so the weights are not finite"):
+    with pytest.raises(FloatingPointError, match="on any text, so the weights are not finite; no step was made yet"):
         trainer.train()
+    with pytest.raises(
+        FloatingPointError, match="samples \\['a'\\]; the weight .*lm_head.* is not finite: no step was"
+    ):
+        trainer.skips_batch(math.nan, {}, ["a"], training=False)
+    assert "lower learning rate" not in saving.mend(0) and "lower learning rate" in saving.mend(1)
     with pytest.raises(FloatingPointError, match=r"step 0: the weight .*lm_head.* is not finite and was not saved"):
         trainer._save_checkpoint(trainer.model, None)
     assert not list(tmp_path.glob("*checkpoint-*"))

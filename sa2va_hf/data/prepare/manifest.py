@@ -83,12 +83,14 @@ class Manifest:
         left_out = f" ({len(self.rejects)} rejects, {self.excluded} excluded)" if self.rejects or self.excluded else ""
         return f"{self.source} {self.split}: {'; '.join(differing)}{left_out}. Is the download complete?"
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
+        folder = Path(folder)
         write_json(folder / NAME, asdict(self))
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest":
+    def load(cls, folder: Path | str) -> "Manifest":
         """ValueError when the folder has none or it is of another form."""
+        folder = Path(folder)
         return cls.from_dict(read_json(folder / NAME), folder / NAME)
 
     @classmethod

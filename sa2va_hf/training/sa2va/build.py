@@ -22,7 +22,7 @@ from ...data.dataset.mask_targets import MaskGrid
 from ...mixtures import MixtureEntry
 from ...model.frames import uniform_frames
 from ...model.processing_sa2va import Sa2VAProcessor
-from ..mixture import open_entry
+from ..mixture import entries_to_evaluate, open_entry
 from ..rejects import list_rejects
 from ..saving import find_checkpoint
 from .given import settle_metric
@@ -75,7 +75,7 @@ def build_trainer(
         name: build_dataset(entries, data, processor, seed, train=name == "train_data") if entries else None
         for name, entries in (
             ("train_data", [] if training.eval_only else data.train_entries),
-            ("eval_data", data.eval_entries),
+            ("eval_data", entries_to_evaluate(data.eval_entries, training)),
         )
     }
     list_rejects(training, datasets)

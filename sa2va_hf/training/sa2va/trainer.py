@@ -31,6 +31,7 @@ from ...model.processing_sa2va import Sa2VAProcessor
 from ..meter import Meter
 from ..progress import LossBar
 from ..safe_trainer import SafeTrainer
+from ..saving import mend
 from .flops import StepFlops
 from .given import as_dataset, default_collator, processor_of, refuse_undecided, settle_metric
 from .progress import COUNTS, batch_counts, logged, mask_counts
@@ -232,7 +233,7 @@ class Sa2VATrainer(SafeTrainer):
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"step {self.state.global_step}: the loss is {loss.item()} on any text, so the weights are not "
-                "finite; resume from the last checkpoint with a lower learning rate"
+                f"finite; {mend(self.state.global_step)}"
             )
         return loss * 0
 

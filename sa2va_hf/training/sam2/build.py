@@ -13,7 +13,7 @@ from ...data.clips.dataset import ClipDataset, ClipEntry
 from ...data.clips.transforms import Augmentation
 from ...data.clips.vos import VosClips
 from ...model.grounding import build_sam2
-from ..mixture import open_entry
+from ..mixture import entries_to_evaluate, open_entry
 from ..rejects import list_rejects
 from ..saving import find_checkpoint
 from .arguments import SAM2_ARGUMENTS, Sam2DataArguments, Sam2ModelArguments, Sam2TrainingArguments
@@ -93,7 +93,8 @@ def build_trainer(
     model = build_model(arguments, prompts, losses, training.seed)
     dataset = None if training.eval_only else build_dataset(data, augmentation, training, model.config.image_size)
     list_rejects(training, {"train_data": dataset})
-    clips = VosClips([open_entry(one) for one in data.eval_entries], data.eval_frames) if data.eval_entries else None
+    entries = entries_to_evaluate(data.eval_entries, training)
+    clips = VosClips([open_entry(one) for one in entries], data.eval_frames) if entries else None
     training.num_train_epochs *= data.phases_per_epoch
     return Sam2Trainer(
         model=model, args=training, train_dataset=dataset, eval_dataset=clips, phases=data.phases_per_epoch

@@ -7,7 +7,6 @@ resumed run.
 from __future__ import annotations
 
 import logging
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,11 +133,9 @@ class Sam2Trainer(SafeTrainer):
         with self.compute_loss_context_manager():
             outputs = model(**inputs, rng=rng, objects=self.objects)
         numbers = torch.stack([outputs.loss.detach(), *(getattr(outputs, name) for name in PARTS)]).tolist()
-        if not math.isfinite(numbers[0]):
-            parts = dict(zip(PARTS, numbers[1:], strict=True))
-            raise FloatingPointError(f"step {self.state.global_step}: loss {numbers[0]} ({parts}) of clips {names}")
-        counts = {"batches": 1, "objects": inputs["masks"].shape[1]}
-        self.meter.add(counts | dict(zip(PARTS, numbers[1:], strict=True)))
+        parts = dict(zip(PARTS, numbers[1:], strict=True))
+        self.skips_batch(numbers[0], parts, names, model.training)  # raises: SAM 2's runs skip nothing
+        self.meter.add({"batches": 1, "objects": inputs["masks"].shape[1]} | parts)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

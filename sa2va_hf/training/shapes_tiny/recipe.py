@@ -74,8 +74,9 @@ def make_model(
     return model, processor
 
 
-def run(recipe: dict[str, Any], output: Path) -> Path:
+def run(recipe: dict[str, Any], output: Path | str) -> Path:
     """Runs the stages that are not finished yet; returns the folder of the last one's model."""
+    output = Path(output)
     for stage in recipe["stages"]:
         if stage["lesson"] not in LESSONS:
             raise ValueError(
@@ -116,8 +117,9 @@ def save(model: Sa2VAForConditionalGeneration, processor: Sa2VAProcessor, folder
     unfinished.rename(folder)
 
 
-def install(folder: Path, target: Path = PACKAGED) -> Path:
+def install(folder: Path | str, target: Path | str = PACKAGED) -> Path:
     """The model in bfloat16 as package data, so that `from_pretrained("shapes-tiny")` finds it."""
+    folder, target = Path(folder), Path(target)
     model = Sa2VAForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     save(model.to(torch.bfloat16), Sa2VAProcessor.from_pretrained(folder), target)
     return target

@@ -1,4 +1,4 @@
-"""Ask a model about a picture or a clip and write what it answers and draws.
+"""Ask a model about an image or a video, and write its answer and its masks.
 
     python scripts/predict.py --model DIR --image FILE --text "Please segment the dog." --output DIR
 

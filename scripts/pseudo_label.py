@@ -1,4 +1,4 @@
-"""Masks for folders of parts (ROOT/handle/mug/0001.png) that have none, drawn by a model beside the pictures.
+"""Predict masks for folders of parts (ROOT/handle/mug/0001.png) that have none, and write them beside the images.
 
     python scripts/pseudo_label.py --model DIR --root ROOT
 

@@ -70,7 +70,7 @@ def draw_world(output: Path, smoke: bool) -> None:
 
 
 def read_own(folder: Path, output: Path, phrase: str | None) -> None:
-    """The user's own photos and masks, in any form that is known; without a validation split one in five is held out.
+    """Prepare the user's photos and masks; without a validation split, one photo in five is held out.
 
     Raises:
         ValueError: the folder has none of the forms, or a phrase is given for data that name their objects.
@@ -78,7 +78,10 @@ def read_own(folder: Path, output: Path, phrase: str | None) -> None:
     form = recognise(folder)
     print(f"    reading {folder} as `{form.source}`, told by {form.file}")
     if phrase and form.source != "png_masks":
-        raise ValueError(f"--phrase is for photos with mask pictures; the labels of {form.file} say what is what")
+        raise ValueError(
+            f"--phrase: expected photos with mask pictures, got `{form.source}`, whose labels name the objects: "
+            "remove it"
+        )
     for split in ("train", "val"):
         options = form.options(split, val_fraction=0.2) | ({"phrase": phrase} if phrase else {})
         made = prepare(form.source, folder, split, output / split, overwrite=True, skip_bad=True, options=options)
@@ -86,7 +89,7 @@ def read_own(folder: Path, output: Path, phrase: str | None) -> None:
 
 
 def tell_what_was_read(split: str, made: Manifest, folder: Path) -> None:
-    """The phrases that were found, to be confirmed, and what had to be skipped."""
+    """Print the phrases that were found, for the user to check, and the records that were skipped."""
     found = Counter(one["text"] for row in load_from_disk(str(folder))["expressions"] for one in row)
     phrases = listed(f"{text!r} ({count})" for text, count in found.most_common())
     print(f"    {split}: {made.samples} pictures, phrases {phrases}")
@@ -120,7 +123,7 @@ def launch(config: str, output: Path, *arguments: object) -> None:
 
 
 def learn_world(output: Path, model: str, smoke: bool, extra: list[str]) -> Path:
-    """LoRA on the drawn images, then one plain model folder."""
+    """Fine-tune with LoRA on the synthetic images, and merge the adapter into a model folder."""
     data = ["--train_data", output / "train", "--eval_data", output / "val", "--model_name_or_path", model]
     short = ["--max_steps", 4, "--eval_strategy", "no", "--load_best_model_at_end", "false"] if smoke else []
     launch("quickstart.yaml", output, *data, *short, *extra)
@@ -130,7 +133,7 @@ def learn_world(output: Path, model: str, smoke: bool, extra: list[str]) -> Path
 
 
 def learn_photos(output: Path, model: str, minutes: float, extra: list[str]) -> Path:
-    """Every part of the model on copies of a few photos, for so many minutes."""
+    """Train every part of the model on augmented copies of a few photos, for a number of minutes."""
     if model == BUNDLED:
         side = image_side(minutes, 128)
         model = str(enlarged(model, side, output / "start"))

@@ -136,7 +136,7 @@ def load_items(
     ValueError when the root or a file in it is missing, an option is unknown, no item is left, or two have one key.
     """
     if root is None and benchmark.needs_root:
-        raise ValueError("--root: this benchmark needs the folder of its data")
+        raise ValueError("--root: expected the folder of the benchmark's data, got none")
     if root is not None and not Path(root).is_dir():
         raise ValueError(f"--root {root}: expected an existing folder")
     given = dict(benchmark.options) | dict(options or {})

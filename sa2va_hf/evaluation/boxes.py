@@ -129,10 +129,10 @@ class GeneralizedBoxes:
     """
 
     def __init__(self) -> None:
-        self._rows: list[tuple[bool, bool, float]] = []  # nothing in truth, nothing said, F1
+        self._rows: list[tuple[bool, bool, float]] = []  # no target, no prediction, F1
 
     def add(self, boxes: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> None:
-        """Predicted boxes (n, 4) with their scores (n,), and the true ones (m, 4); m = 0: nothing is meant.
+        """Add predicted boxes (n, 4) with their scores (n,), and the true ones (m, 4); m = 0: there is no target.
 
         ValueError for other shapes.
         """

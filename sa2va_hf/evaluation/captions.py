@@ -131,7 +131,7 @@ def average_precision(pictures: Sequence[np.ndarray], threshold: float = AP_IOU)
     """COCO's AP at one IoU for detections without scores: IoUs (predicted, true) per image, in order; 0..1.
 
     Each detection in turn takes the free true mask it overlaps most; precision is made monotone and read at 101
-    recalls. 0 when nothing is there to be found.
+    recalls. 0 if there is no true mask.
     """
     hits, true = [], 0
     for ious in pictures:

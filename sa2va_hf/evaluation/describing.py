@@ -32,7 +32,7 @@ REGION_CLEANED += ("is", "shows", ":")
 
 
 class _Describing:
-    """Generates; there is nothing to teacher-force and no box to draw."""
+    """A task whose answer is generated text: the mode "teacher" and the baselines do not apply."""
 
     prompts: tuple[str, ...]
 
@@ -59,7 +59,7 @@ class GroundedCaption(_Describing):
         return self.with_likeness(items, answers, settings)
 
     def with_likeness(self, items: Sequence[Item], answers: list[Answer], settings: Settings) -> list[Answer]:
-        """Adds how alike said and true phrases are, where there is a `text_encoder`."""
+        """The answers with the similarity of predicted and reference phrases, if there is a `text_encoder`."""
         if settings.text_encoder is None:
             return answers
         embed = text_encoder(settings.text_encoder)
@@ -138,8 +138,10 @@ class RegionCaption(_Describing):
 
 
 class Choice(_Describing):
-    """V*Bench: the option that the model finds most likely as an answer, by mean cross-entropy per token; the first
-    one is right. The first of equally likely ones counts as chosen only if no other is as likely (no luck)."""
+    """V*Bench: the model chooses the option with the lowest mean cross-entropy per token; the first one is right.
+
+    If another option has the same cross-entropy as the first one, the answer counts as wrong.
+    """
 
     prompts = (CHOICE_PROMPT,)
 
@@ -163,7 +165,10 @@ class Choice(_Describing):
 
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
         if "losses" not in answer.more:
-            raise ValueError(f"expected in 'more' the 'losses' of the {len(item.more['options'])} options")
+            raise ValueError(
+                f"more: expected 'losses' with a value for each of the {len(item.more['options'])} options, got "
+                f"the keys {sorted(answer.more)}"
+            )
         first, *others = answer.more["losses"]
         return {"score": float(first < min(others)), "right": first < min(others)}
 
@@ -201,7 +206,7 @@ def clean_caption(text: str) -> str:
 
 
 def clean_region_caption(text: str) -> str:
-    """As released: words that lead up to the description are cut out, wherever they stand (even "is" in "this")."""
+    """The caption without introductory words; as in the released code, anywhere in the text (even "is" in "this")."""
     text = text.replace("\n", "")
     for words in REGION_CLEANED:
         text = text.replace(words, "")

@@ -45,8 +45,8 @@ class Settings:
 class Item:
     """One question about a sample.
 
-    key: unique within the benchmark. targets: objects (by index) that are meant. more: what a protocol needs beside.
-    right: what would be right to say, for people to read. draws: masks are asked for.
+    key: unique within the benchmark. targets: indices of the objects that the question refers to. more: further data
+    that a protocol needs. right: the reference text, for reports. draws: whether the answer has masks.
     """
 
     key: str
@@ -72,8 +72,11 @@ class Item:
 
 @dataclass
 class Answer:
-    """text: what was said. masks: RLE per object and frame, of what is scored (and what a submission holds).
-    more: further findings, as JSON. figures: what `score` makes of it; "score" is the one that sorts samples."""
+    """What the model answered.
+
+    text: the generated text. masks: an RLE per object and frame that is scored or submitted. more: further results, as
+    JSON. figures: what `score` returns; "score" orders the samples of a report.
+    """
 
     text: str
     masks: list[list[RLE]] = field(default_factory=list)
@@ -109,7 +112,7 @@ def encode_tracks(masks: np.ndarray) -> list[list[RLE]]:
 
 
 def cost(items: Sequence[Item]) -> int:
-    """Roughly how long a batch takes, for sharing the work: frames weigh more than text."""
+    """A relative estimate of a batch's time, by which the processes share the batches: frames count more than text."""
     frames = {item.media: item.sample.num_frames for item in items}
     return 100 * sum(frames.values()) + sum(len(item.question) for item in items)
 

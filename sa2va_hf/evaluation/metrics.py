@@ -102,7 +102,9 @@ class GeneralizedIoU:
     """
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, int, bool, bool]] = []  # intersection, union, nothing in truth, nothing said
+        self._rows: list[
+            tuple[int, int, bool, bool]
+        ] = []  # intersection, union, whether the target and the prediction are empty
 
     def add(self, prediction: np.ndarray, target: np.ndarray, says_nothing: bool | None = None) -> None:
         """One pair of bool masks (H, W)."""
@@ -110,7 +112,7 @@ class GeneralizedIoU:
         self.add_counts(*intersection_union(prediction, target), not target.any(), said)
 
     def add_counts(self, intersection: int, union: int, nothing: bool, said: bool) -> None:
-        """A pair whose pixels were counted elsewhere; is there nothing in truth, is nothing said."""
+        """Add a pair whose pixels were counted elsewhere. nothing: the target is empty. said: the prediction is."""
         self._rows.append((int(intersection), int(union), bool(nothing), bool(said)))
 
     def merge(self, other: GeneralizedIoU) -> None:

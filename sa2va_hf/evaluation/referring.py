@@ -122,7 +122,8 @@ class Referring:
         return found.pop(ALL) | ({"by_kind": found} if found else {})
 
     def _figures(self, group: Sequence[tuple[Item, dict]], every: bool) -> dict[str, Any]:
-        """Of some expressions, or of all (`every`), which a benchmark may sum up in its own way."""
+        """The figures of a group of expressions. every: the group is the whole benchmark, which may have its own
+        summary."""
         found: dict[str, Any] = {"expressions": len(group)} | percent(_emission(group))
         if pictures := [figures for _, figures in group if "counts" in figures]:
             found |= self._pictures(pictures)

@@ -262,8 +262,8 @@ def _check_questions(items: Sequence[Item], asked: Mapping[str, str | None], whe
     for item in items:
         if asked[item.key] != item.question:
             raise ValueError(
-                f"{where}: other questions were asked than the benchmark has now; the first is that of {item.key}: "
-                f"{asked[item.key]!r}, expected {item.question!r}. Were the data changed?"
+                f"{where}: its questions are not those of the benchmark; the first is {item.key}: expected "
+                f"{item.question!r}, got {asked[item.key]!r}; use the data that the predictions were made with"
             )
 
 
@@ -284,7 +284,7 @@ def _begin(files: Files, recipe: dict[str, Any], main: bool) -> dict[str, Answer
     if known and (before := json.loads(note.read_text(encoding="utf-8"))) != recipe:
         different = sorted(key for key in before.keys() | recipe.keys() if before.get(key) != recipe.get(key))
         raise ValueError(
-            f"{files.parts} is of another run ({', '.join(different)} differ): remove it or write elsewhere"
+            f"{files.parts} is of another run ({', '.join(different)} differ): remove it, or choose another --output"
         )
     files.parts.mkdir(parents=True, exist_ok=True)
     if main:

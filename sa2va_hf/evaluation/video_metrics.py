@@ -36,10 +36,14 @@ def region_similarity(predictions: np.ndarray, targets: np.ndarray, void: np.nda
 def boundary_accuracy(
     predictions: np.ndarray, targets: np.ndarray, void: np.ndarray | None = None, bound: float = BOUNDARY_BOUND
 ) -> np.ndarray:
-    """F: how well the outlines agree, bool (..., H, W) -> float64 (...).
+    """F: the agreement of two outlines, bool (..., H, W) -> float64 (...).
 
-    Precision: the share of the predicted outline within `bound` (of the diagonal; at least 1: in pixels) of the
-    target's; recall: the other way round; F their harmonic mean. Without any outline on both sides F is 1, on one 0.
+    Precision is the share of the predicted outline that lies within `bound` of the target's outline; recall is the
+    share of the target's outline that lies within `bound` of the predicted one. F is their harmonic mean: 1 if neither
+    mask has an outline, 0 if only one of them has.
+
+    Args:
+        bound: a share of the image's diagonal, or pixels if it is 1 or more.
     """
     predictions, targets = checked(predictions, targets)
     void = None if void is None else np.broadcast_to(void, targets.shape)
@@ -55,7 +59,7 @@ def frame_scores(prediction: np.ndarray, target: np.ndarray, void: np.ndarray | 
 
 
 def clip_scores(frames: Iterable[tuple[np.ndarray, np.ndarray]]) -> Scores:
-    """J and F of the (prediction, target) masks of a clip, or of several; each is asked for once and let go."""
+    """J and F of the (prediction, target) masks of a clip, or of several; each pair is read once and not kept."""
     found = [frame_scores(prediction, target) for prediction, target in frames]
     return Scores(*np.array(found, dtype=np.float64).reshape(-1, 2).T)
 

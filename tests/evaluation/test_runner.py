@@ -286,7 +286,7 @@ def test_one_process_two_and_a_killed_one_write_the_same_files(tmp_path):
     ("arguments", "message"),
     [
         (["--benchmark", "refcoco"], "expected one of refcoco_val, refcoco_testA, refcoco_testB"),
-        (["--benchmark", "refcoco_val"], "--root: this benchmark needs the folder of its data"),
+        (["--benchmark", "refcoco_val"], "--root: expected the folder of the benchmark's data, got none"),
         (["--benchmark", "refcoco_val", "--root", "/nowhere"], "--root /nowhere: expected an existing folder"),
         (["--benchmark", "shapes", "--option", "count"], "--option expects KEY=VALUE"),
         (["--benchmark", "shapes", "--option", "count=["], "--option count=["),

@@ -104,5 +104,5 @@ def test_the_export_of_a_tool_is_read_and_the_phrases_are_shown(tmp_path, capsys
     assert "as `coco_json`, told by annotations/instances_default.json" in shown
     assert "train: 4 pictures, phrases 'dog' (4)" in shown and "val: 1 pictures, phrases 'dog' (1)" in shown
     assert "so 'cat' is not asked for in this picture" in shown
-    with pytest.raises(ValueError, match="--phrase is for photos with mask pictures"):
+    with pytest.raises(ValueError, match="--phrase: expected photos with mask pictures"):
         read_own(mine, tmp_path / "out", "the dog")

@@ -14,24 +14,15 @@ checkpoint and status 0. Which engine when, faults, SLURM: docs/training.md
 Afterwards: scripts/merge_lora.py --checkpoint OUTPUT_DIR --output MODEL_DIR
 """
 
-import sys
 from collections.abc import Sequence
 
-from sa2va_hf.argument_help import SA2VA, asks_for_help, help_text
-from sa2va_hf.command_line import mistakes
+from sa2va_hf.argument_help import SA2VA
+from sa2va_hf.commands.training import train
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command with `argv`; default: the arguments of the process."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if asks_for_help(argv):
-        print(help_text(__doc__, SA2VA))
-        return
-    with mistakes():
-        from sa2va_hf.training.sa2va.build import build
-
-        trainer, checkpoint = build(argv)
-        trainer.run(checkpoint)
+    train(argv, __doc__, SA2VA, "sa2va_hf.training.sa2va.build")
 
 
 if __name__ == "__main__":

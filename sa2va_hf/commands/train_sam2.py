@@ -14,24 +14,15 @@ Resume after an interruption: --resume_from_checkpoint auto
 Afterwards, for the `sam2` package: scripts/convert_checkpoint.py --source OUTPUT_DIR --output DIR --to sam2
 """
 
-import sys
 from collections.abc import Sequence
 
-from sa2va_hf.argument_help import SAM2, asks_for_help, help_text
-from sa2va_hf.command_line import mistakes
+from sa2va_hf.argument_help import SAM2
+from sa2va_hf.commands.training import train
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command with `argv`; default: the arguments of the process."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if asks_for_help(argv):
-        print(help_text(__doc__, SAM2))
-        return
-    with mistakes():
-        from sa2va_hf.training.sam2.build import build
-
-        trainer, checkpoint = build(argv)
-        trainer.run(checkpoint)
+    train(argv, __doc__, SAM2, "sa2va_hf.training.sam2.build")
 
 
 if __name__ == "__main__":

@@ -190,7 +190,26 @@ class SafeTrainer(Trainer):
             self._rejects.append({"step": self.state.global_step} | reject)
         return super()._prepare_inputs(inputs) if inputs else {}  # of a micro-batch no sample may be left
 
-    # ---- losses that are not finite ----
+    # ---- losses ----
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The model's own loss.
+
+        Raises:
+            FloatingPointError: naming the samples, when it is not finite.
+        """
+        loss, outputs = self.loss_and_outputs(model, dict(inputs))
+        return (loss, outputs) if return_outputs else loss
+
+    def loss_and_outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        """The loss of a micro-batch, counted in the meter, and what the model returned. Each trainer has its own."""
+        raise NotImplementedError
+
     def skips_batch(
         self, loss: float, parts: dict[str, float], sample_ids: list[str] | None, training: bool = True
     ) -> bool:

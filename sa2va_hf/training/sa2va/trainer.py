@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import ProgressCallback, TrainerCallback
+from transformers import ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_model_param_count
 
 from ...arguments import Sa2VATrainingArguments
@@ -175,23 +175,12 @@ class Sa2VATrainer(SafeTrainer):
     def _unwrapped(self) -> nn.Module:
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """The model's own loss.
-
-        Raises:
-            FloatingPointError: naming the samples, when it is not finite.
-        """
+    def loss_and_outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         if not inputs:
-            return self._loss_of_nothing(model)
-        inputs = dict(inputs) | {"return_logits": False}  # they are not used
+            return self._loss_of_nothing(model), None
+        inputs["return_logits"] = False  # they are not used
         sample_ids = inputs.pop("sample_ids", None)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        loss, outputs = Trainer.compute_loss(self, model, inputs, return_outputs=True)
         parts = {name: getattr(outputs, name) for name in PARTS}
         if model.training and self.args.loss_normalization == "global":
             loss = self._normalized(parts, inputs)
@@ -203,7 +192,7 @@ class Sa2VATrainer(SafeTrainer):
         parts = dict(zip(parts, values, strict=True))
         if self.skips_batch(value, parts, sample_ids, model.training):
             del loss, outputs
-            return self._no_loss(model)
+            return self._no_loss(model), None
         if model.training:
             masks = sum(objects * frames for objects, frames in mask_counts(inputs))
             samples = len(inputs["input_ids"]) if sample_ids is None else len(sample_ids)
@@ -212,7 +201,7 @@ class Sa2VATrainer(SafeTrainer):
             if self.args.count_flops:
                 self.step_flops = self.step_flops or StepFlops(self._unwrapped())
                 self.meter.add({"flops": self.step_flops.count(inputs)})
-        return (loss, outputs) if return_outputs else loss
+        return loss, outputs
 
     def _loss_of_nothing(self, model: nn.Module) -> Tensor:
         """The loss, 0, of a micro-batch without a sample that could be read; all ranks make the same collective calls

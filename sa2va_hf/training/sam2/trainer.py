@@ -114,19 +114,7 @@ class Sam2Trainer(SafeTrainer):
         self.lr_scheduler.apply()
 
     # ---- loss ----
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """The model's own loss.
-
-        Raises:
-            FloatingPointError: naming the clips, when it is not finite.
-        """
-        inputs = dict(inputs)
+    def loss_and_outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         names = inputs.pop("sample_ids")
         rng = np.random.default_rng((PROMPTS, self.args.seed, self.state.global_step, self.micro))
         self.micro += 1
@@ -136,7 +124,7 @@ class Sam2Trainer(SafeTrainer):
         parts = dict(zip(PARTS, numbers[1:], strict=True))
         self.skips_batch(numbers[0], parts, names, model.training)  # raises: SAM 2's runs skip nothing
         self.meter.add({"batches": 1, "objects": inputs["masks"].shape[1]} | parts)
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+        return outputs.loss, outputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # a training log, written by all ranks at the same step

@@ -53,7 +53,11 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["sa2va_hf", "sa2va_hf.*"]),
     package_data={
-        "sa2va_hf": ["py.typed", *(f"pretrained/**/*.{kind}" for kind in ("safetensors", "json", "jinja", "txt"))]
+        "sa2va_hf": [
+            "py.typed",
+            "integrations/fiftyone/manifest.json",
+            *(f"pretrained/**/*.{kind}" for kind in ("safetensors", "json", "jinja", "txt")),
+        ]
     },
     python_requires=">=3.11",
     entry_points={"console_scripts": ["sa2va = sa2va_hf.commands:main"]},

@@ -71,6 +71,21 @@ def overlay(
     return picture
 
 
+def outline(picture: Image.Image, mask: np.ndarray, label: str) -> None:
+    """Draws the mask's edge in white and black, which contrasts with any image, and its label, in place.
+
+    Args:
+        mask: bool (H, W), of the picture's size; nothing is drawn where it is empty.
+    """
+    if not mask.any():
+        return
+    width, pixels = 2 * _line_width(picture.size), np.array(picture)
+    rim, inner = _inside(mask, width), _inside(mask, 2 * width)
+    pixels[mask & ~rim], pixels[rim & ~inner] = PAPER, 0
+    picture.paste(Image.fromarray(pixels))
+    _label(ImageDraw.Draw(picture), label, None, mask, PAPER, picture.size, [])
+
+
 def _tint(pixels: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], number: int) -> None:
     """Blends colour and hatching into the pixels of the mask and draws its outline in two tones, in place."""
     mask = np.asarray(mask, bool)

@@ -153,6 +153,8 @@ class Sa2VAPredictor:
         answers = self.model.answer(self.processor, inputs, max_new_tokens=max_new_tokens, **generation)
         texts, states = [answer.text for answer in answers], [answer.states for answer in answers]
         predictions = self._predict(requests, texts, states, video_mode, max_objects)
+        for prediction, answer in zip(predictions, answers, strict=True):
+            prediction.prompt_tokens = answer.prompt_tokens
         return predictions if isinstance(text, list) else predictions[0]
 
     @torch.no_grad()

@@ -45,6 +45,7 @@ class Prediction:
         history: give it with the next question.
         mask_logits: float32 (objects, frames, h, w) at a quarter of SAM 2's input side.
         problems: what could not be read of boxes in the text, one line each (`Sa2VAPredictor.locate`).
+        prompt_tokens: tokens that the LLM read before its answer, with those of the images; None of a given answer.
     """
 
     text: str
@@ -54,6 +55,7 @@ class Prediction:
     history: History
     mask_logits: np.ndarray
     problems: tuple[str, ...] = ()
+    prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.packed, np.ndarray):

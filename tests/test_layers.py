@@ -105,7 +105,8 @@ MAY_IMPORT = {
     "vos_inference": {"components", "model", "data", "masks"},
     "locating": {"boxes", "model", "prediction"},
     "search": {"boxes", "components", "inference", "drawing", "model.visuals"},
-    "serving": {"inference", "masks", "drawing", "model.configuration_sa2va"},
+    "serving": {"inference", "prediction", "masks", "drawing", "model.configuration_sa2va"},
+    "integrations": {"inference", "model.configuration_sa2va"},
 }
 
 

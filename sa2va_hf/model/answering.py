@@ -29,11 +29,13 @@ PICTURES_AT_ONCE = 8  # that go through SAM 2 together on a GPU; on a CPU one by
 
 @dataclass
 class Answer:
-    """`text` without and `raw_text` with the stop word; `states` (num_seg, D), the hidden states of its [SEG]."""
+    """`text` without and `raw_text` with the stop word; `states` (num_seg, D), the hidden states of its [SEG];
+    `prompt_tokens`: how many the LLM read before it, with those of the images."""
 
     text: str
     raw_text: str
     states: Tensor
+    prompt_tokens: int = 0
 
 
 @dataclass
@@ -109,7 +111,8 @@ class AnsweringMixin:
             states = [steps[0][:0]] * len(ids)
         raws = [_decode(processor, _cut(row, stops, keep=True)) for row in generated.tolist()]
         texts = [_without_stop(_decode(processor, row), processor.stop_strings) for row in ids]
-        return [Answer(text, raw, state) for text, raw, state in zip(texts, raws, states, strict=True)]
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        return [Answer(*fields) for fields in zip(texts, raws, states, lengths, strict=True)]
 
     @torch.no_grad()
     def seg_states(self, inputs: dict[str, Tensor], counts: list[int]) -> list[Tensor]:

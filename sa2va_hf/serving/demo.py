@@ -1,4 +1,4 @@
-"""The demo's page: upload an image or a video, mark regions, ask, see masks. Every user has a `Talk` of their own."""
+"""The demo's page: upload an image or a video, draw regions, ask, see masks. Every user has a `Talk` of their own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import gradio as gr
 
 from sa2va_hf.serving.batching import Batcher, Event
 from sa2va_hf.serving.limits import Refused
+from sa2va_hf.serving.media import EncodedImage
+from sa2va_hf.serving.pen import BOX, BRUSH, JAVASCRIPT, Stroke
 from sa2va_hf.serving.session import Answer, make_question
 from sa2va_hf.serving.talk import Talk
 
@@ -23,9 +25,15 @@ CSS = """
 .talk .user { background: var(--background-fill-secondary); margin-left: auto; }
 .talk .model { border: 1px solid var(--border-color-primary); }
 .talk .object { padding: .05em .4em; margin: 0 .1em; border-radius: .3em; font-weight: 600; }
+.talk .past .object { background: none !important; color: inherit !important; outline: 1px dashed currentcolor; }
+#view img { max-height: 65vh; object-fit: contain; -webkit-user-select: none; user-select: none; }
 .talk .note { color: var(--body-text-color-subdued); font-style: italic; }
 """
-HINT = "Upload an image or a video, then ask. For a region, click two corners of a box on the image: it is region1."
+HINT = (
+    "Upload an image or a video and ask about it: the objects of the answer are drawn on it. "
+    "To ask about a part of an image, draw a box or brush over it; a question can then name it *region1*, "
+    "the next one *region2*."
+)
 SECONDS = 3600  # after which an idle user's conversation and files are deleted
 
 
@@ -37,13 +45,20 @@ def create_demo(batcher: Batcher, name: str, examples: Sequence[Sequence[str]] =
         gr.Markdown(f"## {name}\n{HINT}")
         with gr.Row():
             with gr.Column():
-                file = gr.File(label="Image or video", type="filepath", height=90, elem_id="file")
-                view = gr.Image(label="Masks", format="png", interactive=False, elem_id="view", buttons=["fullscreen"])
+                file = gr.File(label="Image or video", type="filepath", height=120, elem_id="file")
+                view = gr.Image(
+                    label="Masks of the last answer", format="png", interactive=False, elem_id="view",
+                    buttons=["fullscreen"],
+                )  # fmt: skip
                 frame = gr.Slider(0, 1, 0, step=1, label="Frame", visible=False, elem_id="frame")
+                with gr.Row(visible=False, elem_id="tools") as tools:
+                    gr.Radio([BOX, BRUSH], value=BOX, label="Draw a region with", elem_id="tool", min_width=250)
+                    gr.Slider(1, 20, 5, step=1, label="Width of the brush (%)", elem_id="width", min_width=250)
                 with gr.Row():
-                    unmark = gr.Button("Remove regions", elem_id="unmark")
-                    download = gr.Button("Download", interactive=False, elem_id="download")
-                    archive = gr.DownloadButton(visible="hidden", elem_id="archive")
+                    unmark = gr.Button("Remove regions", visible=False, elem_id="unmark")
+                    download = gr.Button("Download the answer", interactive=False, elem_id="download")
+                pen = gr.HTML(js_on_load=JAVASCRIPT, visible="hidden")
+                archive = gr.DownloadButton(visible="hidden", elem_id="archive")
             with gr.Column():
                 conversation = gr.HTML(Talk().html(), elem_id="conversation")
                 text = gr.Textbox(label="Question", placeholder="Please segment ...", elem_id="question")
@@ -52,10 +67,10 @@ def create_demo(batcher: Batcher, name: str, examples: Sequence[Sequence[str]] =
                     again = gr.Button("New conversation", elem_id="again")
         if examples:
             gr.Examples([list(example) for example in examples], [file, text], label="Examples")
-        shown = [talk, view, frame, conversation, download]
+        shown = [talk, view, frame, tools, unmark, conversation, download]
         quiet = {"show_progress": "hidden", "api_visibility": "private"}
         file.change(page.load, [file], shown, **quiet)
-        view.select(page.mark, [talk, frame], [talk, view], **quiet)
+        pen.submit(page.draw, [talk, frame], [talk, view, conversation], **quiet)
         unmark.click(page.unmark, [talk, frame], [talk, view], **quiet)
         again.click(page.load, [file], shown, **quiet)
         download.click(page.archive, [talk], [archive], show_progress="minimal", api_visibility="private").then(
@@ -82,12 +97,16 @@ class Page:
         except Refused as refused:
             return self._shown(Talk(), note=refused.message)
 
-    def mark(self, talk: Talk, frame: int, event: gr.SelectData) -> tuple[Any, ...]:
-        talk = talk.click(*event.index)
-        return talk, talk.show(frame)
+    def draw(self, talk: Talk, frame: int, event: gr.EventData) -> tuple[Any, ...]:
+        """A region was drawn: the image with it, or why it is none."""
+        try:
+            talk = talk.draw(Stroke.read({name: getattr(event, name, None) for name in ("tool", "points", "width")}))
+            return talk, talk.show(frame), talk.html()
+        except Refused as refused:
+            return talk, gr.skip(), talk.html(note=refused.message)
 
     def unmark(self, talk: Talk, frame: int) -> tuple[Any, ...]:
-        talk = replace(talk, regions=(), corner=None)
+        talk = replace(talk, regions=())
         return talk, talk.show(frame)
 
     def archive(self, talk: Talk) -> str:
@@ -103,7 +122,7 @@ class Page:
 
     def ask(self, talk: Talk, text: str, frame: int) -> Iterator[tuple[Any, ...]]:
         """Yields the page while the answer is written; the masks come at the end."""
-        same, said = (gr.skip(),) * 3, ""
+        same, said = (gr.skip(),) * 5, ""
         if not text.strip():
             yield (*same, talk.html(note="Write a question first."), gr.skip(), gr.skip())
             return
@@ -152,7 +171,9 @@ class Page:
     @staticmethod
     def _shown(talk: Talk, frame: int = 0, note: str = "") -> tuple[Any, ...]:
         slider = gr.Slider(maximum=max(1, talk.frames - 1), value=frame, visible=talk.frames > 1)
-        return talk, talk.show(frame), slider, talk.html(note=note), gr.Button(interactive=bool(talk.turns))
+        is_image, download = isinstance(talk.visual, EncodedImage), gr.Button(interactive=bool(talk.turns))
+        regions = gr.Row(visible=is_image), gr.Button(visible=is_image)
+        return talk, talk.show(frame), slider, *regions, talk.html(note=note), download
 
 
 def launch(demo: gr.Blocks, host: str, port: int | None, max_file_size: int, **options: Any) -> Any:

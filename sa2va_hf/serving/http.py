@@ -303,9 +303,14 @@ def _head(name: str, kind: str) -> dict[str, Any]:
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": name}
 
 
-def _usage(answer: Answer) -> dict[str, int | None]:
-    """The tokens of the answer; those of the prompt are not counted."""
-    return {"prompt_tokens": None, "completion_tokens": answer.tokens, "total_tokens": None}
+def _usage(answer: Answer) -> dict[str, int]:
+    """Tokens of the prompt, with those of images and earlier turns, and of the answer, without its end."""
+    prompt = answer.prediction.prompt_tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": answer.tokens,
+        "total_tokens": prompt + answer.tokens,
+    }
 
 
 # -------------------------------------------------------------------- metrics

@@ -6,6 +6,7 @@ import copy
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from sa2va_hf.serving.limits import Limits, Refused
 IMAGES = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}  # by their first bytes; the rest: form_of
 IMAGE_FORMS, VIDEO_FORMS = ("PNG", "JPEG", "WEBP"), ("mp4", "matroska", "avi", "gif")
 SCANS = 100  # of a progressive JPEG; encoders write about ten, and a decoder walks over all pixels for each
+RATE, MAX_RATE = Fraction(10), 240  # frames per second: of a container without a usable one, and of one that is
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: the values that exchange width and height
 
 
@@ -44,6 +46,7 @@ class VideoFrames(Sequence[Image.Image]):
 
     def __init__(self, data: bytes, form: str, limits: Limits) -> None:
         self._data, self._form, self._max_pixels = data, form, limits.max_pixels
+        self.rate = RATE
         self._count = self._count_packets(limits)
         self._frames, self._next = self._decode(), 0
         self.size = self[0].size
@@ -84,6 +87,8 @@ class VideoFrames(Sequence[Image.Image]):
                     raise _unreadable("it has no video stream")
                 stream = container.streams.video[0]
                 limits.check_pixels(stream.codec_context.width, stream.codec_context.height, "a frame of the video")
+                if stream.average_rate and stream.average_rate <= MAX_RATE:
+                    self.rate = stream.average_rate
                 count = 0
                 for packet in container.demux(stream):
                     count += packet.size > 0
@@ -119,6 +124,11 @@ class Video:
     @property
     def frames(self) -> int:
         return len(self.clip)
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames per second."""
+        return self.clip.rate
 
     def open(self) -> VideoFrames:
         return self.clip.again()

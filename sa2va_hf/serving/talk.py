@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from sa2va_hf.drawing import COLOURS, overlay, second_tone
 from sa2va_hf.masks import decode
+from sa2va_hf.prediction import write_clip
 from sa2va_hf.serving.limits import Limits
 from sa2va_hf.serving.media import IMAGE_FORMS, Region, Video, Visual, form_of, read_image, read_video
+from sa2va_hf.serving.pen import Stroke, draw_regions
 from sa2va_hf.serving.session import PARTS, SEG_TOKEN, Answer, masks_json, phrases_of
 
 SHOWN = 640  # pixels that the longer side of a small image is enlarged to, so that labels and outlines are fine
@@ -27,13 +29,12 @@ class Talk:
     """Immutable, so that two events of one user cannot mix.
 
     Args:
-        visual: an uploaded image or video. corner: the first click of a box that has no second yet, in pixels.
+        visual: an uploaded image or video. regions: region1, region2, ... of an image.
         turns: (question, answer) pairs. masks: of the last answer, as `masks_json` writes them.
     """
 
     visual: Visual | None = None
     regions: tuple[Region, ...] = ()
-    corner: tuple[float, float] | None = None
     turns: tuple[tuple[str, str], ...] = ()
     masks: tuple[dict[str, Any], ...] = ()
 
@@ -47,40 +48,25 @@ class Talk:
     def frames(self) -> int:
         return self.visual.frames if self.visual else 0
 
-    def click(self, x: float, y: float) -> Talk:
-        """A click on the shown image, in its pixels: the second one completes a box."""
+    def draw(self, stroke: Stroke) -> Talk:
+        """With what was drawn on the image as a region; on a video nothing changes."""
         if self.visual is None or isinstance(self.visual, Video):
             return self
-        scale = _scale(self.visual.size)
-        x, y = x / scale, y / scale
-        if self.corner is None:
-            return replace(self, corner=(x, y))
-        box = (*map(min, self.corner, (x, y)), *(max(a, b) + 1 for a, b in zip(self.corner, (x, y), strict=True)))
-        return replace(self, corner=None, regions=(*self.regions, Region(box=box)))
+        return replace(self, regions=stroke.add(self.regions, self.visual.size))
 
     def answered(self, question: str, answer: Answer) -> Talk:
         masks = tuple(masks_json(answer.prediction))
         return replace(self, turns=(*self.turns, (question, answer.text)), masks=masks)
 
     def show(self, frame: int = 0) -> Image.Image | None:
-        """The image or a frame, with the masks of the last answer and the region boxes."""
+        """The image or a frame, with the masks of the last answer and the regions."""
         if self.visual is None:
             return None
         opened = self.visual.open()
         image = opened[min(frame, len(opened) - 1)] if isinstance(self.visual, Video) else opened
         scale = _scale(image.size)
         drawn = self._overlay(image.resize((image.width * scale, image.height * scale)), frame, scale)
-        pen, width = ImageDraw.Draw(drawn), max(2, max(drawn.size) // 300)
-        for number, region in enumerate(self.regions, start=1):
-            box = [value * scale for value in region.box]
-            pen.rectangle(box, outline=(255, 255, 255), width=3 * width)
-            pen.rectangle([box[0] + width, box[1] + width, box[2] - width, box[3] - width], outline=0, width=width)
-            pen.text((box[0] + 4 * width, box[1] + 3 * width), f"region{number}", 0, font_size=18, stroke_width=3,
-                     stroke_fill=(255, 255, 255))  # fmt: skip
-        if self.corner is not None:
-            x, y = (value * scale for value in self.corner)
-            for extent, colour in ((12, (255, 255, 255)), (8, (0, 0, 0))):
-                pen.ellipse((x - extent, y - extent, x + extent, y + extent), outline=colour, width=4)
+        draw_regions(drawn, self.regions, self.visual.size, scale)
         return drawn
 
     def _overlay(self, image: Image.Image, frame: int, scale: int = 1) -> Image.Image:
@@ -93,7 +79,8 @@ class Talk:
         return overlay(image, masks, labels=labels)
 
     def archive(self, folder: Path) -> str:
-        """Path of a new zip in `folder`: the conversation, and the last answer's masks (JSON and PNG) and overlays."""
+        """Path of a new zip in `folder`: the conversation, and the last answer's masks (JSON and PNG) and what they
+        look like on the image (overlay.png) or the video (overlay.mp4)."""
         with tempfile.NamedTemporaryFile(dir=folder, prefix="sa2va-", suffix=".zip", delete=False) as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
                 turns = [{"question": question, "answer": answer} for question, answer in self.turns]
@@ -101,19 +88,25 @@ class Talk:
                 for entry in self.masks:
                     name = f"masks/object{entry['index'] + 1}_frame{entry['frame']:05d}.png"
                     _write_png(archive, name, Image.fromarray(decode(entry["rle"]).astype(np.uint8) * 255))
-                if self.visual is not None:
-                    opened = self.visual.open()
-                    for frame, image in enumerate(opened if isinstance(self.visual, Video) else [opened]):
-                        _write_png(archive, f"overlay/{frame:05d}.png", self._overlay(image, frame))
+                if isinstance(self.visual, Video):
+                    with tempfile.NamedTemporaryFile(dir=folder, suffix=".mp4") as video:
+                        frames = (self._overlay(image, frame) for frame, image in enumerate(self.visual.open()))
+                        write_clip(frames, Path(video.name), self.visual.rate)
+                        archive.write(video.name, "overlay.mp4")
+                elif self.visual is not None:
+                    _write_png(archive, "overlay.png", self._overlay(self.visual.open(), 0))
         return file.name
 
     def html(self, question: str | None = None, answer: str = "", note: str = "") -> str:
         """The conversation, and the turn that is under way. All text of users and models is escaped."""
         turns = [*self.turns, *([(question, answer)] if question is not None else [])]
         rows = []
-        for asked, said in turns:
+        for number, (asked, said) in enumerate(turns, start=1):
+            age = (
+                "last" if number == len(self.turns) else "past"
+            )  # the masks on the image are those of the last answer
             rows.append(f'<div class="turn user">{html.escape(asked)}</div>')
-            rows.append(f'<div class="turn model">{answer_html(said)}</div>')
+            rows.append(f'<div class="turn model {age}">{answer_html(said)}</div>')
         if note:
             rows.append(f'<div class="note">{html.escape(note)}</div>')
         return f'<div class="talk">{"".join(rows)}</div>'

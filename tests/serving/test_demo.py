@@ -3,11 +3,13 @@
 Run: pytest tests/serving/test_demo.py; SA2VA_SCREENSHOTS=FOLDER keeps what the browser shows.
 """
 
+import io
 import os
 import time
 import zipfile
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from browser import chromium
@@ -18,6 +20,7 @@ from sa2va_hf.drawing import COLOURS
 from sa2va_hf.masks import decode
 from sa2va_hf.serving.batching import Batcher
 from sa2va_hf.serving.limits import Limits, Refused
+from sa2va_hf.serving.pen import Stroke
 from sa2va_hf.serving.talk import Talk, answer_html
 
 pytest.importorskip("gradio", reason="needs the extra `demo`")
@@ -63,27 +66,71 @@ def test_phrases_have_the_colour_of_their_mask_and_text_is_escaped():
 
 def test_a_conversation_goes_through_the_page(batcher, files, tmp_path):
     page = Page(batcher)
-    talk, view, slider, conversation, download = page.load(str(files / "clip.gif"))
+    talk, view, slider, tools, _, conversation, download = page.load(str(files / "clip.gif"))
     assert talk.frames == 6 and view.size == (640, 640) and slider.visible and not download.interactive
+    assert not tools.visible and page.load(str(files / "shapes.png"))[3].visible, "regions are of images"
     updates = list(page.ask(talk, QUESTION, 0))
     assert len(updates) > 3
     talk, *_ = updates[-1]
     ((question, answer),) = talk.turns
     assert question == QUESTION and len(talk.masks) == 6 * answer.count("[SEG]")
     with zipfile.ZipFile(talk.archive(tmp_path)) as archive:
-        names = archive.namelist()
-    assert "answer.json" in names and sum(name.startswith("overlay/") for name in names) == 6
+        with av.open(io.BytesIO(archive.read("overlay.mp4"))) as video:
+            assert video.streams.video[0].average_rate == talk.visual.rate
+            shown = [frame.to_image() for frame in video.decode(video=0)]
+        assert "answer.json" in archive.namelist()
+    assert [frame.size for frame in shown] == [(128, 128)] * 6
+    for index, frame in enumerate(shown):
+        wanted = np.asarray(talk._overlay(talk.visual.open()[index], index), float)
+        assert np.abs(np.asarray(frame, float) - wanted).mean() < 12, "the masks are drawn on the frames"
     (talk, *_) = list(page.ask(talk, "And the blue one?", 0))[-1]
     assert len(talk.turns) == 2
 
 
-def test_two_clicks_are_a_region_of_the_image(files):
+def drawn(talk: Talk, tool: str, *points: tuple[float, float], width: float = 0.05) -> Talk:
+    return talk.draw(Stroke.read({"tool": tool, "points": [list(point) for point in points], "width": width}))
+
+
+def test_a_box_is_a_region_of_the_image(files):
     talk = Talk.about((files / "shapes.png").read_bytes(), LIMITS)
-    talk = talk.click(320.0, 300.0).click(80.0, 100.0)  # shown five times enlarged, the corners in any order
-    (region,) = talk.regions
-    assert region.box == (16, 20, 65, 61) and talk.corner is None
-    assert talk.show().size == (640, 640)
-    assert Talk.about((files / "clip.gif").read_bytes(), LIMITS).click(9, 9).corner is None
+    found = drawn(talk, "Box", (0.5, 0.4), (0.9, 0.9), (0.125, 0.25))  # the corners in any order
+    (region,) = found.regions
+    assert region.box == (16, 32, 64, 51.2) and region.mask((128, 128)).sum() == 48 * 19
+    assert found.show().size == (640, 640) and found.show() != talk.show()
+    assert drawn(talk, "Box", (0.5, 0.5)).regions == (), "a click is no box"
+    clip = Talk.about((files / "clip.gif").read_bytes(), LIMITS)
+    assert drawn(clip, "Box", (0.1, 0.1), (0.9, 0.9)).regions == ()
+
+
+def test_strokes_of_the_brush_that_touch_are_one_region(files):
+    talk = Talk.about((files / "shapes.png").read_bytes(), LIMITS)
+    talk = drawn(talk, "Brush", (0.25, 0.5), (0.75, 0.5), width=0.1)
+    mask = talk.regions[0].mask((128, 128))
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    assert abs(len(rows) - 13) <= 2 and abs(columns[0] - 25) <= 2 and abs(columns[-1] - 102) <= 2
+    both = drawn(talk, "Brush", (0.5, 0.25), (0.5, 0.75), width=0.1)
+    assert len(both.regions) == 1 and (both.regions[0].mask((128, 128)) >= mask).all()
+    apart = drawn(both, "Brush", (0.05, 0.05), width=0.02)
+    assert len(apart.regions) == 2 and 1 <= apart.regions[1].mask((128, 128)).sum() <= 16
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        None,
+        {},
+        {"tool": "Pen", "points": [[0, 0]], "width": 0.1},
+        {"tool": "Brush", "points": [], "width": 0.1},
+        {"tool": "Brush", "points": [[0, 0]] * 4001, "width": 0.1},
+        {"tool": "Brush", "points": [[0, float("nan")]], "width": 0.1},
+        {"tool": "Brush", "points": [[0, 1e9]], "width": 0.1},
+        {"tool": "Brush", "points": [[0, "0"]], "width": 0.1},
+        {"tool": "Brush", "points": [[0, 0]], "width": None},
+    ],
+)
+def test_what_no_page_of_ours_sends_is_no_region(sent):
+    with pytest.raises(Refused, match="the drawn region cannot be read"):
+        Stroke.read(sent)
 
 
 def test_a_file_that_is_too_large_is_refused_by_its_header(batcher, tmp_path):
@@ -125,15 +172,24 @@ class User:
     def image(self) -> str:
         return self.all("#view img")[0].get_attribute("src")
 
-    def click_image(self, x: float, y: float) -> None:
-        """At a share of the shown image's width and height; waits for the page to draw it."""
+    def draw(self, tool: str, *points: tuple[float, float]) -> None:
+        """Press, move and release at shares of the shown image's sides; waits for the page to draw the region."""
         from selenium.webdriver import ActionChains
 
+        self.wait(lambda: self.all(f"#tool input[value={tool}]"))[0].click()
         image = self.all("#view img")[0]
         before, size = self.image(), image.size
-        offset = (round((x - 0.5) * size["width"]), round((y - 0.5) * size["height"]))
-        ActionChains(self.driver).move_to_element_with_offset(image, *offset).click().perform()
+        moves = ActionChains(self.driver)
+        for index, (x, y) in enumerate(points):
+            offset = (round((x - 0.5) * size["width"]), round((y - 0.5) * size["height"]))
+            moves.move_to_element_with_offset(image, *offset)
+            if not index:
+                moves.click_and_hold()
+        moves.perform()
+        assert self.all("#stroke"), "what is being drawn is seen"
+        ActionChains(self.driver).release().perform()
         self.wait(lambda: self.image() != before)
+        self.wait(lambda: not self.all("#stroke"))
 
     def ask(self, question: str, turns: int) -> str:
         box = self.all("#question textarea")[0]
@@ -166,16 +222,16 @@ def test_upload_region_two_questions_masks_and_download(url, files, tmp_path):
         coloured = user.all("#conversation .object")
         assert first and coloured and str(COLOURS[0])[1:-1] in coloured[0].get_attribute("style")
         user.shoot("demo-image")
-        user.click_image(0.52, 0.52)
-        user.click_image(0.9, 0.9)
+        user.draw("Box", (0.52, 0.52), (0.9, 0.9))
+        user.draw("Brush", (0.2, 0.25), (0.4, 0.4), (0.3, 0.45))
         second = user.ask("Please describe region1.", turns=2)
-        assert second
+        assert second and len(user.all("#conversation .past .object")) == len(coloured)
         user.shoot("demo-region")
         user.all("#download")[0].click()
         (file,) = user.wait(lambda: list(tmp_path.glob("*.zip")))
         time.sleep(0.5)
         with zipfile.ZipFile(file) as archive:
-            assert "answer.json" in archive.namelist() and "overlay/00000.png" in archive.namelist()
+            assert "answer.json" in archive.namelist() and "overlay.png" in archive.namelist()
         names = driver.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
         assert names and not [name for name in names if not name.startswith((url, "data:", "blob:"))]
 

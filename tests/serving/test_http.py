@@ -134,7 +134,10 @@ def test_an_answer_keeps_its_seg_and_brings_its_masks(running, predictor):
     (mask,) = choice["message"]["masks"]
     assert set(mask) == {"index", "phrase", "frame", "rle", "bbox", "score", "size"}
     assert (decode(mask["rle"]) == alone.masks[0, 0]).all() and mask["size"] == [128, 128]
-    assert reply["usage"]["completion_tokens"] > 2
+    usage, asked = reply["usage"], [{"type": "image", "image": square()}, {"type": "text", "text": QUESTION}]
+    prompt = predictor.processor.apply_chat_template([{"role": "user", "content": asked}])["input_ids"].shape[1]
+    assert usage["prompt_tokens"] == prompt and usage["completion_tokens"] > 2
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
 def test_openais_client_talks_to_it(running):
@@ -151,7 +154,7 @@ def test_openais_client_talks_to_it(running):
             masks += getattr(chunk.choices[0].delta, "masks", None) or []
             reasons.append(chunk.choices[0].finish_reason)
     assert pieces == whole.content and masks == whole.masks and reasons[-1] == "stop" and len(reasons) > 3
-    assert chunk.usage.completion_tokens >= len(reasons) - 2 >= 2
+    assert chunk.usage.completion_tokens >= len(reasons) - 2 >= 2 and chunk.usage.prompt_tokens > 10
     messages += [{"role": "assistant", "content": pieces}, {"role": "user", "content": "And all the shapes?"}]
     assert client.chat.completions.create(model="shapes-tiny", messages=messages).choices[0].message.content
     with pytest.raises(openai.BadRequestError, match="best_of") as caught:

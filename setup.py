@@ -42,7 +42,7 @@ EXTRAS = {
         "tensorboard>=2.18.0",
         "ruff==0.17.5",  # pinned: another release may format differently
     ],
-    "quantization": ["bitsandbytes>=0.45.0"],  # the LLM in 4 or 8 bits
+    "quantization": ["bitsandbytes>=0.45.0", "torchao>=0.18.0"],  # the LLM in 4 or 8 bits
     "supervision": ["supervision>=0.25.0"],  # Prediction.to_supervision
 }
 

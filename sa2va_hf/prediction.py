@@ -105,7 +105,8 @@ class Prediction:
 
     def to_supervision(self, frame: int = 0) -> Any:
         """`supervision.Detections` of one frame: boxes, masks and scores of the objects that have pixels there;
-        class_id is the index of their [SEG] in the text. Raises: ImportError without the package `supervision`."""
+        class_id is the index of their [SEG] in the text. The masks are a `CompactMask` where supervision has it, else
+        bool (objects, H, W). Raises: ImportError without the package `supervision`."""
         try:
             import supervision
         except ImportError as error:
@@ -116,9 +117,13 @@ class Prediction:
         seen = np.flatnonzero(~np.isnan(self.boxes[:, frame, 0]))
         if not len(seen):
             return supervision.Detections.empty()
+        boxes, mask = self.boxes[seen, frame].astype(np.float32), self.frame(frame)[seen]
+        if compact := getattr(supervision, "CompactMask", None):
+            inclusive = boxes - np.array([0, 0, 1, 1], np.float32)
+            mask = compact.from_coco_rle([encode(one) for one in mask], inclusive, mask.shape[1:])
         return supervision.Detections(
-            xyxy=self.boxes[seen, frame].astype(np.float32),
-            mask=self.frame(frame)[seen],
+            xyxy=boxes,
+            mask=mask,
             confidence=self.scores[seen].astype(np.float32),
             class_id=seen,
         )

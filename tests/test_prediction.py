@@ -91,13 +91,18 @@ def test_coco_results_of_a_clip_are_those_of_youtube_vis():
 
 
 def test_supervision_reads_it():
-    pytest.importorskip("supervision", reason="needs the package supervision")
+    supervision = pytest.importorskip("supervision", reason="needs the package supervision")
     p = prediction(frames=3, is_video=True)
     found = p.to_supervision(frame=1)
     np.testing.assert_array_equal(np.asarray(found.mask), p.masks[[0], 1])
     np.testing.assert_array_equal(found.xyxy, [[3, 2, 20, 7]])
     assert found.class_id.tolist() == [0] and found.confidence.tolist() == pytest.approx([0.9])
-    assert len(p.to_supervision(frame=0)) == 2
+    assert isinstance(found.mask, getattr(supervision, "CompactMask", np.ndarray))
+    both = p.to_supervision(frame=0)
+    assert len(both) == 2
+    scene = np.full((SIZE[1], SIZE[0], 3), 200, np.uint8)
+    drawn = supervision.MaskAnnotator(color_lookup=supervision.ColorLookup.INDEX).annotate(scene.copy(), both)
+    np.testing.assert_array_equal((drawn != scene).any(-1), p.masks[:, 0].any(0))
 
 
 @pytest.mark.parametrize("form", ["png", "rle", "coco"])

@@ -36,6 +36,12 @@ class ModelArguments:
             "float32). Trained weights are float32 always (DeepSpeed keeps its own float32 copies)."
         },
     )
+    quantization: Literal["bnb_4bit", "bnb_8bit", "torchao_int8"] | None = field(
+        default=None,
+        metadata={
+            "help": "Load the language model's layers in 4 or 8 bits, for LoRA: bnb_4bit, bnb_8bit, torchao_int8."
+        },
+    )
     train_llm: Literal["lora", "full", "none"] = field(
         default="lora", metadata={"help": "How the language model is trained."}
     )
@@ -99,6 +105,20 @@ class ModelArguments:
             raise ValueError("`lora_targets` is empty: remove it for all linear layers, or set `train_llm: none`")
         if isinstance(self.lora_options, str):
             self.lora_options = json.loads(self.lora_options)
+        if self.quantization is not None:
+            self._check_quantization()
+
+    def _check_quantization(self) -> None:
+        check_choice("quantization", self.quantization, ("bnb_4bit", "bnb_8bit", "torchao_int8"))
+        if self.train_llm != "lora":
+            raise ValueError(
+                f"`quantization` needs `train_llm: lora`, got {self.train_llm!r}: its weights stay as they are"
+            )
+        start = str((self.lora_options or {}).get("init_lora_weights", True)).lower()
+        if start in ("pissa", "olora"):
+            raise ValueError(
+                f"`lora_options`: init_lora_weights {start!r} changes the base weights, which are quantised"
+            )
 
     def config_overrides(self) -> dict[str, Any]:
         """The loss settings that were given, as fields of `Sa2VAConfig`."""

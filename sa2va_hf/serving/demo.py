@@ -52,8 +52,9 @@ def create_demo(batcher: Batcher, name: str, examples: Sequence[Sequence[str]] =
                 )  # fmt: skip
                 frame = gr.Slider(0, 1, 0, step=1, label="Frame", visible=False, elem_id="frame")
                 with gr.Row(visible=False, elem_id="tools") as tools:
-                    gr.Radio([BOX, BRUSH], value=BOX, label="Draw a region with", elem_id="tool", min_width=250)
-                    gr.Slider(1, 20, 5, step=1, label="Width of the brush (%)", elem_id="width", min_width=250)
+                    fixed = {"min_width": 250, "interactive": True}
+                    gr.Radio([BOX, BRUSH], value=BOX, label="Draw a region with", elem_id="tool", **fixed)
+                    gr.Slider(1, 20, 5, step=1, label="Width of the brush (%)", elem_id="width", **fixed)
                 with gr.Row():
                     unmark = gr.Button("Remove regions", visible=False, elem_id="unmark")
                     download = gr.Button("Download the answer", interactive=False, elem_id="download")

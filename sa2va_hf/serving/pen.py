@@ -34,6 +34,10 @@ function rectangle(image) {
   return {left, top, width: w * scale, height: h * scale};
 }
 function clear() { canvas?.remove(); canvas = null; }
+function place() {  // over the image, wherever the page has been scrolled to
+  stroke.frame = rectangle(shown());
+  Object.assign(canvas.style, {left: `${stroke.frame.left}px`, top: `${stroke.frame.top}px`});
+}
 function point(event) {
   const {left, top, width, height} = stroke.frame, share = (value) => Math.min(1, Math.max(0, value));
   return [share((event.clientX - left) / width), share((event.clientY - top) / height)];
@@ -60,14 +64,14 @@ document.addEventListener('pointerdown', (event) => {
   const image = shown();
   if (!image || !tool() || event.button || !event.target.contains(image)) return;
   event.preventDefault();
-  stroke = {frame: rectangle(image), tool: tool(), width: width(), points: []};
-  stroke.points.push(point(event));
   clear();
+  stroke = {frame: rectangle(image), tool: tool(), width: width(), points: []};
   canvas = document.createElement('canvas');
   Object.assign(canvas, {id: 'stroke', width: stroke.frame.width, height: stroke.frame.height});
-  canvas.style.cssText = 'position:fixed;pointer-events:none;z-index:9999;' +
-    `left:${stroke.frame.left}px;top:${stroke.frame.top}px`;
+  canvas.style.cssText = 'position:fixed;pointer-events:none;z-index:9999';
   document.body.append(canvas);
+  place();
+  stroke.points.push(point(event));
   draw();
 });
 document.addEventListener('pointermove', (event) => {
@@ -81,10 +85,11 @@ document.addEventListener('pointerup', () => {
   const {tool, width, points} = stroke;
   stroke = null;
   trigger('submit', {tool, width, points});
-  setTimeout(clear, 3000);
+  const drawn = canvas;
+  setTimeout(() => drawn.remove(), 3000);
 });
 document.addEventListener('pointercancel', () => { stroke = null; clear(); });
-document.addEventListener('scroll', clear, true);
+document.addEventListener('scroll', () => { if (stroke) place(); else clear(); }, true);
 document.addEventListener('load', (event) => { if (event.target === shown() && !stroke) clear(); }, true);
 """
 

@@ -177,6 +177,7 @@ class User:
         from selenium.webdriver import ActionChains
 
         self.wait(lambda: self.all(f"#tool input[value={tool}]"))[0].click()
+        self.wait(lambda: self.all("#tool input:checked")[0].get_attribute("value") == tool)
         image = self.all("#view img")[0]
         before, size = self.image(), image.size
         moves = ActionChains(self.driver)

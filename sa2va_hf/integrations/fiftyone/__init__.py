@@ -23,6 +23,7 @@ import fiftyone as fo
 import fiftyone.core.models as fom
 import fiftyone.operators.types as types
 import numpy as np
+from PIL import Image
 
 from sa2va_hf.inference import Prediction, Sa2VAPredictor
 from sa2va_hf.model.configuration_sa2va import bundled
@@ -33,10 +34,10 @@ PROMPT_FIELD = "prompt_field"  # of `apply_model`: the field of a sample that ho
 
 
 def download_model(model_name: str, model_path: str) -> None:
-    """Copy the bundled model to `model_path`. FiftyOne calls it once; a model that `load_model` is given by its
-    folder or Hub id needs no download by FiftyOne."""
+    """Copy the bundled model to `model_path`, which may be there from an earlier call. A model that `load_model` is
+    given by its folder or Hub id needs no download by FiftyOne."""
     _check_name(model_name)
-    shutil.copytree(bundled(BUNDLED), model_path)
+    shutil.copytree(bundled(BUNDLED), model_path, dirs_exist_ok=True)
 
 
 def load_model(
@@ -126,9 +127,10 @@ class Sa2VAZooModel(fom.SamplesMixin, fom.Model):
             ValueError: an image without a prompt.
         """
         samples = [None] * len(args) if samples is None else list(samples)
+        images = [Image.fromarray(np.asarray(arg)).convert("RGB") for arg in args]
         asked = [(row, prompt) for row, sample in enumerate(samples) for prompt in self._prompts(sample)]
         predictions = self.predictor(
-            image=[np.asarray(args[row]) for row, _ in asked],
+            image=[images[row] for row, _ in asked],
             text=[self.question.format(prompt) for _, prompt in asked],
             max_new_tokens=self.max_new_tokens,
         )

@@ -23,6 +23,7 @@ from ...checkpoints.names import published_name
 from ...listings import listed
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
+from .quantised import quantization_options
 from .speed import use_faster_kernels
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def load_model(
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if arguments.attn_implementation:
         options["attn_implementation"] = arguments.attn_implementation
+    options |= quantization_options(arguments, training)
     model = Sa2VAForConditionalGeneration.from_pretrained(arguments.model_name_or_path, **options)
     for name, value in arguments.config_overrides().items():
         setattr(model.config, name, value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sa2va_hf.model.processing_sa2va import Sa2VAProcessor
 from sa2va_hf.model.video_modes import get_video_mode
 from sa2va_hf.model.visuals import Clip
 from sa2va_hf.prediction import History, Prediction, boxes_of, packed_boxes
+from sa2va_hf.streaming import MaskStream
 
 logger = logging.getLogger(__name__)
 Picture = Image.Image | str | Path
@@ -223,23 +224,27 @@ class Sa2VAPredictor:
         video_mode: str | None = None,
         max_objects: int = MAX_OBJECTS,
         **generation: Any,
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """The masks of a clip frame by frame, in constant memory: (frame index, bool masks (objects, H, W), scores).
+    ) -> MaskStream:
+        """The answer about a clip, and its masks frame by frame, in constant memory.
 
-        The LLM reads its frames first; masks of a frame come as soon as SAM 2 has seen it (in the mode "consistent":
-        it and the key frames). Scores (objects,) are the IoU that SAM 2 expects on that frame. Nothing comes where the
-        answer has no [SEG]. Arguments as in a call of the predictor; answer: as in `segment`.
+        The answer is there on return; masks of a frame come as soon as SAM 2 has seen it (in the mode "consistent": it
+        and the key frames). Arguments as in a call of the predictor; answer: as in `segment`.
+
+            for index, masks, scores in predictor.stream(video="clip.mp4", text="Please segment the dog."):
+                ...  # bool (objects, H, W), float (objects,)
         """
+        limit = check_count("max_objects", max_objects)
         [request] = self._requests(None, video, text, None, None, num_frames, video_mode)
         inputs = self._inputs([request.messages(answer)], add_generation_prompt=answer is None)
         if answer is None:
             [said] = self.model.answer(self.processor, inputs, max_new_tokens=max_new_tokens, **generation)
-            states = said.states
+            reply, states = said.text, said.states
         else:
+            reply = answer.strip()
             [states] = self.model.seg_states(inputs, [answer.count(SEG_TOKEN)])
-        states = states[: check_count("max_objects", max_objects)]
-        clip, keys = request.history.clip, request.key_frames
-        yield from self.model.stream_clip(self.processor, clip, keys, states, video_mode)
+        clip = request.history.clip
+        steps = self.model.stream_clip(self.processor, clip, request.key_frames, states[:limit], video_mode)
+        return MaskStream(reply, clip, steps)
 
     def locate(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import find_spec
@@ -95,8 +95,7 @@ class Prediction:
             common = {"category_id": category_id, "score": float(self.scores[row])}
             if is_video:
                 seen = ~np.isnan(self.boxes[row, :, 0])
-                tracks = [rle if there else None for rle, there in zip(track, seen, strict=True)]
-                entries.append({"video_id": image_id, "segmentations": tracks} | common)
+                entries.append(coco_track(image_id, track, seen, common["score"], category_id))
             elif track:
                 x0, y0, x1, y1 = (float(side) for side in np.nan_to_num(self.boxes[row, 0]))
                 box = [x0, y0, x1 - x0, y1 - y0]
@@ -159,14 +158,9 @@ class Prediction:
         return folder
 
     def _save_png(self, folder: Path, name: int | str) -> None:
-        masks = folder / "masks"
-        masks.mkdir(exist_ok=True)
-        for stale in masks.glob("object*_frame*.png"):  # of an earlier run with more objects
-            stale.unlink()
+        mask_files(folder)
         for index in range(self.packed.shape[1]):
-            for number, mask in enumerate(self.frame(index), start=1):
-                picture = Image.fromarray(mask.astype(np.uint8) * 255)
-                picture.save(masks / f"object{number}_frame{index:05d}.png")
+            save_masks(folder, index, self.frame(index))
 
     def _save_rle(self, folder: Path, name: int | str) -> None:
         boxes = [[None if np.isnan(box).any() else box.tolist() for box in track] for track in self.boxes]
@@ -178,14 +172,10 @@ class Prediction:
 
     def _save_overlay(self, folder: Path, rate: Fraction, as_frames: bool) -> None:
         pictures = self.overlays()
-        if not self.history.is_video:
-            next(pictures).save(folder / "overlay.png")
-        elif find_spec("av") and not as_frames:
-            write_clip(pictures, folder / "overlay.mp4", rate)
+        if self.history.is_video:
+            save_overlays(pictures, folder, rate, as_frames)
         else:
-            (folder / "overlay").mkdir(exist_ok=True)
-            for index, picture in enumerate(pictures):
-                picture.save(folder / "overlay" / f"{index:05d}.png")
+            next(pictures).save(folder / "overlay.png")
 
     def overlays(self) -> Iterator[Image.Image]:
         """Every frame with its masks and boxes drawn on it. Raises: ValueError for an answer without a picture."""
@@ -194,6 +184,40 @@ class Prediction:
         labels = [f"{number}" for number in range(1, self.packed.shape[0] + 1)]
         for index, picture in enumerate(self.history.clip):
             yield overlay(picture, self.frame(index), list(self.boxes[:, index]), labels)
+
+
+def coco_track(
+    video_id: int | str, track: Sequence[RLE], seen: Sequence[bool], score: float, category_id: int = 1
+) -> dict[str, Any]:
+    """One object's entry of a results file in the form of YouTube-VIS. seen: whether it has pixels, by frame."""
+    masks = [rle if there else None for rle, there in zip(track, seen, strict=True)]
+    return {"video_id": video_id, "segmentations": masks, "category_id": category_id, "score": score}
+
+
+def mask_files(folder: Path) -> Path:
+    """folder/masks, without mask pictures of an earlier run, which may have had more objects."""
+    masks = folder / "masks"
+    masks.mkdir(exist_ok=True)
+    for stale in masks.glob("object*_frame*.png"):
+        stale.unlink()
+    return masks
+
+
+def save_masks(folder: Path, index: int, masks: np.ndarray) -> None:
+    """The masks (objects, H, W) of a frame as pictures of 0 and 255 in folder/masks."""
+    for number, mask in enumerate(masks, start=1):
+        picture = Image.fromarray(mask.astype(np.uint8) * 255)
+        picture.save(folder / "masks" / f"object{number}_frame{index:05d}.png")
+
+
+def save_overlays(pictures: Iterator[Image.Image], folder: Path, rate: Fraction, as_frames: bool) -> None:
+    """The frames of a clip as folder/overlay.mp4, or as folder/overlay/00000.png ..., as without PyAV."""
+    if find_spec("av") and not as_frames:
+        write_clip(pictures, folder / "overlay.mp4", rate)
+        return
+    (folder / "overlay").mkdir(exist_ok=True)
+    for index, picture in enumerate(pictures):
+        picture.save(folder / "overlay" / f"{index:05d}.png")
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:

@@ -66,7 +66,8 @@ MAY_IMPORT = {
         "listings",
     },
     "checkpoints": {"model", "listings"},
-    "inference": {"boxes", "locating", "model", "prediction"},
+    "inference": {"boxes", "locating", "model", "prediction", "streaming"},
+    "streaming": {"drawing", "masks", "model.visuals", "prediction"},
     "prediction": {"drawing", "masks", "model"},
     "pipeline": {"inference", "prediction"},
     "evaluation": {

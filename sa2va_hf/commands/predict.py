@@ -23,6 +23,7 @@ from sa2va_hf.command_line import mistakes
 
 if TYPE_CHECKING:
     from sa2va_hf.prediction import Prediction
+    from sa2va_hf.streaming import MaskStream
 
 FORMATS = ("png", "rle", "coco")  # as `prediction.FORMATS`
 
@@ -60,7 +61,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def predict(arguments: argparse.Namespace) -> Prediction:
+def predict(arguments: argparse.Namespace) -> Prediction | MaskStream:
+    """The answer. The masks of a video are predicted while they are written, unless they come from boxes."""
     from sa2va_hf.inference import Sa2VAPredictor
     from sa2va_hf.mask_pictures import from_png
 
@@ -72,11 +74,17 @@ def predict(arguments: argparse.Namespace) -> Prediction:
     if with_boxes:
         limits = {"num_frames": arguments.num_frames, "max_new_tokens": arguments.max_new_tokens}
         return predictor.locate(**question, **limits, masks=True)
-    question |= {"regions": [from_png(file) for file in arguments.region or []], "num_frames": arguments.num_frames}
+    question["num_frames"] = arguments.num_frames
     if arguments.max_objects is not None:
         question["max_objects"] = arguments.max_objects
     if arguments.video_mode:
         question["video_mode"] = arguments.video_mode
+    if arguments.video and arguments.region:
+        raise ValueError("--region marks a region of an image; with --video it does not apply")
+    if arguments.video:
+        del question["image"]
+        return predictor.stream(**question, answer=arguments.answer, max_new_tokens=arguments.max_new_tokens)
+    question["regions"] = [from_png(file) for file in arguments.region or []]
     if arguments.answer is not None:
         return predictor.segment(**question, answer=arguments.answer)
     return predictor(**question, max_new_tokens=arguments.max_new_tokens)
@@ -111,9 +119,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     rate = frame_rate(arguments.video) if arguments.video and find_spec("av") else None
     if arguments.answer_with == "boxes":
         write_boxes(prediction, arguments.output)
-    prediction.save(arguments.output, arguments.format, name, rate, as_frames=arguments.frames)
-    count, frames = prediction.packed.shape[:2]
-    scores = ", ".join(f"{score:.2f}" for score in prediction.scores)
+    saved = prediction.save(arguments.output, arguments.format, name, rate, as_frames=arguments.frames)
+    frames, scores = saved if isinstance(saved, tuple) else (prediction.packed.shape[1], prediction.scores)
+    count = len(scores)
+    scores = ", ".join(f"{score:.2f}" for score in scores)
     print(f"{count} objects on {frames} frames{f', expected IoU {scores}' if count else ''} -> {arguments.output}")
 
 

@@ -6,6 +6,7 @@ import re
 import warnings
 from base64 import b64decode
 from collections.abc import Iterator, Sequence
+from copy import copy
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,12 @@ class Clip(Sequence[Image.Image]):
         if not len(self._frames):
             raise ValueError(f"{name}, found none")
         self.size = self[0].size  # (width, height), of every frame
+
+    def reopened(self) -> Clip:
+        """The same clip, a video file with a decoder of its own: two readers do not disturb each other."""
+        again = copy(self)
+        again._frames = copy(self._frames) if isinstance(self._frames, _VideoFile) else self._frames
+        return again
 
     def __len__(self) -> int:
         return len(self._frames)

@@ -17,6 +17,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts/benchmark.py"
 SMALLEST = {
     "inference": "--frames 2 --objects 1 2 --lengths 2",
     "data": "--photos 24 --rows 3000",
+    "sampler": "--samples 300 --ranks 2 --batch 4",
     "sam2": "--image_size 128 --frames 3 --objects 1",
     "serve": "--clients 1 2 --requests 4 --max_batch 2",
     "metrics": "--frames 1 --long 12",

@@ -3,6 +3,7 @@
     sa2va benchmark inference [--size tiny|large] [--model DIR] [--device cpu|cuda]
     sa2va benchmark data
     sa2va benchmark train [--size tiny|2b|8b]
+    sa2va benchmark sampler
     sa2va benchmark metrics [--masks DAVIS/Annotations/480p/libby]
     sa2va benchmark serve [--model DIR] [--clients 1 4 16]
     sa2va benchmark sam2 [--size tiny|small|base_plus|large] [--image_size 1024]
@@ -32,6 +33,13 @@ def data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", nargs=3, action="append", default=[], metavar=("NAME", "ROOT", "SPLIT"))
     parser.add_argument("--photos", type=int, default=400, help="images that are made for the measurement")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the large synthetic dataset")
+
+
+def sampler(parser: argparse.ArgumentParser) -> None:
+    """Padding, shares and resuming of the order of an epoch, against the orders of transformers."""
+    parser.add_argument("--samples", type=int, default=20_000)
+    parser.add_argument("--ranks", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8, help="samples per rank and step")
 
 
 def metrics(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +91,7 @@ def serve(parser: argparse.ArgumentParser) -> None:
 MEASUREMENTS = (
     inference,
     data,
+    sampler,
     metrics,
     train,
     sam2,

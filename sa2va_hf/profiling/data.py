@@ -293,7 +293,7 @@ def worst_share_of_a_tenth(order: np.ndarray, labels: np.ndarray) -> float:
     return np.abs(np.array(shares) - [np.mean(labels == label) for label in np.unique(labels)]).max()
 
 
-def _sampler(lengths: np.ndarray, modalities: np.ndarray, **options: int) -> Sa2VASampler:
+def sampler_of(lengths: np.ndarray, modalities: np.ndarray, **options: int) -> Sa2VASampler:
     return Sa2VASampler(lambda epoch: lengths, lambda epoch: modalities, **options)
 
 
@@ -302,7 +302,7 @@ def _ordering(rows: int) -> str:
     heavy = heavy_tailed(50_000)
     cases = {"heavy tail, 50,000": (heavy, np.zeros_like(heavy)), "three modalities, 30,000": three_modalities(30_000)}
     for name, (lengths, modalities) in cases.items():
-        sampler = _sampler(lengths, modalities, batch_size=8, world_size=8)
+        sampler = sampler_of(lengths, modalities, batch_size=8, world_size=8)
         order = sampler.order()
         steps = lengths[order].reshape(sampler.num_batches, -1).mean(axis=1)
         drift = rank_correlation(steps, np.arange(len(steps)))
@@ -312,7 +312,7 @@ def _ordering(rows: int) -> str:
     columns = ["lengths", "real tokens in a batch", "in a step of all ranks", "correlation with time", "worst share"]
     parts = ["### Order at 8 ranks of 8 samples\n\n" + table(columns, found)]
     lengths, modalities = heavy_tailed(rows), np.zeros(rows, int)
-    build: Callable[[], Sa2VASampler] = partial(_sampler, lengths, modalities, batch_size=8, world_size=8)
+    build: Callable[[], Sa2VASampler] = partial(sampler_of, lengths, modalities, batch_size=8, world_size=8)
     seconds, peak = measure(lambda: build().order(), "cpu", 3)
     parts.append(f"The order of {rows:,} samples takes {seconds:.2f} s and {peak:.0f} MiB.")
     return "\n\n".join(parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,26 @@ _ADAPTER_ALONE = """
 This is an adapter, and its base model is not published: merge it where the base is
 (`python scripts/merge_lora.py --checkpoint DIR --base DIR --output DIR --push_to_hub NAME`) and publish the result.
 """
+
+
+_SAM2 = """\
+---
+{head}
+---
+
+# {title}
+
+SAM 2, fine-tuned on prompted masks of images and videos. {origin}
+
+## Usage
+
+With `scripts/convert_checkpoint.py` of `sa2va_hf`, as a checkpoint of the package `sam2`:
+
+```bash
+hf download {model_id} --local-dir sam2_finetuned
+python scripts/convert_checkpoint.py --source sam2_finetuned --output sam2_pt --to sam2
+```
+{training}{scores}"""
 
 
 @dataclass
@@ -187,6 +207,21 @@ def model_card(facts: Facts, *, title: str, model_id: str = HERE, is_adapter: bo
         title=title,
         origin=_origin(facts, is_adapter),
         usage=usage.format(model_id=model_id, base=facts.base_name),
+        training=_training(facts),
+        scores=_table(facts.scores),
+    )
+
+
+def sam2_card(facts: Facts, *, title: str, model_id: str = HERE) -> str:
+    """The card of a fine-tuned SAM 2, whose scores are J and F of videos."""
+    scores = [replace(score, dataset="evaluation videos of the run") for score in facts.scores]
+    facts = replace(facts, scores=scores)
+    head = _data_of(facts, title, is_adapter=False) | {"library_name": "sam2", "pipeline_tag": "mask-generation"}
+    return _SAM2.format(
+        head=_yaml(head | {"tags": ["sam2", "video-segmentation"]}),
+        title=title,
+        origin=_origin(facts, is_adapter=False),
+        model_id=model_id,
         training=_training(facts),
         scores=_table(facts.scores),
     )

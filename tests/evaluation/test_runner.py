@@ -194,7 +194,7 @@ def test_predictions_of_another_benchmark_or_to_other_questions_are_refused(benc
     with pytest.raises(ValueError, match="arrow: expected predictions of the benchmark x, got those of given"):
         rescore(benchmark, tmp_path / "m.predictions.arrow", tmp_path / "n.json", name="x")
     file = changed(tmp_path, another_question)
-    with pytest.raises(ValueError, match=r"other.arrow: other questions .* that of s2/0: .*What is it\?', expected '"):
+    with pytest.raises(ValueError, match=r"other.arrow: its questions .* is s2/0: expected '.*, got '.*What is it\?'"):
         rescore(benchmark, file, tmp_path / "n.json")
     broken = predictions.SCHEMA.with_metadata({predictions.NOTE: '{"benchmark": 1}'})
     file = changed(tmp_path, lambda rows: rows, schema=broken)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from ...checkpoints.card import HERE, facts_of_run, sam2_card
+from ...checkpoints.files import CARD, TRAINER_STATE
 from ...data.clips.dataset import ClipBatchSampler, collate
 from ..faults import begin_worker
 from ..meter import Meter
@@ -172,6 +174,15 @@ class Sam2Trainer(SafeTrainer):
             _write(sam2.state_dict(), folder / UNMERGED)
         self.model.config.save_pretrained(folder)
         torch.save(self.args, folder / "training_args.bin")
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card that `push_to_hub` uploads: ours, from the run's settings, steps and scores."""
+        folder = Path(self.args.output_dir)
+        self.state.save_to_json(str(folder / TRAINER_STATE))
+        model_id = getattr(self, "hub_model_id", None) or HERE
+        title = folder.absolute().name if model_id == HERE else model_id.split("/")[-1]
+        card = sam2_card(facts_of_run(folder), title=title, model_id=model_id)
+        (folder / CARD).write_text(card, encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         sam2, folder = self.model.sam2, Path(resume_from_checkpoint)

@@ -6,13 +6,15 @@ Run: pytest tests/training/sam2/test_trainer.py
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from clips import rows, sample, tiny_clip_model
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
+from sa2va_hf.checkpoints.card import head_of
 from sa2va_hf.checkpoints.sam2 import load
 from sa2va_hf.data.clips.dataset import ClipDataset, ClipEntry
 from sa2va_hf.data.clips.transforms import Augmentation
@@ -204,3 +206,16 @@ def test_it_learns_to_follow(tmp_path):
 def test_settings_that_would_be_ignored(tmp_path, settings, words):
     with pytest.raises(ValueError, match=words):
         Sam2TrainingArguments(output_dir=str(tmp_path), **settings)
+
+
+def test_the_card_is_ours(tmp_path):
+    """Not transformers': with the data, steps and scores of the run, and how its weights are used."""
+    (tmp_path / "train_config.yaml").write_text("model_name_or_path: facebook/sam2.1-hiera-tiny\ntrain_data: []\n")
+    state = TrainerState(global_step=7, epoch=0.5, log_history=[{"eval_J": 0.5, "eval_F": 0.7, "eval_J&F": 0.6}])
+    run = SimpleNamespace(args=SimpleNamespace(output_dir=str(tmp_path)), state=state, hub_model_id="owner/mine")
+    Sam2Trainer.create_model_card(run)
+    text = (tmp_path / "README.md").read_text()
+    assert "# mine" in text and "hf download owner/mine" in text and "7 steps, 0.50 epochs" in text
+    assert "| evaluation videos of the run | J&F | 0.6000 |" in text and str(tmp_path) not in text
+    head = head_of(tmp_path / "README.md")
+    assert head["library_name"] == "sam2" and head["base_model"] == "facebook/sam2.1-hiera-tiny"

@@ -29,9 +29,17 @@ LOOP = {"caption_length": 5, "top_k": 16, "on_collapse": "warn"}
 NAMES = ("the red disc", "the blue disc")
 
 
-def captioned(folder, name):
+def discs(name, frames):
+    """A clip of two discs whose frames are in its row, so that every process has the same row."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = sample(Path(folder), name, frames=frames)
+        made.frames = [Path(file).read_bytes() for file in made.frames]
+    return made
+
+
+def captioned(name):
     """A picture of two discs with a phrase for each."""
-    made = sample(folder, name, frames=1)
+    made = discs(name, frames=1)
     made.expressions = [Expression(text, [number], "") for number, text in enumerate(NAMES)]
     return made
 
@@ -55,14 +63,13 @@ class RecordingTrainer(DualLoopTrainer):
 
 def build(output_dir, model, *, clips=4, second=True, share=0.34, loop=None, chosen=None, die_at=None, **training):
     """A trainer, from keyword arguments that JSON can carry. second: whether there is a mask -> caption loop."""
-    pictures = Path(tempfile.mkdtemp(prefix="sa2va-loop-"))
     settings = {"per_device_train_batch_size": 1, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True}
     settings |= {"learning_rate": 1e-3, "dataloader_pin_memory": False, "warmup_steps": 0}
     arguments = DualLoopTrainingArguments(output_dir=str(output_dir), **(settings | training))
     of_model = {"model_name_or_path": str(model), "lora_rank": 4, "lora_dropout": 0.0, "num_points": 0}
     live, processor = load(ModelArguments(**(of_model | (chosen or {}))), arguments)
-    given = rows(*(captioned(pictures, f"picture {number}") for number in range(3)))
-    moving = rows(*(sample(pictures, f"clip {number}", frames=4) for number in range(clips)))
+    given = rows(*(captioned(f"picture {number}") for number in range(3)))
+    moving = rows(*(discs(f"clip {number}", 4) for number in range(clips)))
     data = LoopDataset(
         PairDataset([(moving, 1)]),
         PairDataset([(given, 1)], PairSettings(captioned=True)) if second else None,

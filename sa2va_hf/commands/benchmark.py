@@ -7,6 +7,7 @@
     sa2va benchmark metrics [--masks DAVIS/Annotations/480p/libby]
     sa2va benchmark serve [--model DIR] [--clients 1 4 16]
     sa2va benchmark sam2 [--size tiny|small|base_plus|large] [--image_size 1024]
+    sa2va benchmark dual_loop [--steps 60] [--labelled 64] [--clips 128]
     sa2va benchmark search [--scenes 20] [--max_crops 40] [--sheets DIR]
     ... --output docs/benchmarks.md        append the tables to this file
 
@@ -88,6 +89,19 @@ def serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_batch", type=int, default=8, help="questions that are answered together")
 
 
+def dual_loop(parser: argparse.ArgumentParser) -> None:
+    """What the dual loop learns from clips without text, beside supervised training with the same steps and labels."""
+    parser.add_argument("--model", default="shapes-tiny")
+    parser.add_argument("--labelled", type=int, default=64, help="images with captions, and as many with phrases")
+    parser.add_argument("--clips", type=int, default=128, help="clips without text")
+    parser.add_argument("--held_out", type=int, default=64, help="clips to measure on")
+    parser.add_argument("--first_steps", type=int, default=60, help="supervised steps that all arms share")
+    parser.add_argument("--steps", type=int, default=60, help="further steps of each arm")
+    parser.add_argument("--batch", type=int, default=8, help="samples of a step")
+    parser.add_argument("--learning_rate", type=float, default=5e-4)
+    parser.add_argument("--arms", nargs="+", default=["supervised", "loop", "cosine"], help="some of the three")
+
+
 MEASUREMENTS = (
     inference,
     data,
@@ -97,6 +111,7 @@ MEASUREMENTS = (
     sam2,
     search,
     serve,
+    dual_loop,
 )  # each is a module of sa2va_hf/profiling/ with `run`
 
 

@@ -39,9 +39,14 @@ def _scores(trainer: Any, model: nn.Module, pairs: list[Any]) -> dict[str, float
     batch = trainer._prepare_inputs({"pairs": trainer.data_collator.pairs(pairs)})["pairs"]
     captions = model(write=batch["describe"], may_end_early=not trainer.is_fsdp_enabled)
     answered = model(answer=batch["segment"], captions=captions)
-    sums = dict.fromkeys(SUMS, 0.0) | {"pairs": len(pairs), "caption_tokens": sum(map(len, captions))}
+    return pair_sums(answered, batch) | {"caption_tokens": sum(map(len, captions))}
+
+
+def pair_sums(answered: dict[str, Any], batch: dict[str, Any]) -> dict[str, float]:
+    """Sums over the pairs of a batch, from what `DualLoopModel.answered` gives: `SUMS` without the captions'."""
+    sums = {"pairs": len(batch["mask_labels"]), "intersection": 0.0, "union": 0.0, "iou": 0.0}
     sums |= {name: float(answered[name]) for name in ("seg_said", "seg_total")}
-    ignored = batch.get("ignore_labels") or [None] * len(pairs)
+    ignored = batch.get("ignore_labels") or [None] * len(batch["mask_labels"])
     for logits, truth, ignore in zip(answered["masks"], batch["mask_labels"], ignored, strict=True):
         intersection, union = _overlap(logits, truth[0, 0], None if ignore is None else ignore[0])
         sums["intersection"] += intersection

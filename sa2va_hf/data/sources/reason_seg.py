@@ -9,7 +9,7 @@ is "flag" (skipped). Large polygons are painted first, so that a small one lies 
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,13 +30,23 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 EXPLAIN = "{text} Please segment it and explain why."
 
 
+FORMS = ("phrases", "explained", "told")
+
+
 @in_portions
-def reason_seg(root: Path | str, split: str, *, explain: bool = True) -> Iterator[Sample | Reject | Portion]:
+def reason_seg(
+    root: Path | str, split: str, *, explain: bool = True, forms: Sequence[str] = FORMS[:2]
+) -> Iterator[Sample | Reject | Portion]:
     """One sample per picture with its phrases, and, where it has an explanation, one dialogue "X/explained" with it.
 
     The target is the union of the regions labelled so. Expressions have the kind "sentence" or "phrase" (is_sentence).
-    explain: read explanatory/SPLIT.json, where there is one. Raises ValueError when the split has no json files.
+    explain: read explanatory/SPLIT.json, where there is one. forms: some of "phrases", "explained" (a mask and why)
+    and "told" (the explanation alone, without a mask); a mixture gives each its share.
+
+    Raises ValueError when the split has no json files, or for another form.
     """
+    if not forms or not set(forms) <= set(FORMS):
+        raise ValueError(f"forms: expected some of {', '.join(FORMS)}, got {forms!r}")
     root = Path(root)
     root = root / "ReasonSeg" if (root / "ReasonSeg").is_dir() else root
     files = [path for path in entries(root / split) if path.suffix == ".json"]
@@ -45,20 +55,28 @@ def reason_seg(root: Path | str, split: str, *, explain: bool = True) -> Iterato
     explanations, rejects = _explanations(root / "explanatory" / f"{split}.json" if explain else None)
     yield from rejects
     for path in files:
-        yield partial(_records, path, explanations.get(path.stem))
+        yield partial(_records, path, explanations.get(path.stem), tuple(forms))
 
 
-def _records(path: Path, explanation: str | None) -> Iterator[Sample | Reject]:
+def _records(path: Path, explanation: str | None, forms: tuple[str, ...]) -> Iterator[Sample | Reject]:
     try:
         sample = _sample(path)
     except ValueError as error:
         yield Reject(path.stem, str(error), str(path))
         return
-    yield sample
-    if explanation is not None:
-        question = EXPLAIN.format(text=_closed(sample.expressions[0].text))
-        turns = [Turn(question, f"It is {SEG_TOKEN}. {explanation}", [[0]])]
-        yield replace(sample, id=f"{path.stem}/explained", task="conversation", expressions=[], turns=turns)
+    if "phrases" in forms:
+        yield sample
+    if explanation is None:
+        return
+    text = sample.expressions[0].text
+    dialogues = {
+        "explained": Turn(EXPLAIN.format(text=_closed(text)), f"It is {SEG_TOKEN}. {explanation}", [[0]]),
+        "told": Turn(text, explanation, []),
+    }
+    for form in FORMS[1:]:
+        if form in forms:
+            turns = [dialogues[form]]
+            yield replace(sample, id=f"{path.stem}/{form}", task="conversation", expressions=[], turns=turns)
 
 
 def _closed(text: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sa2va_hf import masks
-from sa2va_hf.data.schema import Reject, Sample, validate
+from sa2va_hf.data.schema import Reject, Sample, Turn, validate
 from sa2va_hf.data.sources.reason_seg import reason_seg
 
 
@@ -83,6 +83,11 @@ def test_an_explanation_is_a_dialogue_of_its_own(tmp_path):
     assert (turn.answer, turn.targets) == ("It is [SEG]. Dogs bark.", [[0]])
     assert "explanation 1 has no 'outputs'" in reject.reason
     assert len(read(tmp_path, explain=False)[0]) == 1
+    (told,), _ = read(tmp_path, forms=["told"])
+    assert (told.id, told.turns) == ("a/told", [Turn("what barks", "Dogs bark.")])
+    assert [one.id for one in read(tmp_path, forms=["told", "phrases"])[0]] == ["a", "a/told"]
+    with pytest.raises(ValueError, match="forms: expected some of phrases, explained, told, got"):
+        read(tmp_path, forms=["spoken"])
 
 
 BAD = [

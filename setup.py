@@ -26,12 +26,15 @@ INSTALL = [
 
 SERVE = ["fastapi>=0.165.0", "uvicorn>=0.54.0"]
 DEMO = ["gradio>=6.31.0"]
+DIFFUSERS = ["diffusers>=0.42.0"]  # scripts/generate_images.py
 EXTRAS = {
+    "diffusers": DIFFUSERS,
     "serve": SERVE,
     "demo": DEMO,
     "test": [
         *SERVE,
         *DEMO,
+        *DIFFUSERS,
         "openai>=3.57.0",  # the client that the server is made for
         "selenium>=4.51.0",  # drives Debian's chromium, where it is installed
         "pytest>=8.3.0",

@@ -102,6 +102,7 @@ MAY_IMPORT = {
         "serving",
     },  # fmt: skip
     "quickstart": {"data", "masks", "inference", "drawing", "evaluation.metrics", "model", "training"},
+    "generated_images": set(),
     "pseudo_labels": {"components", "inference", "data", "masks", "model"},
     "vos_inference": {"components", "model", "data", "masks"},
     "locating": {"boxes", "model", "prediction"},

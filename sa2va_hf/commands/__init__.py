@@ -12,6 +12,7 @@ COMMANDS = {  # name: module, what it does
     "prepare": ("prepare_data", "convert a raw dataset to checked Arrow files with a manifest"),
     "inspect": ("inspect_data", "draw random samples of a prepared dataset"),
     "pseudo-label": ("pseudo_label", "predict masks for images that have none"),
+    "generate-images": ("generate_images", "generate pictures of object parts with a diffusion model"),
     "train": ("train", "train Sa2VA with LoRA or in full"),
     "train-sam2": ("train_sam2", "fine-tune SAM 2 on images and videos"),
     "dual-loop": ("train_dual_loop", "train Sa2VA on objects without text"),
@@ -32,7 +33,7 @@ COMMANDS = {  # name: module, what it does
 
 def usage() -> str:
     """The text of `sa2va --help`."""
-    rows = "\n".join(f"  {name:<14}{what}" for name, (_, what) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<16}{what}" for name, (_, what) in COMMANDS.items())
     return f"usage: sa2va COMMAND [ARGUMENTS]\n\n{rows}\n\nsa2va COMMAND --help lists the arguments of a command.\n"
 
 

@@ -201,9 +201,9 @@ def load_pipeline(model: str, controlnet: str | None = None, device: str | None 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float16 if device.startswith("cuda") else torch.float32
     if controlnet is None:
-        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(model, torch_dtype=dtype)
+        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(model)
     else:
-        control = diffusers.ControlNetModel.from_pretrained(controlnet, torch_dtype=dtype)
-        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(model, controlnet=control, torch_dtype=dtype)
+        control = diffusers.ControlNetModel.from_pretrained(controlnet)
+        pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(model, controlnet=control)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline.to(device, dtype)

@@ -11,24 +11,15 @@ Resume after an interruption: --resume_from_checkpoint auto. The data and what i
 Afterwards: scripts/merge_lora.py --checkpoint OUTPUT_DIR --output MODEL_DIR
 """
 
-import sys
 from collections.abc import Sequence
 
-from sa2va_hf.argument_help import DUAL_LOOP, asks_for_help, help_text
-from sa2va_hf.command_line import mistakes
+from sa2va_hf.argument_help import DUAL_LOOP
+from sa2va_hf.commands.training import train
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command with `argv`; default: the arguments of the process."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if asks_for_help(argv):
-        print(help_text(__doc__, DUAL_LOOP))
-        return
-    with mistakes():
-        from sa2va_hf.training.dual_loop.build import build
-
-        trainer, checkpoint = build(argv)
-        trainer.run(checkpoint)
+    train(argv, __doc__, DUAL_LOOP, "sa2va_hf.training.dual_loop.build")
 
 
 if __name__ == "__main__":

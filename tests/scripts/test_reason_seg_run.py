@@ -4,20 +4,17 @@ Run: pytest -m slow tests/scripts/test_reason_seg_run.py
 """
 
 import json
-import sys
 
 import pytest
 import torch
 import yaml
+from test_reason_seg import TARGET, record, shape, write
 from toy_run import tiny_folder
 
-sys.path.insert(0, __file__.rsplit("/scripts/", 1)[0] + "/data/sources")
-from test_reason_seg import TARGET, record, shape, write  # noqa: E402
-
-from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor  # noqa: E402
-from sa2va_hf.checkpoints.merge import merge  # noqa: E402
-from sa2va_hf.commands.train import main  # noqa: E402
-from sa2va_hf.data.prepare.run import prepare  # noqa: E402
+from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor
+from sa2va_hf.checkpoints.merge import merge
+from sa2va_hf.commands.train import main
+from sa2va_hf.data.prepare.run import prepare
 
 FORMS = {"phrases": 0.45, "explained": 0.45, "told": 0.1}
 

@@ -112,25 +112,14 @@ class DualLoopTrainer(Sa2VATrainer):
         )
 
     # ---- loss ----
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """Of a supervised micro-batch the model's own loss, else that of the loops.
-
-        Raises:
-            FloatingPointError: naming the samples, when it is not finite.
-        """
+    def loss_and_outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
+        """Of a supervised micro-batch as in `Sa2VATrainer`, else of the loops."""
         if PAIRS not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().loss_and_outputs(model, inputs)
         losses = self._loops(model, inputs)
-        loss = losses["loss"]
-        if self.skips_batch(loss.item(), self._note(losses), inputs[PAIRS]["sample_ids"], model.training):
-            return self._no_loss(model)
-        return (loss, losses) if return_outputs else loss
+        if self.skips_batch(losses["loss"].item(), self._note(losses), inputs[PAIRS]["sample_ids"], model.training):
+            return self._no_loss(model), None
+        return losses["loss"], losses
 
     def _loops(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
         captions = self.captions(model, inputs[PAIRS])

@@ -13,6 +13,9 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
+from .configuration_sam3 import Sa2VASam3Config
+from .sides import check_side
+
 IGNORE_INDEX = -100  # of labels: no loss there
 SEG_TOKEN = "[SEG]"
 # Added to the tokenizer in this order; released checkpoints rely on it.
@@ -28,8 +31,6 @@ CONTROL_TOKENS = (
 )
 _CONTROL = re.compile("|".join(map(re.escape, CONTROL_TOKENS)))
 CONTROL_BREAK = "\ue000\uf8ff\ue000"  # private characters: between them the tokenizer is called anew
-
-MAX_SIDE = 4096  # pixels of a square input; a config with more asks for all memory
 
 # Hiera trunks of the four published sizes; everything else is the same in all of them.
 SAM2_TRUNKS: dict[str, dict[str, Any]] = {
@@ -82,12 +83,6 @@ def break_control_tokens(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0][0] + CONTROL_BREAK + found[0][1:], text)
 
 
-def check_side(name: str, side: Any) -> None:
-    """Raises: ValueError unless `side` is a whole number of pixels in 1..MAX_SIDE."""
-    if not isinstance(side, int) or isinstance(side, bool) or not 0 < side <= MAX_SIDE:
-        raise ValueError(f"{name}: expected a whole number of pixels from 1 to {MAX_SIDE}, got {side!r}")
-
-
 def check_identity(path: Any, fields: dict[str, Any] | None = None) -> None:
     """Refuse a folder that holds another kind of model, before anything is built.
 
@@ -109,10 +104,10 @@ def check_identity(path: Any, fields: dict[str, Any] | None = None) -> None:
     what = f"model_type {kind!r}"
     if names := fields.get("architectures"):
         what += f", {', '.join(map(str, names))}"
-    if "sa2va" in what.lower() and kind != Sa2VAGroundingConfig.model_type:
+    if "sa2va" in what.lower() and kind not in GROUNDING_CONFIGS:
         advice = f"a released Sa2VA; convert it: python scripts/convert_checkpoint.py --source {path} --output DIR"
-    elif kind == Sa2VAGroundingConfig.model_type:
-        advice = "SAM 2 alone; give a whole Sa2VA"
+    elif kind in GROUNDING_CONFIGS:
+        advice = f"{'SAM 3' if kind == Sa2VASam3Config.model_type else 'SAM 2'} alone; give a whole Sa2VA"
     elif "lisa" in what.lower():
         advice = "a LISA checkpoint, which has another architecture; give a Sa2VA"
     else:
@@ -206,15 +201,18 @@ class Sa2VAGroundingConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
+GROUNDING_CONFIGS = {kind.model_type: kind for kind in (Sa2VAGroundingConfig, Sa2VASam3Config)}
 VIT = "internvl_vision"  # model type of InternVL's own vision tower
 
 
 class Sa2VAConfig(PretrainedConfig):
-    """Sa2VA: `mllm_config` reads and writes text, `grounding_config` (SAM 2) predicts the masks of its [SEG].
+    """Sa2VA: `mllm_config` reads and writes text, `grounding_config` (SAM 2 or SAM 3) predicts the masks of its
+    [SEG].
 
     Args:
         mllm_config: a config, or its dict, of a native multimodal LLM (InternVL, Qwen2.5-VL, Qwen3-VL).
-        grounding_config: a `Sa2VAGroundingConfig` or its dict.
+        grounding_config: a `Sa2VAGroundingConfig` (SAM 2) or `Sa2VASam3Config` (SAM 3), or its dict, in which
+            `model_type` tells which; without it, SAM 2.
         template: name of the chat template (`processing_sa2va.TEMPLATES`).
         seg_token_id: id of [SEG] in the tokenizer.
         mask_loss_weight, dice_loss_weight: 2.0 and 0.5 in the released training.
@@ -237,7 +235,7 @@ class Sa2VAConfig(PretrainedConfig):
     def __init__(
         self,
         mllm_config: PretrainedConfig | dict | None = None,
-        grounding_config: Sa2VAGroundingConfig | dict | None = None,
+        grounding_config: Sa2VAGroundingConfig | Sa2VASam3Config | dict | None = None,
         template: str = "qwen_chat",
         seg_token_id: int | None = None,
         mask_loss_weight: float = 2.0,
@@ -257,7 +255,7 @@ class Sa2VAConfig(PretrainedConfig):
         if isinstance(mllm_config, dict):
             mllm_config = _mllm_config(mllm_config)
         if grounding_config is None or isinstance(grounding_config, dict):
-            grounding_config = Sa2VAGroundingConfig(**(grounding_config or {}))
+            grounding_config = _grounding_config(grounding_config or {})
         self.mllm_config, self.grounding_config = mllm_config, grounding_config
         self.template, self.seg_token_id = template, seg_token_id
         self.mask_loss_weight, self.dice_loss_weight = mask_loss_weight, dice_loss_weight
@@ -296,6 +294,13 @@ class Sa2VAConfig(PretrainedConfig):
     @property
     def vocab_size(self) -> int:
         return self.get_text_config().vocab_size
+
+
+def _grounding_config(fields: dict[str, Any]) -> Sa2VAGroundingConfig | Sa2VASam3Config:
+    kind = fields.get("model_type", Sa2VAGroundingConfig.model_type)
+    if kind not in GROUNDING_CONFIGS:
+        raise ValueError(f"grounding_config.model_type: expected one of {sorted(GROUNDING_CONFIGS)}, got {kind!r}")
+    return GROUNDING_CONFIGS[kind](**fields)
 
 
 def _mllm_config(fields: dict[str, Any]) -> PretrainedConfig:

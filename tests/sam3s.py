@@ -1,4 +1,4 @@
-"""Tiny SAM 3 trackers, and a whole Sa2VA on one: transformers' real classes, narrow, with weights from a fixed seed."""
+"""Tiny SAM 3 trackers, and a whole Sa2VA on one: transformers' real classes, narrow, with weights from a seed."""
 
 from __future__ import annotations
 
@@ -59,16 +59,16 @@ def tiny_sam3(seed: int = 0, **fields: object) -> Sa2VASam3Encoder:
     return vary(Sa2VASam3Encoder(Sa2VASam3Config(**(FIELDS | fields))), seed).eval()
 
 
-def tiny_sam3_config(**overrides: object) -> Sa2VAConfig:
+def tiny_sam3_config(backbone: str = "internvl", **overrides: object) -> Sa2VAConfig:
     """As `tiny_config`, with SAM 3."""
     grounding = {"model_type": Sa2VASam3Config.model_type, **FIELDS}
-    return Sa2VAConfig(**(tiny_config().to_dict() | {"grounding_config": grounding} | overrides))
+    return Sa2VAConfig(**(tiny_config(backbone).to_dict() | {"grounding_config": grounding} | overrides))
 
 
-def tiny_sam3_model(**overrides: object) -> Sa2VAForConditionalGeneration:
+def tiny_sam3_model(backbone: str = "internvl", **overrides: object) -> Sa2VAForConditionalGeneration:
     """As `tiny_model`, with SAM 3."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Sa2VAForConditionalGeneration(tiny_sam3_config(**overrides)).eval()
+        model = Sa2VAForConditionalGeneration(tiny_sam3_config(backbone, **overrides)).eval()
     vary(model.grounding_encoder)
     return model

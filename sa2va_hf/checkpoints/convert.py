@@ -15,20 +15,23 @@ import torch
 
 from ..listings import listed
 from ..model.configuration_sa2va import Sa2VAConfig, Sa2VAGroundingConfig
+from ..model.configuration_sam3 import Sa2VASam3Config
 from ..model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ..model.processing_sa2va import Sa2VAProcessor
-from . import sam2, sam2_transformers
+from . import sam2, sam2_transformers, sam3
 from .card import Facts
 from .files import read_json
 from .hub import export
 from .layouts import Layout, layout_of_ours, layout_of_release
 from .layouts.common import MAX_PADDING
+from .moving import cut, join, moved_shapes
 from .rules import SAM2, Move, moves
-from .weights import Stored, audit, read_folder, write_folder
+from .weights import Stored, audit, read_folder, read_pickle, write_folder
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("ours", "sa2va", "sam2", "transformers")
+FORMATS = ("ours", "sa2va", "sam2", "sam3", "transformers")
+GroundingConfig = Sa2VAGroundingConfig | Sa2VASam3Config
 EMBEDDING, HEAD = "mllm.model.language_model.embed_tokens.weight", "mllm.lm_head.weight"
 # The SAM 2 that the released code builds, whatever the weights.
 RELEASED_GROUNDING = Sa2VAGroundingConfig(version="2.0", size="large")
@@ -39,7 +42,7 @@ def convert(
     output: Path | str,
     to: str = "ours",
     *,
-    grounding_config: Sa2VAGroundingConfig | None = None,
+    grounding_config: GroundingConfig | None = None,
     with_sam2: Path | str | None = None,
     max_shard_size: str = "5GB",
     base_model: str | None = None,
@@ -47,12 +50,12 @@ def convert(
     """Write the model in `source` to the folder `output` in another layout.
 
     Args:
-        source: a released Sa2VA folder or a `.pt` of SAM 2 (both only to "ours"); a folder of ours; or a folder that
-            a `.pt` was converted to (only to "sam2").
-        to: "ours", "sa2va" (the released layout), "sam2" (a `.pt` for the `sam2` package), or "transformers" (SAM 2
-            alone as its `Sam2VideoModel`).
-        grounding_config: the SAM 2 that must be inside; default: whichever of the published ones it is, except for
-            "sa2va", where it is 2.0 large, the only one that the released code builds.
+        source: a released Sa2VA folder, a `.pt` of SAM 2 or SAM 3, or one of them as transformers has it (all only to
+            "ours"); a folder of ours; or a folder that one of the others was converted to.
+        to: "ours", "sa2va" (the released layout), "sam2" or "sam3" (a `.pt` under the names of its own code), or
+            "transformers" (SAM 2 alone as its `Sam2VideoModel`, SAM 3 as its `Sam3TrackerVideoModel`).
+        grounding_config: the SAM 2 or SAM 3 that must be inside; default: whichever of the published ones it is,
+            except for "sa2va" and SAM 2, where it is 2.0 large, the only one that the released code builds.
         with_sam2: a `.pt` of SAM 2 or a folder with one (fine-tuned, say), which replaces that of a model of
             this package; only to "ours".
         max_shard_size: larger models are written in several files, with an index. The tensors of one written file are
@@ -78,9 +81,13 @@ def convert(
     elif (kind, to) == ("a released folder", "ours"):
         from_released(source, output, grounding_config, max_shard_size, base_model)
     elif (kind, to) == ("a model of this package", "sa2va"):
-        to_released(source, output, grounding_config or RELEASED_GROUNDING, max_shard_size)
+        to_released(source, output, grounding_config, max_shard_size)
     elif (kind, to) == ("a file", "ours"):
-        sam2.from_pt(source, output, grounding_config, max_shard_size)
+        _from_pt(source, output, grounding_config, max_shard_size)
+    elif (kind, to) == ("a SAM 3 of transformers", "ours"):
+        sam3.from_transformers(source, output, max_shard_size)
+    elif to in ("sam3", "transformers") and _has_sam3(source):
+        (sam3.to_pt if to == "sam3" else sam3.to_transformers)(source, output)
     elif kind in ("a model of this package", "SAM 2 alone") and to == "sam2":
         sam2.to_pt(source, output, grounding_config)
     elif kind in ("a model of this package", "SAM 2 alone") and to == "transformers":
@@ -97,14 +104,37 @@ def _kind(source: Path) -> str:
     if not (source / "config.json").is_file():
         raise ValueError(f"{source}: no config.json; expected a Sa2VA folder, downloaded or ours, or a .pt of SAM 2")
     ours = {Sa2VAConfig.model_type: "a model of this package", Sa2VAGroundingConfig.model_type: "SAM 2 alone"}
+    ours |= {Sa2VASam3Config.model_type: "SAM 3 alone"}
     ours |= dict.fromkeys(("sam2_video", "sam2"), "a SAM 2 of transformers")
+    ours |= dict.fromkeys(("sam3_video", "sam3_tracker_video"), "a SAM 3 of transformers")
     return ours.get(read_json(source / "config.json").get("model_type"), "a released folder")
+
+
+def _has_sam3(folder: Path) -> bool:
+    """Whether a folder of ours is SAM 3, or a model with it."""
+    fields = read_json(folder / "config.json") if folder.is_dir() else {}
+    grounding = fields.get("grounding_config") or {}
+    return Sa2VASam3Config.model_type in (fields.get("model_type"), grounding.get("model_type"))
+
+
+def _from_pt(source: Path, output: Path, asked: GroundingConfig | None, max_shard_size: str) -> None:
+    content = read_pickle(source)
+    if sam3.looks_like(content):
+        sam3.from_pt(source, output, content, _sam3_asked(asked, source), max_shard_size)
+    else:
+        sam2.from_pt(source, output, asked, max_shard_size)
+
+
+def _sam3_asked(asked: GroundingConfig | None, source: Path) -> Sa2VASam3Config | None:
+    if isinstance(asked, Sa2VAGroundingConfig):
+        raise ValueError(f"{source}: expected SAM {asked.version} {asked.size}, got SAM 3")
+    return asked
 
 
 def from_released(
     source: Path | str,
     output: Path | str,
-    asked: Sa2VAGroundingConfig | None = None,
+    asked: GroundingConfig | None = None,
     max_shard_size: str = "5GB",
     base_model: str | None = None,
 ) -> None:
@@ -115,9 +145,13 @@ def from_released(
     config, processor = layout.read(source, released, _released_grounding(stored, source, asked))
     dropped = [name for name in stored if layout.DROPPED.search(name)]
     kept = {name: tensor for name, tensor in stored.items() if name not in dropped}
+    if isinstance(config.grounding_config, Sa2VASam3Config):
+        kept, unread = sam3.without_unread(kept, SAM2)
+        kept = sam3.gathered(kept, SAM2)
+        logger.info("skipped, since SAM 3's tracker does not read them: %s", listed(unread))
     plan, expected = _plan(config, layout, kept)
     _untie(kept, plan, released)
-    audit(kept, released_shapes(plan, expected), source)
+    audit(kept, moved_shapes(plan, expected), source)
     if dropped:
         logger.info("skipped, since they follow from the config: %s", listed(dropped))
     tensors = {}
@@ -166,18 +200,19 @@ def _released_name(plan: list[Move], ours: str) -> str:
     return next(move.released for move in plan if ours in move.ours)
 
 
-def _released_grounding(
-    stored: dict[str, Stored], source: Path, asked: Sa2VAGroundingConfig | None
-) -> Sa2VAGroundingConfig:
-    """What a released config lacks: the size of SAM 2, and whether there are two mask decoders (Sa2VA-i)."""
+def _released_grounding(stored: dict[str, Stored], source: Path, asked: GroundingConfig | None) -> GroundingConfig:
+    """What a released config lacks: which SAM it is, the size of SAM 2, and whether there are two mask decoders
+    (Sa2VA-i)."""
     shapes = {name.removeprefix(SAM2): tensor.shape for name, tensor in stored.items() if name.startswith(SAM2)}
+    if sam3.is_sam3(stored):
+        return sam3.recognise(shapes, source, _sam3_asked(asked, source))
     config = Sa2VAGroundingConfig(**sam2.recognise(shapes, source, asked).to_dict())
     config.tracking_decoder = any(name.startswith("sam_mask_decoder_modified.") for name in shapes)
     return config
 
 
 def to_released(
-    source: Path | str, output: Path | str, asked: Sa2VAGroundingConfig, max_shard_size: str = "5GB"
+    source: Path | str, output: Path | str, asked: GroundingConfig | None, max_shard_size: str = "5GB"
 ) -> None:
     """A model folder of ours -> the released layout, which the released code loads once its files are beside it."""
     source, output = Path(source), Path(output)
@@ -185,13 +220,20 @@ def to_released(
     layout, expected = layout_of_ours(config), expected_shapes(config)
     stored = {_name_in_model(name, layout.SAVED_NAMES): tensor for name, tensor in read_folder(source).items()}
     audit(stored, expected, source)
-    sam2.recognise({n.removeprefix(SAM2): t.shape for n, t in stored.items() if n.startswith(SAM2)}, source, asked)
+    has_sam3 = isinstance(config.grounding_config, Sa2VASam3Config)
+    if asked is None:
+        asked = Sa2VASam3Config() if has_sam3 else RELEASED_GROUNDING
+    if not has_sam3:
+        sam2.recognise({n.removeprefix(SAM2): t.shape for n, t in stored.items() if n.startswith(SAM2)}, source, asked)
     if (side := config.grounding_config.image_size) != asked.image_size:  # shapes no tensor, so nothing else shows it
         raise ValueError(
             f"config.json: grounding_config.image_size is {side}, the released code has {asked.image_size}"
         )
     plan = moves(expected, layout.rules(config))
     tensors = {move.released: join(move, stored) for move in plan}
+    if has_sam3:
+        sam3.recognise({n.removeprefix(SAM2): t.shape for n, t in tensors.items()}, source, _sam3_asked(asked, source))
+        tensors = sam3.scattered(tensors, SAM2)
     released = layout.released_config(config, processor, stored[EMBEDDING].dtype)
     output.mkdir(parents=True, exist_ok=True)
     write_folder(tensors, output, max_shard_size)
@@ -208,37 +250,6 @@ def expected_shapes(config: Sa2VAConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = Sa2VAForConditionalGeneration(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def released_shapes(plan: list[Move], expected: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The same under released names."""
-    empty = {name: torch.empty(shape, device="meta") for name, shape in expected.items()}
-    return {move.released: tuple(move.join([empty[name] for name in move.ours]).shape) for move in plan}
-
-
-def cut(move: Move, tensor: Stored) -> dict[str, Stored]:
-    """Our tensors that a released one holds."""
-
-    def part(index: int) -> Stored:
-        shape = tuple(move.split(tensor.empty())[index].shape)
-        # a copy of its own: the cut piece of a tensor cannot be saved
-        return Stored(shape, tensor.dtype, lambda: move.split(tensor.read())[index].contiguous().clone())
-
-    return {name: part(index) if move.fusion else tensor for index, name in enumerate(move.ours)}
-
-
-def join(move: Move, stored: dict[str, Stored]) -> Stored:
-    """The released tensor that ours become.
-
-    Raises:
-        ValueError: they are stored in several types.
-    """
-    parts = [stored[name] for name in move.ours]
-    dtypes = {part.dtype for part in parts}
-    if len(dtypes) > 1:
-        raise ValueError(f"{', '.join(move.ours)} become one tensor, but are stored as {sorted(map(str, dtypes))}")
-    shape = tuple(move.join([part.empty() for part in parts]).shape)
-    return Stored(shape, parts[0].dtype, lambda: move.join([part.read() for part in parts]).contiguous())
 
 
 def _name_in_model(name: str, saved_names: tuple[tuple[str, str], ...]) -> str:

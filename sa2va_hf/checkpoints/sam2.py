@@ -97,6 +97,8 @@ def into_sa2va(source: Path | str, given: Path | str, output: Path | str, max_sh
     """
     source, given, output = Path(source), Path(given), Path(output)
     stored, config = read_folder(source), Sa2VAConfig.from_pretrained(source).grounding_config
+    if not isinstance(config, Sa2VAGroundingConfig):
+        raise ValueError(f"{source}: has {config.model_type!r} as its grounding encoder, and no SAM 2 to be replaced")
     tensors, their_config = _of_either(given, config)
     audit(tensors, sam2_shapes(config), given, f"the SAM 2 of {source}")
     if their_config.image_size != config.image_size and given.is_dir():  # a .pt does not say

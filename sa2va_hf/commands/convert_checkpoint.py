@@ -8,6 +8,9 @@
     # SAM 2's own files, and the SAM 2 of a Sa2VA
     sa2va convert --source sam2.1_hiera_large.pt --output models/sam2.1_large
     sa2va convert --source outputs/mine --output outputs/mine_sam2 --to sam2
+    # SAM 3's own file, or facebook/sam3's folder, and back
+    sa2va convert --source sam3.pt --output models/sam3
+    sa2va convert --source models/sam3 --output models/sam3_tracker --to transformers
     # replace the SAM 2 of a Sa2VA by another one (fine-tuned with train-sam2, or a .pt)
     sa2va convert --source outputs/mine --with_sam2 runs/sam2_mose --output outputs/joined
 
@@ -22,14 +25,14 @@ from pathlib import Path
 
 from sa2va_hf.command_line import mistakes
 
-FORMATS = ("ours", "sa2va", "sam2", "transformers")
+FORMATS = ("ours", "sa2va", "sam2", "sam3", "transformers")
 SAM2 = [f"{version}-{size}" for version in ("2.0", "2.1") for size in ("tiny", "small", "base_plus", "large")]
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of this command; building it imports neither torch nor transformers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, required=True, help="a folder with config.json, or a .pt of SAM 2")
+    parser.add_argument("--source", type=Path, required=True, help="a folder with config.json, or a .pt of SAM 2 or 3")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--to", choices=FORMATS, default="ours", help="layout to write (default: %(default)s)")
     parser.add_argument("--sam2", choices=SAM2, help="stop if the SAM 2 inside is another one")

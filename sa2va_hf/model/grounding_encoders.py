@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
+import torch
 from transformers import PretrainedConfig
 
 from .configuration_sa2va import Sa2VAGroundingConfig
@@ -19,4 +22,6 @@ def grounding_encoder_of(config: PretrainedConfig) -> GroundingEncoder:
     Raises:
         ImportError: SAM 3, which the installed transformers does not have.
     """
-    return ENCODERS[config.model_type](config)
+    kind = ENCODERS[config.model_type]
+    with nullcontext() if kind.builds_on_meta else torch.device("cpu"):
+        return kind(config)

@@ -120,9 +120,12 @@ class GroundingEncoder(Float32):
     has. A subclass provides the members that raise NotImplementedError here.
 
     Attributes:
+        builds_on_meta: whether it may be built on meta, as `from_pretrained` does: all that is no stored weight is
+            made again after loading.
         tracking_decoder: a second mask decoder, for points, boxes, masks and memory; None: the only one does all.
     """
 
+    builds_on_meta = False  # SAM 2's plain rotary tensors would stay there for ever
     tracking_decoder: nn.Module | None
 
     # ---------------------------------------------------------------- what is fixed by the configuration

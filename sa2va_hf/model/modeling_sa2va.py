@@ -87,9 +87,8 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
         super().__init__(config)
         self.backbone = backbone_of(config.mllm_config)
         self.mllm = AutoModelForImageTextToText.from_config(config.mllm_config)
-        # `from_pretrained` builds on meta, where SAM 2's plain rotary tensors would stay for ever; `zero.Init` would
-        # partition weights whose shapes SAM 2 reads while it is built.
-        with torch.device("cpu"), outside_zero_init():
+        # `zero.Init` would partition weights whose shapes SAM 2 reads while it is built.
+        with outside_zero_init():
             self.grounding_encoder = grounding_encoder_of(config.grounding_config)
         hidden, embedding = config.hidden_size, config.grounding_config.hidden_dim
         self.text_hidden_fcs = Projection(

@@ -152,12 +152,14 @@ def blanked(prediction: MaskPrediction) -> MaskPrediction:
 
 
 class Sa2VASam3Encoder(Sam3Memory, GroundingEncoder):
-    """SAM 3's tracker as a grounding encoder.
+    """SAM 3's tracker as a grounding encoder. transformers makes its positions again after loading.
 
     Args:
         config: which SAM 3 is built.
         sam3: a `Sam3TrackerVideoModel` that exists already, in place of one built from `config`.
     """
+
+    builds_on_meta = True
 
     def __init__(self, config: Sa2VASam3Config, sam3: nn.Module | None = None) -> None:
         super().__init__()

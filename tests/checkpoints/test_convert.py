@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_processor, tiny_tokenizer
 
 from sa2va_hf import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor
-from sa2va_hf.checkpoints.convert import convert, expected_shapes, released_shapes
+from sa2va_hf.checkpoints.convert import convert, expected_shapes
 from sa2va_hf.checkpoints.layouts import internvl
+from sa2va_hf.checkpoints.moving import moved_shapes
 from sa2va_hf.checkpoints.rules import moves
 from sa2va_hf.checkpoints.weights import INDEX, WEIGHTS
 from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
@@ -428,4 +429,4 @@ def test_every_name_of_the_released_4b_layout_has_its_place(shared_data, tmp_pat
     config, _ = internvl.read(tmp_path, released, Sa2VAConfig().grounding_config)
     expected = expected_shapes(config)
     plan = moves(expected, internvl.rules(config))
-    assert released_shapes(plan, expected) == {name: tuple(entry["shape"]) for name, entry in spec.items()}
+    assert moved_shapes(plan, expected) == {name: tuple(entry["shape"]) for name, entry in spec.items()}

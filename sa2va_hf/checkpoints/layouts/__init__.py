@@ -58,7 +58,7 @@ class Layout(Protocol):
         """The other small files of a release: tokenizer, and whatever it has for pictures."""
 
     def rules(self, config: Sa2VAConfig) -> list[Rule]:
-        """Ours -> released for every tensor of the model, `rules.common_rules` among them."""
+        """Ours -> released for every tensor of the model, `grounding_rules` among them."""
 
 
 LAYOUTS: tuple[Layout, ...] = (internvl, qwen_vl)

@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, InternVLConfig, PreTrainedConfig, PreTra
 
 from ...model.configuration_sa2va import IMAGE_CONTEXT, SEG_TOKEN, Sa2VAConfig, Sa2VAGroundingConfig
 from ...model.processing_sa2va import Sa2VAProcessor
-from ..rules import STACKED_QKV, Rule, common_rules
+from ..grounding_rules import grounding_rules
+from ..rules import STACKED_QKV, Rule
 from .common import (
     check_fixed,
     check_tokenizer_files,
@@ -94,7 +95,7 @@ def fits(config: Sa2VAConfig) -> bool:
 
 
 def rules(config: Sa2VAConfig) -> list[Rule]:
-    common = common_rules(tracking_decoder=config.grounding_config.tracking_decoder)
+    common = grounding_rules(config.grounding_config)
     return [*VISION_RULES, *language_rules(config.get_text_config()), *common]
 
 

@@ -20,7 +20,8 @@ from ...model.configuration_sa2va import SEG_TOKEN, Sa2VAConfig, Sa2VAGroundingC
 from ...model.pictures import PICTURES
 from ...model.processing_sa2va import Sa2VAProcessor
 from ..files import read_json
-from ..rules import Rule, common_rules
+from ..grounding_rules import grounding_rules
+from ..rules import Rule
 from .common import check_tokenizer_files, check_vocabulary, needed, template_of, write_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def fits(config: Sa2VAConfig) -> bool:
 def rules(config: Sa2VAConfig) -> list[Rule]:
     return [
         Rule("mllm.{rest}", "model.{rest}"),
-        *common_rules(tracking_decoder=config.grounding_config.tracking_decoder),
+        *grounding_rules(config.grounding_config),
     ]
 
 

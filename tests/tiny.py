@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import InternVLConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen3VLConfig
+from transformers import InternVLConfig, LlavaConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen3VLConfig
 
 from sa2va_hf import Sa2VAConfig, Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_hf.model.configuration_sa2va import SPECIAL_TOKENS
@@ -40,12 +40,13 @@ def _tokenizer_json() -> str:
 
 
 def tiny_tokenizer(backbone: str = "internvl") -> PreTrainedTokenizerFast:
+    ends = {"eos_token": "<|im_end|>"} if backbone != "llava" else {"bos_token": "<s>", "eos_token": "</s>"}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_tokenizer_json()), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        tokenizer_object=Tokenizer.from_str(_tokenizer_json()), pad_token="<|endoftext|>", **ends
     )
     pictures = PICTURES[backbone]
     marks = ["<|im_start|>", "<|im_end|>", pictures.start, pictures.context, pictures.end, *SPECIAL_TOKENS]
-    tokenizer.add_tokens(marks, special_tokens=True)
+    tokenizer.add_tokens([mark for mark in marks if mark], special_tokens=True)
     return tokenizer
 
 
@@ -64,6 +65,26 @@ def _internvl(text: dict, ids: dict) -> InternVLConfig:
         text_config=text,
         image_token_id=ids["context"],
         image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+
+
+def _llava(text: dict, ids: dict) -> LlavaConfig:
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "image_size": 56,
+        "patch_size": 14,
+        "projection_dim": 64,
+    }
+    return LlavaConfig(
+        vision_config=vision,
+        text_config={"model_type": "llama", **text},
+        image_token_index=ids["context"],
+        image_seq_length=16,
         tie_word_embeddings=False,
     )
 
@@ -118,7 +139,8 @@ def tiny_config(backbone: str = "internvl", **overrides: object) -> Sa2VAConfig:
     """Vision part and LLM of width 64, SAM 2 at 128 px; `overrides` are fields of `Sa2VAConfig`."""
     tokenizer, pictures = tiny_tokenizer(backbone), PICTURES[backbone]
     marks = {"start": pictures.start, "context": pictures.context, "end": pictures.end}
-    ids = {name: tokenizer.convert_tokens_to_ids(mark) for name, mark in marks.items()} | {"unused": len(tokenizer)}
+    ids = {name: tokenizer.convert_tokens_to_ids(mark) for name, mark in marks.items() if mark}
+    ids["unused"] = len(tokenizer)
     text = {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -131,7 +153,7 @@ def tiny_config(backbone: str = "internvl", **overrides: object) -> Sa2VAConfig:
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    build = {"internvl": _internvl, "qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl}[backbone]
+    build = {"internvl": _internvl, "llava": _llava, "qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl}[backbone]
     mllm = build(text, ids).to_dict()
     grounding = {
         "size": "tiny",
@@ -154,7 +176,8 @@ def tiny_processor(backbone: str = "internvl", **overrides: object) -> Sa2VAProc
     tiles = {"tile_size": 56, "patch_size": 14, "max_tiles": 4}
     side = 2 * PICTURES[backbone].patch_size
     patches = {"image_pixels": [6 * side**2, 16 * side**2], "frame_pixels": [2 * side**2, 6 * side**2]}
-    fields = {"backbone": backbone, "grounding_image_size": 128} | (tiles if backbone == "internvl" else patches)
+    sizes = {"internvl": tiles, "llava": {"tile_size": 56, "patch_size": 14}}.get(backbone, patches)
+    fields = {"backbone": backbone, "grounding_image_size": 128} | sizes
     return Sa2VAProcessor(tiny_tokenizer(backbone), **(fields | overrides))
 
 

@@ -50,6 +50,7 @@ def _heads(ours: str, released: str) -> list[tuple[str, str]]:
 _LAYER, _BLOCK = "vision_encoder.backbone.layers.{layer}.", TRUNK + "blocks.{layer}."
 _FPN, _DECODER = "vision_encoder.neck.fpn_layers.", "mask_decoder.transformer.layers.{layer}."
 _DECODED, _ATTENTION = "sam_mask_decoder.transformer.layers.{layer}.", "memory_attention.layers.{layer}."
+_ATTENDED = "transformer.encoder.layers.{layer}."
 _FUSER, _DOWN = "memory_encoder.memory_fuser.layers.{layer}.", "memory_encoder.mask_downsampler."
 _FUSED, _MASKS = "maskmem_backbone.fuser.layers.{layer}.", "maskmem_backbone.mask_downsampler.encoder."
 # (ours, released); the first that fits a name of ours is used.
@@ -88,9 +89,9 @@ NAMES = [
         "sam_mask_decoder.transformer.final_attn_token_to_image.out_proj.{rest}",
     ),
     ("mask_decoder.{rest}", "sam_mask_decoder.{rest}"),
-    *((_ATTENTION + f"layer_norm{n}.{{rest}}", f"transformer.encoder.layers.{{layer}}.norm{n}.{{rest}}") for n in (1, 2, 3)),
-    (_ATTENTION + "{attention}.o_proj.{rest}", "transformer.encoder.layers.{layer}.{attention}.out_proj.{rest}"),
-    (_ATTENTION + "{rest}", "transformer.encoder.layers.{layer}.{rest}"),
+    *((_ATTENTION + f"layer_norm{n}.{{rest}}", _ATTENDED + f"norm{n}.{{rest}}") for n in (1, 2, 3)),
+    (_ATTENTION + "{attention}.o_proj.{rest}", _ATTENDED + "{attention}.out_proj.{rest}"),
+    (_ATTENTION + "{rest}", _ATTENDED + "{rest}"),
     ("memory_attention.layer_norm.{rest}", "transformer.encoder.norm.{rest}"),
     *((f"{_DOWN}layers.{n}.conv.{{rest}}", f"{_MASKS}{3 * n}.{{rest}}") for n in range(4)),
     *((f"{_DOWN}layers.{n}.layer_norm.{{rest}}", f"{_MASKS}{3 * n + 1}.{{rest}}") for n in range(4)),

@@ -53,6 +53,11 @@ class InternVL:
             start = tile + 1
         return torch.cat([*pieces, tiles[start:].flatten(0, 1)])
 
+    @staticmethod
+    def unread(mllm: nn.Module) -> list[nn.Module]:
+        """The parts of `vision` whose output nothing reads, which no loss can train."""
+        return []
+
     def llm_inputs(self, mllm: nn.Module, input_ids: Tensor, visuals: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the LLM takes of ids (B, L) and what belongs to their pictures (nothing: there are none).
 
@@ -88,6 +93,29 @@ class InternVL:
         return llm(**inputs, attention_mask=mask, position_ids=position_ids, use_cache=False).last_hidden_state
 
 
+class Llava(InternVL):
+    """LLaVA-1.5: as InternVL, with one square per picture, read from a layer before the vision tower's last."""
+
+    takes = set[str]()
+    projector_is_trained = False  # in the released training
+
+    def blank(self, mllm: nn.Module, device: torch.device) -> Tensor:
+        side = mllm.config.vision_config.image_size
+        return self.features(mllm, torch.zeros(1, 3, side, side, device=device)).sum()
+
+    @staticmethod
+    def features(mllm: nn.Module, pixel_values: Tensor) -> Tensor:
+        """(pictures, 3, s, s) -> (N, D): every picture's tokens."""
+        pixel_values = pixel_values.to(mllm.get_input_embeddings().weight.dtype)
+        pictures = mllm.model.get_image_features(pixel_values, return_dict=True)
+        return torch.cat(list(pictures.pooler_output))  # one (g * g, D) per picture
+
+    @staticmethod
+    def unread(mllm: nn.Module) -> list[nn.Module]:
+        tower = getattr(mllm.model.vision_tower, "vision_model", mllm.model.vision_tower)  # a level less since 5.4
+        return [*tower.encoder.layers[mllm.config.vision_feature_layer + 1 :], tower.post_layernorm]
+
+
 class QwenVL:
     """Qwen2.5-VL: a token of a picture has a row and a column there, not just a place in the text.
 
@@ -111,6 +139,10 @@ class QwenVL:
         pixels = torch.zeros(side * side, length, device=device, dtype=visual.dtype)
         output = visual(pixels, grid_thw=torch.tensor([[1, side, side]], device=device), return_dict=True)
         return sum(features.sum() for features in self.outputs(output))
+
+    @staticmethod
+    def unread(mllm: nn.Module) -> list[nn.Module]:
+        return []
 
     @staticmethod
     def outputs(output: Any) -> list[Tensor]:
@@ -182,7 +214,7 @@ def check_counts(tokens: int, features: int, pictures: int, kind: str) -> None:
         )
 
 
-BACKBONES = {"internvl": InternVL, "qwen2_5_vl": QwenVL, "qwen3_vl": Qwen3VL}
+BACKBONES = {"internvl": InternVL, "llava": Llava, "qwen2_5_vl": QwenVL, "qwen3_vl": Qwen3VL}
 
 
 def backbone_of(mllm_config: Any) -> InternVL | QwenVL:

@@ -210,7 +210,7 @@ class Sa2VAConfig(PretrainedConfig):
     [SEG].
 
     Args:
-        mllm_config: a config, or its dict, of a native multimodal LLM (InternVL, Qwen2.5-VL, Qwen3-VL).
+        mllm_config: a config, or its dict, of a native multimodal LLM (InternVL, LLaVA-1.5, Qwen2.5-VL, Qwen3-VL).
         grounding_config: a `Sa2VAGroundingConfig` (SAM 2) or `Sa2VASam3Config` (SAM 3), or its dict, in which
             `model_type` tells which; without it, SAM 2.
         template: name of the chat template (`processing_sa2va.TEMPLATES`).

@@ -40,6 +40,7 @@ TEMPLATES: dict[str, Template] = {
         stop_words=("<|end|>",),
         system="<|system|>\n{input}<|end|>\n",
     ),
+    "vicuna": Template("USER: {input} ASSISTANT:", "</s>", system="{input}\n"),
 }
 
 

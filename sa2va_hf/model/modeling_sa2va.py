@@ -166,6 +166,8 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
         self.requires_grad_(False)
         for module in self.backbone.vision(self.mllm):
             module.requires_grad_(vision)
+        for module in self.backbone.unread(self.mllm):
+            module.requires_grad_(False)
         for module in self.backbone.projector(self.mllm):
             module.requires_grad_(self.backbone.projector_is_trained if projector is None else projector)
         self.text_hidden_fcs.requires_grad_(True)

@@ -17,7 +17,7 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from .configuration_sa2va import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
+from .configuration_sa2va import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, PLACEHOLDER
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -111,9 +111,53 @@ class InternVLPictures:
             for image in frames:
                 squashed = [image.resize((size, size))] if is_video else None
                 tiles += squashed or to_tiles(image, self.grid(*image.size), size, self.use_thumbnail)
-        stacked = torch.from_numpy(np.stack([np.asarray(tile) for tile in tiles])).permute(0, 3, 1, 2)
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.pixel_mean, self.pixel_std))
-        return {"pixel_values": (stacked.float() / 255 - mean) / std}
+        return {"pixel_values": _normalised([np.asarray(tile) for tile in tiles], self.pixel_mean, self.pixel_std)}
+
+
+@dataclass
+class LlavaPictures:
+    """One square per image or frame, its aspect ratio not kept; PIL's bicubic filter. Fields: see `Sa2VAProcessor`.
+
+    The token of a picture is written as the placeholder is.
+    """
+
+    start: ClassVar[str] = ""
+    context: ClassVar[str] = PLACEHOLDER
+    end: ClassVar[str] = ""
+    takes_regions: ClassVar[bool] = False  # the released model was not trained for it
+
+    tile_size: int = 336
+    patch_size: int = 14
+    pixel_mean: Sequence[float] = CLIP_MEAN
+    pixel_std: Sequence[float] = CLIP_STD
+
+    @staticmethod
+    def settings(mllm_config: Any) -> dict[str, Any]:
+        """The fields that an LLM's config decides, and that its tokenizer's bos is written."""
+        vision = mllm_config.vision_config
+        return {"tile_size": vision.image_size, "patch_size": vision.patch_size, "add_bos": True}
+
+    @property
+    def region_grid(self) -> int:
+        """Tokens per side of a picture."""
+        return self.tile_size // self.patch_size
+
+    def block(self, width: int, height: int, is_video: bool) -> int:
+        """How many tokens an image, or a frame of a clip, takes."""
+        return self.region_grid**2
+
+    def inputs(self, conversations: Sequence[Frames]) -> dict[str, Tensor]:
+        """`pixel_values` (pictures, 3, s, s)."""
+        size = (self.tile_size, self.tile_size)
+        squares = [np.asarray(image.resize(size)) for frames, _ in conversations for image in frames]
+        return {"pixel_values": _normalised(squares, self.pixel_mean, self.pixel_std)}
+
+
+def _normalised(pictures: Sequence[np.ndarray], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 pictures (H, W, 3) of one size -> float (N, 3, H, W)."""
+    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    return (stacked.float() / 255 - mean) / std
 
 
 @dataclass
@@ -190,8 +234,9 @@ class Qwen3VLPictures(QwenVLPictures):
     pixel_std: Sequence[float] = HALF
 
 
-PICTURES: dict[str, type[InternVLPictures] | type[QwenVLPictures]] = {
+PICTURES: dict[str, type[InternVLPictures] | type[LlavaPictures] | type[QwenVLPictures]] = {
     "internvl": InternVLPictures,
+    "llava": LlavaPictures,
     "qwen2_5_vl": QwenVLPictures,
     "qwen3_vl": Qwen3VLPictures,
 }

@@ -29,7 +29,7 @@ from .configuration_sa2va import (
     check_side,
 )
 from .conversations import TEMPLATES, Conversation, Template, get_template, read_messages
-from .pictures import PICTURES, InternVLPictures, QwenVLPictures
+from .pictures import PICTURES, InternVLPictures, LlavaPictures, QwenVLPictures
 from .postprocessing import PostProcessingMixin
 from .prompts import PromptMixin, check_options
 
@@ -47,12 +47,13 @@ class Sa2VAProcessor(PromptMixin, PostProcessingMixin, ProcessorMixin):
             to its released values, and are None where they mean nothing to it.
         patch_size, downsample_ratio: the vision tower's patch in pixels, and how many tokens per side it leaves.
         tile_size, min_tiles, max_tiles, use_thumbnail: InternVL's dynamic tiling of images; a video frame is always
-            one tile. A tile becomes (tile_size / patch_size * downsample_ratio)^2 tokens.
+            one tile. A tile becomes (tile_size / patch_size * downsample_ratio)^2 tokens. LLaVA's one square has the
+            first of these fields alone.
         image_pixels, frame_pixels: Qwen-VL's least and most pixels of an image and of a frame of a clip; a token
             stands for (patch_size / downsample_ratio)^2 of them.
         pixel_mean, pixel_std: per channel, of pixels from 0 to 1.
-        grounding_image_size: side of SAM 2's square picture.
-        add_bos: write the tokenizer's bos once at the start (InternLM2, Phi-3; not Qwen).
+        grounding_image_size: side of the grounding encoder's square picture.
+        add_bos: write the tokenizer's bos once at the start (InternLM2, Phi-3, LLaVA; not Qwen).
     """
 
     attributes = ["tokenizer"]
@@ -134,7 +135,7 @@ class Sa2VAProcessor(PromptMixin, PostProcessingMixin, ProcessorMixin):
 
     # ---------------------------------------------------------------- sizes
     @property
-    def pictures(self) -> InternVLPictures | QwenVLPictures:
+    def pictures(self) -> InternVLPictures | LlavaPictures | QwenVLPictures:
         """What the LLM reads of a picture."""
         kind = PICTURES[self.backbone]
         return kind(**{item.name: getattr(self, item.name) for item in fields(kind)})
@@ -211,6 +212,10 @@ class Sa2VAProcessor(PromptMixin, PostProcessingMixin, ProcessorMixin):
     def _pieces(self, conversation: Conversation, visual: str) -> Pieces:
         """Every piece is tokenised alone, as the released models were trained."""
         template, turns = get_template(self.template), conversation.turns
+        if sum(question.count(PLACEHOLDER) for question, _ in turns) > bool(visual):
+            raise ValueError(f"messages: {PLACEHOLDER!r} is in the text, but there is no picture for it")
+        if self.pictures.context == PLACEHOLDER:  # elsewhere than in a question it is text
+            turns = [(question, None if answer is None else _broken(answer)) for question, answer in turns]
         if visual:
             first = next((i for i, (question, _) in enumerate(turns) if PLACEHOLDER in question), None)
             if first is None:
@@ -219,9 +224,7 @@ class Sa2VAProcessor(PromptMixin, PostProcessingMixin, ProcessorMixin):
             else:
                 question = turns[first][0].replace(PLACEHOLDER, visual, 1)
             turns = turns[:first] + [(question, turns[first][1])] + turns[first + 1 :]
-        if any(PLACEHOLDER in question for question, _ in turns):
-            raise ValueError(f"messages: {PLACEHOLDER!r} is in the text, but there is no picture for it")
-        system = conversation.system
+        system = _broken(conversation.system) if self.pictures.context == PLACEHOLDER else conversation.system
         pieces = [(template.system.replace("{input}", system), False)] if system else []
         for question, answer in turns:
             pieces.append((template.instruction.replace("{input}", question), False))
@@ -384,6 +387,11 @@ class Sa2VAProcessor(PromptMixin, PostProcessingMixin, ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values", "grounding_pixel_values", "num_frames"]
+
+
+def _broken(text: str) -> str:
+    """The text with every placeholder broken in two, so that it is tokenised as text."""
+    return text.replace(PLACEHOLDER, PLACEHOLDER[0] + CONTROL_BREAK + PLACEHOLDER[1:])
 
 
 __all__ = ["PLACEHOLDER", "TEMPLATES", "Conversation", "Sa2VAProcessor", "Template", "get_template"]

@@ -21,7 +21,7 @@ KEY_FRAMES = 5  # of a clip, the first ones
 MODE = "memory"
 FOR_SAM2 = ("grounding_pixel_values", "num_frames")  # of a processor's inputs; here SAM 2 reads all frames later
 # What the released code writes for the pictures (one block per frame), and after it for regions.
-_BLOCK = r"<img>(?:<IMG_CONTEXT>)+</img>|<\|vision_start\|>(?:<\|image_pad\|>)+<\|vision_end\|>"
+_BLOCK = r"<img>(?:<IMG_CONTEXT>)+</img>|<\|vision_start\|>(?:<\|image_pad\|>)+<\|vision_end\|>|(?:<image>){2,}"
 _BLOCKS = re.compile(rf"(?:{_BLOCK})(?:\n?(?:{_BLOCK}))*")
 _REGIONS = re.compile(
     r"\n?There are \d+ part regions in the picture: (?:region\d+<vp>.*?</vp>(?:, )?)+\.\n", re.DOTALL

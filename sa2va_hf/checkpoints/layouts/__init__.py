@@ -14,7 +14,7 @@ import torch
 from ...model.configuration_sa2va import Sa2VAConfig, Sa2VAGroundingConfig
 from ...model.processing_sa2va import Sa2VAProcessor
 from ..rules import Rule
-from . import internvl, qwen_vl
+from . import internvl, llava, qwen_vl
 
 
 class Layout(Protocol):
@@ -61,7 +61,7 @@ class Layout(Protocol):
         """Ours -> released for every tensor of the model, `grounding_rules` among them."""
 
 
-LAYOUTS: tuple[Layout, ...] = (internvl, qwen_vl)
+LAYOUTS: tuple[Layout, ...] = (internvl, qwen_vl, llava)
 
 
 def layout_of_release(released: dict[str, Any]) -> Layout:

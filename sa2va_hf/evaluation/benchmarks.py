@@ -51,6 +51,7 @@ _PICTURES = Referring(referring.picture_prompt, (referring.PICTURE_PROMPT,))
 _NO_TARGET = Referring(referring.picture_prompt, (referring.PICTURE_PROMPT,), no_target=True)
 _CLIP_PROMPTS = (referring.CLIP_PROMPT, referring.QUESTION_PROMPT)
 _CLIPS = Referring(referring.clip_prompt, _CLIP_PROMPTS)
+_MEVIS_V2 = Referring(referring.clip_prompt, _CLIP_PROMPTS, absent_clips=True)
 _VERBATIM = {"verbatim": True}  # spaces and full stops too are asked
 _REVOS = Referring(referring.clip_prompt, _CLIP_PROMPTS, robustness=True, summary=video_conventions.summarize_revos)
 _REF_SAV = Referring(referring.clip_prompt, _CLIP_PROMPTS, summary=video_conventions.summarize_ref_sav)
@@ -103,6 +104,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "vstar_bench": Benchmark(roots.vstar_bench, "", Choice()),
     "mevis_val_u": Benchmark(SOURCES["mevis"], "valid_u", _CLIPS, _VERBATIM),
     "mevis_val": Benchmark(roots.unmasked_clips, "valid", submission("")),
+    "mevis_v2_val_u": Benchmark(SOURCES["mevis"], "valid_u", _MEVIS_V2, _VERBATIM | {"version": 2}),
+    "mevis_v2_val": Benchmark(roots.unmasked_clips, "valid", submission(""), {"version": 2}),
     "ref_youtube_vos": Benchmark(roots.unmasked_clips, "valid", submission("Annotations")),
     "ref_davis17": Benchmark(SOURCES["ref_davis17"], "valid", _CLIPS, _VERBATIM),
     "revos": Benchmark(SOURCES["revos"], "valid", _REVOS, _VERBATIM),

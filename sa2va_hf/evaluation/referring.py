@@ -53,7 +53,8 @@ class Referring:
 
     prompt: the template of an expression. prompts: all that it may return, for the record. first_expression: only one
     per sample (LISA's ReasonSeg). summary: figures from (kind, per frame figures) of clips. In a picture the masks of
-    all [SEG] are one, in a clip only the first one counts; both as released.
+    all [SEG] are one, in a clip only the first one counts; both as released. absent_clips: expressions of clips may
+    mean nothing, and whether that was understood has figures of its own (MeViS's second version).
     """
 
     prompt: Callable[[Expression], str]
@@ -61,6 +62,7 @@ class Referring:
     first_expression: bool = False
     no_target: bool = False
     robustness: bool = False
+    absent_clips: bool = False
     summary: Callable[[Sequence[tuple[str, Mapping[str, np.ndarray]]]], dict[str, Any]] = field(
         default=lambda rows: video_conventions.summarize_mevis(scores for _, scores in rows)
     )
@@ -105,11 +107,13 @@ class Referring:
             empty = {"nothing_true": not item.targets, "nothing_said": not answer.mask(item, 0).any()}
             return {"score": float(ratio(*counts)), "counts": counts, "said": said} | empty
         frames = range(len(sample.annotated))
-        predictions = (answer.mask(item, sample.annotated[place]) for place in frames)
+        drawn: list[bool] = []
+        predictions = (_noted(answer.mask(item, sample.annotated[place]), drawn) for place in frames)
         around = (_foreground(sample, place) for place in frames) if self.robustness else None
         found = video_conventions.expression(predictions, map(item.truth, frames), around)
         rows = {name: values.tolist() for name, values in found.items()}
-        return {"score": (mean(rows["J"]) + mean(rows["F"])) / 2, "frames": rows, "said": said}
+        empty = {"nothing_true": not item.targets, "nothing_said": not any(drawn)} if self.absent_clips else {}
+        return {"score": (mean(rows["J"]) + mean(rows["F"])) / 2, "frames": rows, "said": said} | empty
 
     def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
         """Figures of images ("cIoU", ...) and of clips ("J&F", ...), per kind of expression where there are kinds."""
@@ -129,6 +133,8 @@ class Referring:
             found |= self._pictures(pictures)
         if clips := [(item.kind, arrays(figures["frames"])) for item, figures in group if "frames" in figures]:
             found |= self.summary(clips) if every else video_conventions.summarize_mevis(rows for _, rows in clips)
+        if self.absent_clips and every:
+            found |= _absence([figures for _, figures in group], found["J&F"])
         return found
 
     def _pictures(self, rows: Sequence[dict]) -> dict[str, float]:
@@ -141,6 +147,29 @@ class Referring:
         for row in rows:
             sums.add_counts(*row["counts"])
         return percent(sums.result())
+
+
+def _absence(rows: Sequence[Mapping[str, Any]], total: float) -> dict[str, Any]:
+    """Figures of expressions that may mean nothing, in percent: N_acc and T_acc, the shares of those without and with
+    a target that were answered with an empty and a drawn mask; the mean of both and J&F, `total`; and J&F of those
+    with a target alone."""
+    without, having = ([row for row in rows if row["nothing_true"] == absent] for absent in (True, False))
+    found: dict[str, Any] = {}
+    if without:
+        found["N_acc"] = 100 * mean(row["nothing_said"] for row in without)
+    if having:
+        found["T_acc"] = 100 * mean(not row["nothing_said"] for row in having)
+        of_targets = video_conventions.summarize_mevis(arrays(row["frames"]) for row in having)
+        found["any with a target"] = {"expressions": len(having)} | of_targets
+    if without and having:
+        found["total"] = mean((total, found["N_acc"], found["T_acc"]))
+    return found
+
+
+def _noted(mask: np.ndarray, drawn: list[bool]) -> np.ndarray:
+    """The mask; whether it has a pixel is added to `drawn`."""
+    drawn.append(bool(mask.any()))
+    return mask
 
 
 def _groups(item: Item, both: bool) -> Iterator[str]:

@@ -27,7 +27,8 @@ FIGURES = {  # of a run that go into the table, by benchmark or by its name with
     "region_caption": ("METEOR", "CIDEr"),
     "vstar_bench": ("direct_attributes", "relative_position", "overall"),
     "mevis_val_u": CLIPS,
-    **dict.fromkeys(("mevis_val", "ref_youtube_vos"), ("J&F", "emission")),
+    "mevis_v2_val_u": (*CLIPS, "any with a target / J&F", "N_acc", "T_acc", "total"),
+    **dict.fromkeys(("mevis_val", "mevis_v2_val", "ref_youtube_vos"), ("J&F", "emission")),
     "revos": ("referring / J&F", "reasoning / J&F", "overall / J&F", "overall / A", "overall / R"),
     "ref_sav": ("long / J&F", "short / J&F", "overall / J&F", "overall / A"),
     "davis17_vos": ("J&F", "J_mean", "F_mean"),
@@ -78,7 +79,7 @@ SAV_TEST = {  # J&F of SAM 2 alone
 }
 # Expressions of MeViS's first version (its README), of which the published figures are. The second one (907 and 2523)
 # has others beside them, and some that mean nothing.
-EXPRESSIONS = {"mevis_val_u": 793, "mevis_val": 2236}
+EXPRESSIONS = {"mevis_val_u": 793, "mevis_val": 2236, "mevis_v2_val_u": 907, "mevis_v2_val": 2523}
 PLACES = ("images", "frames")  # options that only say where pictures lie
 HEAD = """# Results
 

@@ -15,7 +15,7 @@ from sa2va_hf.boxes import from_numbers
 from sa2va_hf.data.schema import Expression, Object, Reject, Sample, Turn
 from sa2va_hf.data.sources.clips import clip_size, named_frames, paths
 from sa2va_hf.data.sources.files import expect_keys, find_picture, first_existing, read_json, upright_size
-from sa2va_hf.data.sources.video_referring import EXPRESSION_FILES, FRAME_FOLDERS
+from sa2va_hf.data.sources.video_referring import FRAME_FOLDERS, expression_files
 
 VSTAR_KINDS = ("direct_attributes", "relative_position")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -103,14 +103,14 @@ def grand_f_eval(root: Path | str, split: str) -> Iterator[Sample | Reject]:
             yield Reject(name, str(error), str(caption_file))
 
 
-def unmasked_clips(root: Path | str, split: str) -> Iterator[Sample | Reject]:
+def unmasked_clips(root: Path | str, split: str, *, version: int | str = 1) -> Iterator[Sample | Reject]:
     """Expressions of clips whose masks are kept secret (MeViS val, Ref-YouTube-VOS valid): a sample per expression,
-    "VIDEO/EXPRESSION". A submission is all that can be made of them."""
+    "VIDEO/EXPRESSION". A submission is all that can be made of them. version: of MeViS, see `video_referring`."""
     root = Path(root)
     path = first_existing(
-        [root / place.format(split=split) for place in EXPRESSION_FILES],
+        [root / place.format(split=split) for place in expression_files(version)],
         f"the expressions of {split}",
-        f"expected ROOT/{split}/meta_expressions.json or ROOT/meta_expressions/{split}/meta_expressions.json",
+        "expected one of ROOT/" + ", ROOT/".join(expression_files(version)[:2]).format(split=split),
     )
     folders = [root / place.format(split=split) for place in FRAME_FOLDERS]
     folders = [folder for folder in folders if folder.is_dir()]

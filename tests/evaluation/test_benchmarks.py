@@ -116,6 +116,23 @@ def test_a_target_without_pixels_is_still_a_target(tmp_path, mask):
     assert (figures["T_acc"], figures["gIoU"]) == (0.0, 0.0)
 
 
+def test_expressions_of_clips_that_mean_nothing_have_figures_of_their_own(tmp_path, mask):
+    """MeViS's second version: all expressions count, and an empty answer to one that means nothing is right."""
+    records = [clip(name, [picture(tmp_path / "a.png")] * 2) for name in "ab"]
+    records[1].expressions = [Expression("a ghost", [])]
+    task = BENCHMARKS["mevis_v2_val_u"].task
+    drawn = evaluate(given(task, *records), Drawer(mask), tmp_path / "m.json")["metrics"]
+    assert {name: drawn[name] for name in ("J&F", "N_acc", "T_acc", "total")} == {
+        "J&F": 50,
+        "N_acc": 0,
+        "T_acc": 100,
+        "total": 50,
+    }
+    assert (drawn["any with a target"]["J&F"], drawn["any with a target"]["expressions"]) == (100, 1)
+    silent = evaluate(given(task, *records), Drawer(mask, "No."), tmp_path / "s.json")["metrics"]
+    assert (silent["J&F"], silent["N_acc"], silent["T_acc"], silent["any with a target"]["J&F"]) == (50, 100, 0, 0)
+
+
 def test_pictures_and_clips_of_one_benchmark_are_told_apart(tmp_path, mask):
     frame = picture(tmp_path / "a.png")
     ghost = Expression("a ghost", [], "ghost")

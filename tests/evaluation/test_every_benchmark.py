@@ -163,14 +163,21 @@ def mevis_val_u(root):
     test_video_referring.write_mevis(root, said_of_clip(texts), {"0": LEFT, "7": RIGHT}, "valid_u")
 
 
-def unmasked(place, frames):
+def mevis_v2_val_u(root):
+    """Both versions beside each other; in the second one an expression means nothing."""
+    mevis_val_u(root)
+    texts = [("The bird flying away. ", means(0)), ("Which move?", means(0, 7)), ("a fish", means())]
+    (root / "valid_u/meta_expressions_v2.json").write_text(json.dumps({"videos": said_of_clip(texts)}))
+
+
+def unmasked(place, frames, file="meta_expressions.json"):
     """MeViS's and Ref-YouTube-VOS's validation: no anno_id, no masks."""
 
     def make(root):
         test_video_referring.draw_frames(root / frames / "zoo")
         (root / place).mkdir(parents=True, exist_ok=True)
         texts = [("a bird. ", {}), ("what flies?", {})]
-        (root / place / "meta_expressions.json").write_text(json.dumps({"videos": said_of_clip(texts)}))
+        (root / place / file).write_text(json.dumps({"videos": said_of_clip(texts)}))
 
     questions = ("<image>\nPlease segment a bird. .", "<image>\n what flies? Please respond with a segmentation mask.")
     return Root(make, questions, {"expressions": 2})
@@ -264,6 +271,8 @@ ROOTS = {
     "vstar_bench": Root(vstar_bench, ("<image>\nWhere is it?",), {"questions": 2}),
     "mevis_val_u": Root(mevis_val_u, CLIP_QUESTIONS, {"expressions": 2}),
     "mevis_val": unmasked("valid", "valid/JPEGImages"),
+    "mevis_v2_val_u": Root(mevis_v2_val_u, CLIP_QUESTIONS, {"expressions": 3}),
+    "mevis_v2_val": unmasked("valid", "valid/JPEGImages", "meta_expressions_v2_release.json"),
     "ref_youtube_vos": unmasked("meta_expressions/valid", "valid/JPEGImages"),
     "ref_davis17": Root(
         ref_davis17,

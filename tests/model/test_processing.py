@@ -139,7 +139,7 @@ def test_frames_and_regions_are_named_in_the_text(processor):
 def test_an_unknown_template_lists_those_there_are():
     with pytest.raises(ValueError, match="internlm2_chat.*'llama'"):
         tiny_processor(template="llama")
-    assert set(TEMPLATES) == {"qwen_chat", "internlm2_chat", "phi3_chat"}
+    assert set(TEMPLATES) == {"qwen_chat", "internlm2_chat", "phi3_chat", "vicuna"}
     assert tiny_processor(template="phi3-chat").stop_strings == ["<|end|>"]  # released configs write "-"
 
 

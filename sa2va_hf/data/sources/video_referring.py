@@ -1,6 +1,7 @@
 """Phrases for objects of videos: MeViS, ReVOS, Ref-YouTube-VOS, Ref-DAVIS17, and the evaluation part of Ref-SAV.
 
-    MeViS       ROOT/train/meta_expressions.json, mask_dict.json, JPEGImages/VIDEO/00000.jpg
+    MeViS       ROOT/train/meta_expressions.json, mask_dict.json, JPEGImages/VIDEO/00000.jpg; the second version is
+                meta_expressions_v2.json beside it (option `version`), in which some expressions mean nothing
     ReVOS       ROOT/meta_expressions_train_.json, mask_dict.json; videos are named by their path (TAO/frames/...)
     Ref-YT-VOS  ROOT/meta_expressions/train/meta_expressions.json, ROOT/train/JPEGImages/VIDEO/00000.jpg, and the masks
                 as ROOT/mask_dict.pkl or as ROOT/train/Annotations/VIDEO/00000.png (the palette's index is the obj_id)
@@ -51,6 +52,7 @@ EXPRESSION_FILES = (
     "meta_expressions_{split}_.json",  # ReVOS's name, underscore and all
     "meta_expressions_{split}.json",
 )
+EXPRESSION_FILES_OF_V2 = ("{split}/meta_expressions_v2.json", "{split}/meta_expressions_v2_release.json")
 MASK_FILES = ("{split}/mask_dict.json", "{split}/mask_dict.pkl", "mask_dict.json", "mask_dict.pkl")
 MASK_FOLDERS = (
     "{split}/Annotations",
@@ -102,6 +104,7 @@ def video_referring(
     boxes: Path | str | None = None,
     ends: str = "inclusive",
     verbatim: bool = False,
+    version: int | str = 1,
 ) -> Iterator[Sample | Reject]:
     """One sample per video with all its objects and expressions; every frame listed is annotated.
 
@@ -113,15 +116,15 @@ def video_referring(
     "sorted" (as published) or "file" (in the order of the file). Wrong numbers are found: their count must be that
     of the masks, and expressions of one object must have the same masks. boxes: a file of boxes by anno_id, see
     `spatial_relations`; with it masks may be missing. ends: of these boxes, see `boxes.ENDS`. verbatim: spaces and
-    full stops around an expression stay (what evaluations ask). Raises ValueError when a file is missing, not of this
-    form, or of a split whose masks were never published.
+    full stops around an expression stay (what evaluations ask). version: 1, or 2 of MeViS. Raises ValueError when a
+    file is missing, not of this form, or of a split whose masks were never published.
     """
     if ends not in ENDS:
         raise ValueError(f"ends must be {' or '.join(ENDS)}, got {ends!r}")
     if numbering not in NUMBERINGS:
         raise ValueError(f"numbering must be one of {', '.join(NUMBERINGS)}, got {numbering!r}")
     root = Path(root)
-    usual = [root / place.format(split=split) for place in EXPRESSION_FILES]
+    usual = [root / place.format(split=split) for place in expression_files(version)]
     if annotations is None and (root / DAVIS_TEXTS).is_dir() and not any(path.exists() for path in usual):
         path, videos = root / DAVIS_TEXTS, _davis_texts(root, split)
     else:
@@ -146,6 +149,14 @@ def video_referring(
         yield from _fill(sample, video, record["expressions"], source, load, str(path), verbatim)
         if sample.expressions:
             yield sample
+
+
+def expression_files(version: int | str) -> tuple[str, ...]:
+    """Where the expressions of a split are. Raises: ValueError for a version that there is not."""
+    found = {"1": EXPRESSION_FILES, "2": EXPRESSION_FILES_OF_V2}.get(str(version))
+    if found is None:
+        raise ValueError(f"version must be 1 or 2, got {version!r}")
+    return found
 
 
 def _fill(

@@ -111,12 +111,15 @@ def scattered(tensors: dict[str, Stored], prefix: str = "") -> dict[str, Stored]
 
 
 # -------------------------------------------------------------------- .pt <-> ours
-def from_pt(source: Path, output: Path, content: Any, asked: Sa2VASam3Config | None, max_shard_size: str) -> None:
+def from_pt(
+    source: Path | str, output: Path | str, content: Any, asked: Sa2VASam3Config | None, max_shard_size: str
+) -> None:
     """A `.pt` of SAM 3, whose `content` was read, -> config.json and safetensors in `output`.
 
     Raises:
         ValueError: listing what is missing, left over or of another shape.
     """
+    source, output = Path(source), Path(output)
     stored, skipped = _own_names({name: _in_memory(value) for name, value in _state(content, source).items()})
     config = recognise({name: tensor.shape for name, tensor in stored.items()}, source, asked)
     stored, unread = without_unread(stored)
@@ -131,11 +134,12 @@ def from_pt(source: Path, output: Path, content: Any, asked: Sa2VASam3Config | N
     logger.info("%d tensors of %s became %d in %s", len(stored), source, len(tensors), output)
 
 
-def to_pt(source: Path, output: Path) -> None:
+def to_pt(source: Path | str, output: Path | str) -> None:
     """SAM 3 of a folder (alone, or in a Sa2VA of ours) -> a `.pt` in `output`, with the names that its own file has.
 
     Of two mask decoders SAM 3's own is taken, which knows points and memory; else the fine-tuned one.
     """
+    source, output = Path(source), Path(output)
     tensors, _ = of_folder(source)
     plan = moves(tensors, sam3_rules())
     released = scattered({move.released: join(move, tensors) for move in plan})
@@ -184,12 +188,13 @@ def _in_memory(tensor: Tensor) -> Stored:
 
 
 # -------------------------------------------------------------------- transformers' folder <-> ours
-def from_transformers(source: Path, output: Path, max_shard_size: str = "5GB") -> None:
+def from_transformers(source: Path | str, output: Path | str, max_shard_size: str = "5GB") -> None:
     """A folder of `Sam3TrackerVideoModel`, or of the whole SAM 3 as facebook/sam3 has it, -> a folder of ours.
 
     Raises:
         ValueError: listing what is missing, left over or of another shape.
     """
+    source, output = Path(source), Path(output)
     fields, stored = read_json(source / "config.json"), read_folder(source)
     config = our_config(fields.get("tracker_config") or fields)
     skipped: list[str] = []
@@ -210,9 +215,10 @@ def _of_whole(name: str) -> str | None:
     return None
 
 
-def to_transformers(source: Path, output: Path, max_shard_size: str = "5GB") -> None:
+def to_transformers(source: Path | str, output: Path | str, max_shard_size: str = "5GB") -> None:
     """SAM 3 of a folder of ours (alone, or in a Sa2VA) -> a folder that `Sam3TrackerVideoModel.from_pretrained`
     loads."""
+    source, output = Path(source), Path(output)
     tensors, config = of_folder(source)
     output.mkdir(parents=True, exist_ok=True)
     write_folder(tensors, output, max_shard_size)
@@ -249,13 +255,14 @@ def our_config(theirs: dict[str, Any]) -> Sa2VASam3Config:
 
 
 # -------------------------------------------------------------------- a folder of ours
-def of_folder(source: Path) -> tuple[dict[str, Stored], Sa2VASam3Config]:
+def of_folder(source: Path | str) -> tuple[dict[str, Stored], Sa2VASam3Config]:
     """The tensors of the SAM 3 in a folder of ours (alone, or in a Sa2VA) under transformers' names, unread, and its
     config.
 
     Raises:
         ValueError: listing what is missing, left over or of another shape.
     """
+    source = Path(source)
     stored, tracker = read_folder(source), "grounding_encoder.tracking_decoder."
     if read_json(source / "config.json").get("model_type") == Sa2VAConfig.model_type:
         config = Sa2VAConfig.from_pretrained(source).grounding_config

@@ -271,7 +271,7 @@ ROOTS = {
     "vstar_bench": Root(vstar_bench, ("<image>\nWhere is it?",), {"questions": 2}),
     "mevis_val_u": Root(mevis_val_u, CLIP_QUESTIONS, {"expressions": 2}),
     "mevis_val": unmasked("valid", "valid/JPEGImages"),
-    "mevis_v2_val_u": Root(mevis_v2_val_u, CLIP_QUESTIONS, {"expressions": 3}),
+    "mevis_v2_val_u": Root(mevis_v2_val_u, CLIP_QUESTIONS, {"expressions": 3, "any with a target / expressions": 2}),
     "mevis_v2_val": unmasked("valid", "valid/JPEGImages", "meta_expressions_v2_release.json"),
     "ref_youtube_vos": unmasked("meta_expressions/valid", "valid/JPEGImages"),
     "ref_davis17": Root(

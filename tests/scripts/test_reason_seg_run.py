@@ -44,6 +44,7 @@ def data(tmp_path):
 def test_reason_seg_is_trained_evaluated_merged_and_reloaded(data, tmp_path, tmp_path_factory):
     model = tiny_folder(str(tmp_path_factory.getbasetemp() / "toy_runs"))
     settings = {"model_name_or_path": str(model), "train_data": data[0], "eval_data": data[1], "lora_rank": 4}
+    settings |= {"eval_strategy": "steps", "eval_steps": 2}
     settings |= {"max_steps": 2, "save_steps": 2, "num_points": 0, "disable_tqdm": True, "learning_rate": 1e-3}
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(settings | {"output_dir": str(tmp_path / "run")}))

@@ -15,7 +15,7 @@ from ...data.dataset.entries import Share
 from ...data.pairs.dataset import PairDataset
 from ...mixtures import HUB, MixtureEntry
 from ...model.processing_sa2va import Sa2VAProcessor
-from ..mixture import open_entry
+from ..mixture import entries_to_evaluate, open_entry
 from ..rejects import list_rejects
 from ..sa2va.trainable import load_model, load_processor
 from ..saving import find_checkpoint
@@ -66,7 +66,7 @@ def _amount(entry: MixtureEntry) -> str:
 
 
 def build_datasets(
-    data: DualLoopDataArguments, processor: Sa2VAProcessor, seed: int, eval_only: bool = False
+    data: DualLoopDataArguments, processor: Sa2VAProcessor, training: DualLoopTrainingArguments
 ) -> tuple[LoopDataset | None, PairDataset | None]:
     """The training and the evaluation data.
 
@@ -74,12 +74,16 @@ def build_datasets(
         ValueError: an entry that cannot be opened, or one that gives nothing.
     """
 
+    seed = training.seed if training.data_seed is None else training.data_seed
+
     def opened(name: str) -> list[tuple[Any, Share]]:
         entries = present(getattr(data, f"{name}_entries"), f"{name}_data", data.allow_missing)
         return [(open_entry(one), Share(one.repeats, one.samples, one.replacement)) for one in entries]
 
-    evaluated = PairDataset(opened("eval"), data.pairs(), seed=seed, train=False) if data.eval_entries else None
-    if eval_only:
+    evaluated = None
+    if entries_to_evaluate(data.eval_entries, training):
+        evaluated = PairDataset(opened("eval"), data.pairs(), seed=seed, train=False)
+    if training.eval_only:
         return None, evaluated
     captioned = PairDataset(opened("caption"), data.pairs(True), seed=seed) if data.caption_entries else None
     supervised = None
@@ -115,8 +119,7 @@ def build_trainer(
             f"`model_name_or_path`: {processor.backbone} has no form for regions, which captions are written of; use "
             "a model on InternVL"
         )
-    seed = training.seed if training.data_seed is None else training.data_seed
-    train, evaluated = build_datasets(data, processor, seed, training.eval_only)
+    train, evaluated = build_datasets(data, processor, training)
     list_rejects(training, {"train_data": train, "eval_data": evaluated})
     model = DualLoopModel(load_model(model_arguments, training), settings, vocabulary_of(processor))
     return DualLoopTrainer(

@@ -174,7 +174,13 @@ def test_the_saved_yaml_is_the_run_for_every_default_of_transformers(write):
         ({"fp16": True, "use_cpu": True}, "`fp16`: float16 needs a GPU"),
         ({"bf16_full_eval": True}, "`bf16_full_eval`: must stay False"),
         ({"enable_jit_checkpoint": True}, "`enable_jit_checkpoint`: must stay False"),
-        ({"dataloader_in_order": False}, "`dataloader_in_order`: must stay True"),
+        pytest.param(
+            {"dataloader_in_order": False},
+            "`dataloader_in_order`: must stay True",
+            marks=pytest.mark.skipif(
+                "dataloader_in_order" not in dict(stock_defaults()), reason="transformers 5.3 has no such setting"
+            ),
+        ),
         ({"label_names": ["labels"]}, "`label_names`: must stay None"),
         ({"use_liger_kernel": True, "use_cpu": True}, "`use_liger_kernel`: its kernels need a GPU"),
     ],

@@ -7,7 +7,7 @@ An exported folder holds sharded safetensors, config, processor, generation_conf
 from __future__ import annotations
 
 import logging
-import shutil
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -43,6 +43,7 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": _MODEL,
     "AutoProcessor": _PROCESSOR,
 }
+_RELATIVE = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 # What is uploaded. The rest of a run's folder (settings, logs, optimiser states) names paths of this machine.
 PUBLISHED = [
     *("*.safetensors", INDEX, CONFIG, GENERATION, PROCESSOR, ADAPTER_CONFIG, CARD, "*.py", "LICENSE*"),
@@ -71,8 +72,7 @@ def export(
     _check_complete(folder)
     if not (folder / ADAPTER_CONFIG).is_file():
         _reshard(folder, max_shard_size)
-        for file in code_files():
-            shutil.copyfile(file, folder / file.name)
+        _write_code(folder)
         _publish_config(folder)
         write_json(folder / PROCESSOR, read_json(folder / PROCESSOR) | {"auto_map": {"AutoProcessor": _PROCESSOR}})
         _write_generation_config(folder)
@@ -177,6 +177,28 @@ def _reshard(folder: Path, max_shard_size: str) -> None:
         (folder / WEIGHTS).unlink()
         for file in Path(beside).iterdir():
             file.rename(folder / file.name)
+
+
+def _write_code(folder: Path) -> None:
+    """The modules of `model/`. Those of `AUTO_MAP` get a last statement that never runs and names all that they need:
+    from a local folder transformers 5.3 takes the modules that the loaded file names, not those that these need."""
+    sources = {file.stem: file.read_text(encoding="utf-8") for file in code_files()}
+    loaded = {entry.split(".")[0] for entry in AUTO_MAP.values()}
+    for name, text in sources.items():
+        if indirect := sorted(_needed_by(name, sources) - set(_RELATIVE.findall(text))) if name in loaded else []:
+            lines = [f"    from .{other} import *" for other in indirect]
+            text += "\n\nif False:  # modules that this file needs indirectly\n" + "\n".join(lines) + "\n"
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
+
+
+def _needed_by(name: str, sources: dict[str, str]) -> set[str]:
+    """The modules that one imports, and those that they import, without itself."""
+    found, waiting = {name}, [name]
+    while waiting:
+        new = set(_RELATIVE.findall(sources[waiting.pop()])) - found
+        found |= new
+        waiting += new
+    return found - {name}
 
 
 def _publish_config(folder: Path) -> None:

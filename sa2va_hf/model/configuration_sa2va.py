@@ -306,12 +306,15 @@ def _grounding_config(fields: dict[str, Any]) -> Sa2VAGroundingConfig | Sa2VASam
 def _mllm_config(fields: dict[str, Any]) -> PretrainedConfig:
     """The config of an LLM from its dict.
 
-    InternVL builds its vision tower by `AutoModel`, but reads every `vision_config` dict as one of its own ViT. A dict
-    of another model type becomes the config of that type first, so that the tower may be, for example, a ConvNeXt.
+    InternVL builds its vision tower by `AutoModel`, but reads every `vision_config` dict as one of its own ViT, and
+    transformers 5.3 ignores a config of another type. So a dict of another type becomes the config of that type here
+    and is set afterwards: the tower may be, for example, a ConvNeXt.
     """
     fields = dict(fields)
     kind, vision = fields.pop("model_type", "internvl"), fields.get("vision_config")
-    if kind == "internvl" and isinstance(vision, dict) and vision.get("model_type", VIT) != VIT:
-        vision = dict(vision)
-        fields["vision_config"] = AutoConfig.for_model(vision.pop("model_type"), **vision)
-    return AutoConfig.for_model(kind, **fields)
+    if kind != "internvl" or not isinstance(vision, dict) or vision.get("model_type", VIT) == VIT:
+        return AutoConfig.for_model(kind, **fields)
+    del fields["vision_config"]
+    config = AutoConfig.for_model(kind, **fields)
+    config.vision_config = AutoConfig.for_model(**vision)
+    return config

@@ -64,7 +64,9 @@ class PromptedGenerationMixin:
             kwargs.setdefault("do_sample", False)
             if self.generation_config.max_new_tokens is None and "max_length" not in kwargs:
                 kwargs.setdefault("max_new_tokens", MAX_NEW_TOKENS)  # transformers' own default is 20, with the prompt
-        output = self.mllm.generate(**inputs, attention_mask=attention_mask, **kwargs)
+        # For embeddings alone transformers 5.3 makes these ids itself, on the device of the weights: a disk has none.
+        no_ids = {"input_ids": input_ids[:, :0]}
+        output = self.mllm.generate(**no_ids | inputs, attention_mask=attention_mask, **kwargs)
         if "input_ids" not in inputs:
             return output
         length = input_ids.shape[1]  # of ids, `generate` repeats the prompt

@@ -21,7 +21,7 @@ from .generation import PromptedGenerationMixin
 from .grounding_encoders import ENCODERS, grounding_encoder_of
 from .grounding_protocol import MaskPrediction, precision, touch
 from .losses import answer_cross_entropy, iou_error, mask_losses, pair_weights, shrink, uncertain_points, valid_cells
-from .placement import Projection, device_of, keep_together, llm_only, remove_capturing_hooks
+from .placement import Projection, device_of, keep_together, llm_only, remove_capturing_hooks, share_dtype
 from .released_api import ReleasedApiMixin
 from .zero3 import load_buffers, outside_zero_init
 
@@ -86,6 +86,7 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
     def __init__(self, config: Sa2VAConfig) -> None:
         super().__init__(config)
         self.backbone = backbone_of(config.mllm_config)
+        share_dtype(config.mllm_config)
         self.mllm = AutoModelForImageTextToText.from_config(config.mllm_config)
         # `zero.Init` would partition weights whose shapes SAM 2 reads while it is built.
         with outside_zero_init():

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 HALF = (torch.bfloat16, torch.float16)
 # SAM 2, the projection, the vision part and the head: errors of quantisation there are errors of masks.
@@ -41,6 +42,15 @@ class Float32(nn.Module):
 
 class Projection(Float32, nn.Sequential):
     """From hidden states at [SEG] to prompts of SAM 2."""
+
+
+def share_dtype(config: PretrainedConfig) -> None:
+    """Give a config's dtype to the configs inside it, at every depth. Each part of a model is built in the dtype of
+    its own config, and transformers 5.3 sets the one that is asked for one level down only."""
+    parts = [getattr(config, name, None) for name in config.sub_configs if config.dtype is not None]
+    for part in filter(None, parts):
+        part.dtype = config.dtype
+        share_dtype(part)
 
 
 def device_of(module: nn.Module) -> torch.device:

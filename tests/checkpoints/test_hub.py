@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from stub_hub import environment, stub_hub, use
-from transformers.dynamic_module_utils import get_imports
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
 import sa2va_hf
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAPredictor, Sa2VAProcessor
@@ -98,6 +98,14 @@ def test_what_ends_an_answer_is_added_to_a_file_that_lacks_it(exported, tmp_path
 def test_the_code_beside_the_weights_needs_few_packages(file):
     standard = set(sys.stdlib_module_names)
     assert set(get_imports(file)) - standard <= {"transformers", "torch", "sam2", "numpy", "PIL", "safetensors"}
+
+
+@pytest.mark.parametrize("name", ["configuration_sa2va", "modeling_sa2va", "processing_sa2va"])
+def test_what_is_loaded_names_all_modules_that_it_needs(exported, name):
+    """Of a local folder transformers 5.3 takes no others."""
+    file = exported / f"{name}.py"
+    needed = {Path(path).stem for path in get_relative_import_files(file)}
+    assert set(get_relative_imports(file)) == needed - {name} and (needed or name.startswith("configuration"))
 
 
 def test_the_card_says_what_the_run_was(exported):

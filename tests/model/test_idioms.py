@@ -278,7 +278,9 @@ def test_a_cast_after_loading_is_one_of_loading(folder, cast):
     """SAM 2 and the projection stay float32, bit for bit; the LLM is cast."""
     stored = Sa2VAForConditionalGeneration.from_pretrained(folder)
     model = cast(Sa2VAForConditionalGeneration.from_pretrained(folder))
+    loaded = Sa2VAForConditionalGeneration.from_pretrained(folder, dtype=model.dtype)
     for name, parameter in model.named_parameters():
+        assert loaded.get_parameter(name).dtype == parameter.dtype, name
         kept = name.startswith(("grounding_encoder", "text_hidden_fcs"))
         assert (parameter.dtype == torch.float32) == kept, name
         assert not kept or torch.equal(parameter, stored.get_parameter(name))

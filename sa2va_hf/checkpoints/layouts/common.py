@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,25 @@ ONLY_IN_5 = ("backend", "is_local", "local_files_only", "processor_class", "extr
 # Rows of an embedding beyond the tokenizer's entries that are taken for padding (Qwen2.5-VL 7B has 399).
 MAX_PADDING = 512
 
+# Checked here, since the configs of transformers 5.3 take any type.
+WHOLE = {
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "depth", "num_attention_heads", "num_heads"),
+    *("num_key_value_heads", "head_dim", "out_hidden_size", "patch_size", "spatial_merge_size", "vocab_size"),
+}
 
-def needed(section: dict[str, Any], fields: Iterable[str], where: str) -> dict[str, Any]:
+
+def needed(section: dict[str, Any], fields: Collection[str], where: str) -> dict[str, Any]:
     """Those fields of the section.
 
     Raises:
-        ValueError: listing the ones that are missing or null.
+        ValueError: listing the ones that are missing or null, or naming a size that is no whole number.
     """
     missing = [field for field in fields if section.get(field) is None]
     if missing:
         raise ValueError(f"config.json: {where} lacks {', '.join(missing)}; these are not guessed")
+    for field in fields:
+        if field in WHOLE and type(section[field]) is not int:
+            raise ValueError(f"config.json: {where}.{field}: expected a whole number, got {section[field]!r}")
     return {field: section[field] for field in fields}
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading weights, here and in the commands it starts
@@ -27,6 +28,8 @@ from datasets import load_from_disk
 from tqdm import tqdm
 
 from sa2va_hf import Sa2VAPredictor
+from sa2va_hf.checkpoints.card import facts_of_run
+from sa2va_hf.checkpoints.hub import export
 from sa2va_hf.command_line import mistakes
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.prepare.manifest import Manifest
@@ -134,6 +137,7 @@ def learn_world(output: Path, model: str, smoke: bool, extra: list[str]) -> Path
 
 def learn_photos(output: Path, model: str, minutes: float, extra: list[str]) -> Path:
     """Train every part of the model on augmented copies of a few photos, for a number of minutes."""
+    base = model
     if model == BUNDLED:
         side = image_side(minutes, 128)
         model = str(enlarged(model, side, output / "start"))
@@ -152,6 +156,8 @@ def learn_photos(output: Path, model: str, minutes: float, extra: list[str]) -> 
     shutil.copytree(
         output / "run", finished, ignore=shutil.ignore_patterns("checkpoint-*", "*_results.json", "train*")
     )
+    # Without the run's own scores: it was evaluated on the photos that it was trained on.
+    export(finished, replace(facts_of_run(output / "run", base), scores=[]))
     return finished
 
 

@@ -1,6 +1,7 @@
 """Fixtures for every test: a model small enough to build in one, and the folder of real samples when there is one."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 # What is cached goes where it harms nobody; processes that a test starts share it.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="sa2va-tests-")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

@@ -44,7 +44,6 @@ def run(command, folder, **variables):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="the quickstart on photos saves its model without code and card for the Hub")
 def test_from_five_photos_to_a_model_on_the_hub(tmp_path, record_property):
     photos(tmp_path / "photos")
     python = Path(sys.executable)

@@ -295,7 +295,9 @@ class Sa2VATrainer(SafeTrainer):
         As in Trainer, but always blocking. Every process must call it; the first one uploads.
         """
         if getattr(self, "hub_model_id", None) is None:
-            self.init_hf_repo(token=token, private=private)
+            if private is not None:  # transformers 5.3 knows the argument of the run alone
+                self.args.hub_private_repo = private
+            self.init_hf_repo(token=token)
         self.save_model(_internal_call=True)
         return push_run(self, commit_message, revision, token) if self.is_world_process_zero() else None
 

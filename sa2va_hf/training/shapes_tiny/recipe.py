@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, InternVLConfig, set_seed
+from transformers import set_seed
 
 from ...model.configuration_sa2va import IMAGE_CONTEXT, SEG_TOKEN, Sa2VAConfig
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
@@ -45,8 +45,9 @@ def make_model(
     side, patch = vision["image_size"][0], vision["patch_size"][0]
     tokens = side // patch * sizes["downsample_ratio"]
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
-    mllm = InternVLConfig(
-        vision_config=AutoConfig.for_model(vision.pop("model_type"), **vision),
+    mllm = dict(
+        model_type="internvl",
+        vision_config=vision,
         text_config=sizes["text"] | ids | {"vocab_size": len(tokenizer), "tie_word_embeddings": False},
         initializer_range=sizes["text"]["initializer_range"],
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT),

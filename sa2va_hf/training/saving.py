@@ -105,7 +105,7 @@ def _finish(trainer: Trainer, partial: Path, final: Path) -> None:
         _sync(partial / name)
     _sync(partial)
     if final.exists():  # damaged, or of a run before this one
-        shutil.rmtree(final)
+        _remove(final)
     partial.rename(final)
     _sync(final.parent)
 
@@ -174,7 +174,15 @@ def rotate(newest: Path | str, limit: int | None, best: str | None) -> None:
     folders = _by_step(newest.parent)
     spare = [folder for folder in folders if folder != newest and folder != Path(best or newest)]
     for folder in spare[: max(len(folders) - limit, 0) if limit and limit > 0 else 0]:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint under another name: what is left of it after a kill is then no checkpoint."""
+    gone = folder.with_name(f"{PARTIAL}{folder.name}-old")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def remove_partial(output_dir: Path | str) -> None:

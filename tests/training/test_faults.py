@@ -50,8 +50,8 @@ def weights(trainer):
 
 def assert_equal(one, other):
     assert one.keys() == other.keys()
-    for name, weight in one.items():
-        assert torch.equal(weight, other[name]), name
+    off = {name: float((weight - other[name]).abs().max()) for name, weight in one.items()}
+    assert not any(off.values()), f"{sum(map(bool, off.values()))} of {len(off)} weights differ: {off}"
 
 
 def lines(folder):
@@ -372,11 +372,17 @@ def test_a_run_killed_at_20_random_points_ends_with_the_weights_of_one_that_was_
     settings |= {"save_total_limit": 2, "model_arguments": {"lora_dropout": 0.1, "num_points": 64}}
     file = tmp_path / "lives.in.json"
     file.write_text(json.dumps({"output_dir": str(tmp_path), "kills": 20, "seed": 0, "run": settings}))
-    done = forks.run([forks.TESTS / "killed_run.py", file], patience=4 * forks.PATIENCE)
+    # MKL's fastest products depend on how their memory is aligned, and numpy's memory lies elsewhere in a process that
+    # has loaded a checkpoint: the last digit of a weight may differ then, and which points count in a mask's loss.
+    same = {"MKL_CBWR": "COMPATIBLE"}
+    done = forks.run([forks.TESTS / "killed_run.py", file], environment=same, patience=4 * forks.PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     lives = json.loads((tmp_path / "lives.json").read_text())
     assert sum(one["killed"] is not None for one in lives) == 20
     assert sum(one["from"] > 0 for one in lives) >= 3, "some went on from a checkpoint"
     expected = load_file(tmp_path / "whole/adapter_model.safetensors")
+    order = seen(tmp_path / "whole")
     for number in {one["run"] for one in lives}:
+        trained = records(tmp_path / f"killed-{number}")["0"]
+        assert all(line["ids"] == order[line["step"]] for line in trained), "a batch was lost or repeated"
         assert_equal(load_file(tmp_path / f"killed-{number}/adapter_model.safetensors"), expected)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from sa2va_hf.arguments import Sa2VATrainingArguments
+from sa2va_hf.training import saving
 from sa2va_hf.training.saving import NOTE, STATE, check_fits, facts, find_checkpoint, problems, remove_partial, rotate
 
 
@@ -79,6 +80,22 @@ def test_the_oldest_are_deleted_but_never_the_best_and_the_one_just_written(tmp_
         checkpoint(tmp_path, step)
     rotate(tmp_path / "checkpoint-3", limit, str(tmp_path / "checkpoint-2"))
     assert {int(path.name[11:]) for path in tmp_path.iterdir()} == left
+
+
+def test_a_kill_while_an_old_one_is_deleted_leaves_no_half_of_it(tmp_path, monkeypatch):
+    """Without its list of files a half would count as one that another trainer wrote."""
+    for step in (1, 2, 3):
+        checkpoint(tmp_path, step)
+
+    def killed(folder, **_):
+        if folder.exists():
+            (folder / NOTE).unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(saving.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rotate(tmp_path / "checkpoint-3", 2, None)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
 
 
 def test_what_was_never_finished_is_removed(tmp_path):

@@ -183,5 +183,7 @@ def use(server, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     # Newer transformers keep one HfApi per process, with the address at its first use.
     monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
+    # Older ones call the functions of huggingface_hub, which are bound to one HfApi with the address at its import.
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", server.address)
     for name, value in environment(server).items():
         monkeypatch.setenv(name, value)

@@ -50,8 +50,17 @@ def weights(trainer):
 
 def assert_equal(one, other):
     assert one.keys() == other.keys()
+    for name, weight in one.items():
+        assert torch.equal(weight, other[name]), name
+
+
+def assert_same_but_for_rounding(one, other):
+    """To 2e-5; a step that is lost or repeated moves most weights by about the learning rate, 1e-3. The gradient of a
+    key's bias is 0 but for rounding, which AdamW makes a step of: it says nothing."""
+    assert one.keys() == other.keys()
     off = {name: float((weight - other[name]).abs().max()) for name, weight in one.items()}
-    assert not any(off.values()), f"{sum(map(bool, off.values()))} of {len(off)} weights differ: {off}"
+    far = {name: value for name, value in off.items() if value > 2e-5 and not name.endswith("k_proj.bias")}
+    assert not far, f"{len(far)} of {len(off)} weights differ: {far}"
 
 
 def lines(folder):
@@ -373,7 +382,7 @@ def test_a_run_killed_at_20_random_points_ends_with_the_weights_of_one_that_was_
     file = tmp_path / "lives.in.json"
     file.write_text(json.dumps({"output_dir": str(tmp_path), "kills": 20, "seed": 0, "run": settings}))
     # MKL's fastest products depend on how their memory is aligned, and numpy's memory lies elsewhere in a process that
-    # has loaded a checkpoint: the last digit of a weight may differ then, and which points count in a mask's loss.
+    # has loaded a checkpoint: last digits may differ then.
     same = {"MKL_CBWR": "COMPATIBLE"}
     done = forks.run([forks.TESTS / "killed_run.py", file], environment=same, patience=4 * forks.PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -385,4 +394,4 @@ def test_a_run_killed_at_20_random_points_ends_with_the_weights_of_one_that_was_
     for number in {one["run"] for one in lives}:
         trained = records(tmp_path / f"killed-{number}")["0"]
         assert all(line["ids"] == order[line["step"]] for line in trained), "a batch was lost or repeated"
-        assert_equal(load_file(tmp_path / f"killed-{number}/adapter_model.safetensors"), expected)
+        assert_same_but_for_rounding(load_file(tmp_path / f"killed-{number}/adapter_model.safetensors"), expected)

@@ -11,10 +11,11 @@ from sam3s import EVEN, FIELDS, LOW, SIDE, needs_sam3, tiny_sam3, tiny_sam3_conf
 from tiny import tiny_processor
 
 from sa2va_hf import Sa2VAConfig, Sa2VAForConditionalGeneration
+from sa2va_hf.locating.tracks import track_boxes
 from sa2va_hf.model.configuration_sam3 import Sa2VASam3Config
 from sa2va_hf.model.grounding_protocol import NO_OBJECT_LOGIT
 from sa2va_hf.model.sam3 import transformers_config
-from sa2va_hf.model.tracking import ClipMemory
+from sa2va_hf.model.tracking import ClipMemory, follow_objects
 from sa2va_hf.model.video_modes import VIDEO_MODES, FrameReader, clip_masks
 
 needs_sam3()
@@ -250,6 +251,19 @@ def test_every_video_mode_runs(encoder):
         keys = mode.key_frames(7, 3)
         masks, ious = zip(*clip_masks(encoder, lambda i: clip[i], 7, keys, embeddings, name), strict=True)
         assert torch.cat(masks, 1).shape == (2, 7, LOW, LOW) and torch.cat(ious, 1).shape == (2, 7)
+
+
+def test_boxes_and_given_masks_are_followed(encoder):
+    clip = frames(4)
+    boxes = {1: [[20.0, 30.0, 70.0, 99.0], None, [5.0, 5.0, 40.0, 40.0]]}
+    found = list(track_boxes(encoder, clip.__getitem__, 4, boxes))
+    assert [one.index for one in found] == [0, 1, 2, 3] and found[1].logits.shape == (2, LOW, LOW)
+    mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    mask[20:60, 30:80] = True
+    followed = dict(follow_objects(encoder, clip.__getitem__, 4, {7: {1: mask}}))
+    assert sorted(followed) == [1, 2, 3] and all(one[7].shape == (LOW, LOW) for one in followed.values())
+    small = F.interpolate(mask[None, None].float(), size=(LOW, LOW))[0, 0] > 0.5
+    assert ((followed[1][7] > 0) == small).float().mean() > 0.9
 
 
 def chat():

@@ -124,6 +124,7 @@ class AnsweringMixin:
         if not any(counts):
             return [torch.empty(0, self.config.hidden_size, device=is_seg.device) for _ in counts]
         _, states = self.read(**inputs)
+        is_seg = is_seg.to(states.device)
         return [h[at][int(at.sum()) - n :] for h, at, n in zip(states, is_seg, counts, strict=True)]
 
     @contextmanager

@@ -48,7 +48,7 @@ class InternVL:
         if region_masks is None:
             return tiles.flatten(0, 1)
         pieces, start = [], 0
-        for mask, tile in zip(region_masks.flatten(1), region_tiles.tolist(), strict=True):
+        for mask, tile in zip(region_masks.flatten(1).to(tiles.device), region_tiles.tolist(), strict=True):
             pieces += [tiles[start : tile + 1].flatten(0, 1), tiles[tile][mask]]
             start = tile + 1
         return torch.cat([*pieces, tiles[start:].flatten(0, 1)])
@@ -67,9 +67,9 @@ class InternVL:
         if not visuals:
             return {"inputs_embeds": embeddings}
         context = input_ids == mllm.config.image_token_id
-        features = self.features(mllm, **visuals).to(embeddings.dtype)
+        features = self.features(mllm, **visuals).to(embeddings)  # a `device_map` may have them on another device
         check_counts(int(context.sum()), len(features), len(visuals["pixel_values"]), "tiles")
-        return {"inputs_embeds": embeddings.masked_scatter(context.unsqueeze(-1), features)}
+        return {"inputs_embeds": embeddings.masked_scatter(context.unsqueeze(-1).to(embeddings.device), features)}
 
     @staticmethod
     def text_places(position_ids: Tensor) -> Tensor:

@@ -283,7 +283,7 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
         seg_index = (seg_counts.cumsum(0) - seg_counts)[sample] + rank // num_frames[sample].clamp(min=1)
         frame_index = (num_frames.cumsum(0) - num_frames)[sample] + rank % num_frames[sample].clamp(min=1)
         with self.grounding_precision():
-            return self.grounding_encoder(frames, frame_index, embeddings[seg_index])
+            return self.grounding_encoder(frames, frame_index, embeddings[seg_index.to(embeddings.device)])
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -325,7 +325,7 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
             input_ids, attention_mask, pixel_values, region_masks, region_tiles, image_grid_thw, position_ids
         )
         is_seg = input_ids == self.config.seg_token_id
-        seg_hidden = states[is_seg]
+        seg_hidden = states[is_seg.to(states.device)]
         embeddings = self.project(seg_hidden)
         seg_counts = is_seg.sum(1) if seg_counts is None else seg_counts
         num_frames = torch.zeros_like(seg_counts) if num_frames is None else num_frames

@@ -17,7 +17,7 @@ from transformers.dynamic_module_utils import get_imports, get_relative_import_f
 import sa2va_hf
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAPredictor, Sa2VAProcessor
 from sa2va_hf.checkpoints import hub as hub_module
-from sa2va_hf.checkpoints.card import Facts, Score, facts_of_run, head_of, model_card
+from sa2va_hf.checkpoints.card import PIPELINE, Facts, Score, facts_of_run, head_of, model_card
 from sa2va_hf.checkpoints.hub import amend_card, code_files, export, push
 
 BUNDLED = Path(sa2va_hf.__file__).parent / "pretrained" / "shapes-tiny"
@@ -186,6 +186,10 @@ inputs = processor.apply_chat_template(
 )
 with torch.no_grad():
     logits = model(**inputs).logits
+from transformers import pipeline  # what the card's pipeline_tag promises
+ask = pipeline("{task}", model="user/mine", trust_remote_code=True)
+[said] = ask(text=messages, max_new_tokens=32, return_full_text=False)
+assert said["generated_text"] == answer["prediction"].removesuffix("<|im_end|>"), said
 torch.save({{"logits": logits, "text": answer["prediction"], "masks": answer["prediction_masks"]}}, "out.pt")
 """
 
@@ -203,7 +207,7 @@ def test_a_pushed_model_is_the_same_where_the_package_is_not_installed(exported,
     there.mkdir()
     picture().save(there / "picture.jpg")
     variables = os.environ | environment(stub) | {"HF_HOME": str(there / "home"), "PYTHONPATH": ""}
-    script = FRESH.format(absent=ABSENT, question=QUESTION)
+    script = FRESH.format(absent=ABSENT, question=QUESTION, task=PIPELINE)
     command, nothing = [sys.executable, "-c", script], subprocess.DEVNULL
     done = subprocess.run(command, cwd=there, env=variables, capture_output=True, text=True, stdin=nothing)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from sa2va_hf import Sa2VAPredictor
+from served import ask_server_and_demo
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,7 +51,8 @@ def test_smoke_walks_the_whole_road(tmp_path):
     assert last.startswith("held-out cIoU / gIoU over") and f"{figures['after']['cIoU']:.3f}" in last
     for name in ("pictures.png", "clip.png"):
         assert np.asarray(Image.open(tmp_path / name)).std() > 10, f"{name} shows nothing"
-    assert Sa2VAPredictor.from_pretrained(tmp_path / "model").processor.seg_token_id is not None
+    message, talk = ask_server_and_demo(tmp_path / "model", tmp_path / "pictures.png", "Please segment the star.")
+    assert message["content"] == talk.turns[0][1] and len(message["masks"]) == message["content"].count("[SEG]")
 
 
 @pytest.mark.slow

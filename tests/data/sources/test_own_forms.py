@@ -6,9 +6,12 @@ The files are written by hand from the documentation of the tools. Run: pytest t
 import base64
 import io
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import load_from_disk
 from PIL import Image
 
 from sa2va_hf import masks
@@ -265,6 +268,27 @@ def test_a_form_is_recognised_and_read_as_it_comes(tmp_path, source, write):
     check(tmp_path, source)
 
 
+@pytest.fixture(scope="module")
+def read_own():
+    """The step of the quickstart that prepares a folder of the user's."""
+    return runpy.run_path(str(Path(__file__).parents[3] / "scripts/quickstart.py"))["read_own"]
+
+
+ONE_OF_EACH_TOOL = [roboflow, fiftyone_coco, finetune, labelme, labelstudio_brush, labelstudio_polygons, cvat_xml]
+ONE_OF_EACH_TOOL += [datumaro, roboflow_yolo, png_masks]
+
+
+@pytest.mark.parametrize("write", ONE_OF_EACH_TOOL, ids=lambda write: write.__name__)
+def test_the_quickstart_prepares_it_without_an_option(tmp_path, read_own, capsys, write):
+    write(Folder(tmp_path / "mine"))
+    read_own(tmp_path / "mine", tmp_path / "out", None)
+    shown = capsys.readouterr().out
+    source = next(source for source, writers in FORMS.items() if write in writers)
+    assert f"as `{source}`, told by" in shown and "skipped" not in shown
+    rows = [row for split in ("train", "val") for row in load_from_disk(str(tmp_path / "out" / split))]
+    assert len(rows) in (5, 10) and {one["text"] for row in rows for one in row["expressions"]} == {"dog"}
+
+
 @pytest.mark.parametrize(("source", "write"), EVERY, ids=NAMED)
 def test_with_a_byte_order_mark_and_what_systems_leave_behind(tmp_path, source, write):
     write(Folder(tmp_path, bom=True))
@@ -287,10 +311,10 @@ def test_with_ids_of_any_kind(tmp_path, write, ids):
     check(tmp_path, "coco_json")
 
 
-def test_a_folder_of_no_known_form_gets_the_list(tmp_path):
+def test_a_folder_of_no_known_form_gets_the_list(tmp_path, read_own):
     (tmp_path / "notes.json").write_text('{"a": 1}')
     with pytest.raises(ValueError, match="has no form that is known") as error:
-        recognise(tmp_path)
+        read_own(tmp_path, tmp_path / "out", None)
     assert all(source in str(error.value) for source in FORMS)
 
 

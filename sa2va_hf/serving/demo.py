@@ -100,11 +100,22 @@ class Page:
 
     def draw(self, talk: Talk, frame: int, event: gr.EventData) -> tuple[Any, ...]:
         """A region was drawn: the image with it, or why it is none."""
+        sent = {name: getattr(event, name, None) for name in ("tool", "points", "width")}
         try:
-            talk = talk.draw(Stroke.read({name: getattr(event, name, None) for name in ("tool", "points", "width")}))
-            return talk, talk.show(frame), talk.html()
+            drawn = talk.draw(Stroke.read(sent))
+            if drawn.regions != talk.regions:
+                self._check_region(drawn)
         except Refused as refused:
-            return talk, gr.skip(), talk.html(note=refused.message)
+            return talk, talk.show(frame), talk.html(note=refused.message)
+        return drawn, drawn.show(frame), drawn.html()
+
+    def _check_region(self, talk: Talk) -> None:
+        """`Refused` (422) when the model's grid has no cell in the last region."""
+        try:
+            self._batcher.predictor.processor.check_region(talk.regions[-1].mask(talk.visual.size))
+        except ValueError as error:
+            message = "The region is too small for this model: draw a larger box, or use a wider brush."
+            raise Refused(422, "invalid_region", message) from error
 
     def unmark(self, talk: Talk, frame: int) -> tuple[Any, ...]:
         talk = replace(talk, regions=())
@@ -169,11 +180,11 @@ class Page:
         self._batcher.limits.check_bytes(Path(path).stat().st_size, "the file")
         return Path(path).read_bytes()
 
-    @staticmethod
-    def _shown(talk: Talk, frame: int = 0, note: str = "") -> tuple[Any, ...]:
+    def _shown(self, talk: Talk, frame: int = 0, note: str = "") -> tuple[Any, ...]:
         slider = gr.Slider(maximum=max(1, talk.frames - 1), value=frame, visible=talk.frames > 1)
-        is_image, download = isinstance(talk.visual, EncodedImage), gr.Button(interactive=bool(talk.turns))
-        regions = gr.Row(visible=is_image), gr.Button(visible=is_image)
+        download = gr.Button(interactive=bool(talk.turns))
+        takes = isinstance(talk.visual, EncodedImage) and self._batcher.predictor.processor.takes_regions
+        regions = gr.Row(visible=takes), gr.Button(visible=takes)
         return talk, talk.show(frame), slider, *regions, talk.html(note=note), download
 
 

@@ -8,6 +8,7 @@ import os
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -112,6 +113,18 @@ def test_strokes_of_the_brush_that_touch_are_one_region(files):
     assert len(both.regions) == 1 and (both.regions[0].mask((128, 128)) >= mask).all()
     apart = drawn(both, "Brush", (0.05, 0.05), width=0.02)
     assert len(apart.regions) == 2 and 1 <= apart.regions[1].mask((128, 128)).sum() <= 16
+
+
+def test_a_region_that_the_model_cannot_see_is_refused_when_it_is_drawn(batcher, files):
+    page = Page(batcher)
+    talk, *_ = page.load(str(files / "shapes.png"))
+    for points, kept in (([[0.3, 0.3], [0.4, 0.4]], 0), ([[0.2, 0.2], [0.4, 0.4]], 1)):
+        event = SimpleNamespace(
+            tool="Box", points=points, width=0.05
+        )  # the grid of shapes-tiny has cells of a quarter
+        drawn, view, conversation = page.draw(talk, 0, event)
+        assert len(drawn.regions) == kept and view.size == (640, 640)
+        assert ("too small for this model: draw a larger box, or use a wider brush" in conversation) == (not kept)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +237,7 @@ def test_upload_region_two_questions_masks_and_download(url, files, tmp_path):
         assert first and coloured and str(COLOURS[0])[1:-1] in coloured[0].get_attribute("style")
         user.shoot("demo-image")
         user.draw("Box", (0.52, 0.52), (0.9, 0.9))
-        user.draw("Brush", (0.2, 0.25), (0.4, 0.4), (0.3, 0.45))
+        user.draw("Brush", (0.2, 0.25), (0.4, 0.25), (0.3, 0.45))
         second = user.ask("Please describe region1.", turns=2)
         assert second and len(user.all("#conversation .past .object")) == len(coloured)
         user.shoot("demo-region")

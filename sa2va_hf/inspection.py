@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,9 @@ from datasets import load_from_disk
 from PIL import Image
 
 from sa2va_hf import masks
+from sa2va_hf.boxes import read
 from sa2va_hf.data.media import load_frames
-from sa2va_hf.data.schema import Sample, from_row
+from sa2va_hf.data.schema import Object, Sample, from_row
 from sa2va_hf.drawing import contact_sheet, overlay
 from sa2va_hf.model.frames import uniform_frames
 
@@ -36,8 +37,10 @@ class Drawn:
     lines: list[str]
 
 
-def draw_samples(folder: Path | str, count: int = 24, seed: int = 0) -> list[Drawn]:
+def draw_samples(folder: Path | str, count: int = 24, seed: int = 0, by_expression: bool = False) -> list[Drawn]:
     """`count` random samples of a prepared dataset, in its order; all samples where it has fewer.
+
+    by_expression: a drawing for each of their expressions, see `of_expression`.
 
     Raises:
         ValueError: the folder is no prepared dataset, or a file of a sample is missing or was changed.
@@ -48,7 +51,35 @@ def draw_samples(folder: Path | str, count: int = 24, seed: int = 0) -> list[Dra
         raise ValueError(f"{folder}: no prepared dataset; run scripts/prepare_data.py with --output {folder}")
     rows = load_from_disk(str(folder))
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])
-    return [draw_sample(from_row(rows[int(number)])) for number in chosen]
+    samples = (from_row(rows[int(number)]) for number in chosen)
+    if by_expression:
+        samples = (of_expression(sample, number) for sample in samples for number in range(len(sample.expressions)))
+    return [draw_sample(sample) for sample in samples]
+
+
+def of_expression(sample: Sample, number: int) -> Sample:
+    """What an expression says: the sample with its objects alone, on the frames on which all of them are known.
+
+    A box that is written in the expression becomes an object named "reference".
+    """
+    expression = sample.expressions[number]
+    things = [sample.objects[target] for target in expression.targets]
+    kept = [
+        at
+        for at in range(len(sample.annotated))
+        if all(thing.masks[at] is not None or thing.boxes[at] is not None for thing in things)
+    ]
+    things = [
+        replace(thing, masks=[thing.masks[at] for at in kept], boxes=[thing.boxes[at] for at in kept])
+        for thing in things
+    ]
+    (written,) = read(expression.text, sample.width, sample.height, frames=1).frames
+    things += [Object([None] * len(kept), [box] * len(kept), "reference") for box in written or ()]
+    expression = replace(expression, targets=list(range(len(expression.targets))))
+    annotated, ignore = ([values[at] for at in kept] if values else [] for values in (sample.annotated, sample.ignore))
+    return replace(
+        sample, annotated=annotated, objects=things, expressions=[expression], turns=[], regions=[], ignore=ignore
+    )
 
 
 def draw_sample(sample: Sample) -> Drawn:

@@ -21,6 +21,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, help="the .png or .html to write")
     parser.add_argument("--count", type=int, default=24, help="samples to draw")
     parser.add_argument("--seed", type=int, default=0, help="seed of their selection")
+    parser.add_argument("--by_expression", action="store_true", help="a drawing for each expression of the samples")
     parser.add_argument("--columns", type=int, default=3, help="columns of the .png")
     return parser
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     from sa2va_hf.inspection import draw_samples, save_sheet
 
-    drawn = draw_samples(arguments.folder, arguments.count, arguments.seed)
+    drawn = draw_samples(arguments.folder, arguments.count, arguments.seed, arguments.by_expression)
     save_sheet(drawn, arguments.output, arguments.folder, arguments.columns)
     print(f"{arguments.output}: {len(drawn)} samples of {arguments.folder}")
 

@@ -3,17 +3,21 @@
     absolute    the N-th from the left or right, among all objects or those of a category
     relative    the N-th to the left or right of another object, named by its category where it is the only one of it,
                 else by its box ("the one at [67, 314, 177, 658]", see boxes.PLAIN)
-    switch      the leftmost or rightmost, where that is not the same object throughout the clip
+    switch      the leftmost or rightmost, where that is not the same object throughout the clip. It means one object
+                for each identity: where it is meant its mask, elsewhere an empty one
+    no_target   the N-th from the left or right where there are N - 1 at most: it means nothing
 
 What counts is the middle of an object's box. A phrase is made only of frames on which it is clear: every object that
-could matter is annotated or known to be absent and lies `margin` of the picture's width away, and the middle of what
-is beside another object lies outside that object's box. Its mask is given on those frames alone and is not known
-(None) on the others.
+could matter is annotated or known to be absent and lies `margin` of the picture's width away, the middles of objects
+that are ordered or counted lie outside each other's width, and they are not parts of each other. Its mask is given on
+those frames alone and is not known (None) on the others.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -27,6 +31,7 @@ SIDES = ("left", "right")
 MARGIN = 0.05  # of the picture's width
 MIN_FRAMES = 5  # that a phrase of a clip is clear on, as many as training takes; all of a clip that has fewer
 MAX_RANK = 5  # who counts further?
+WINDOWS = ("longest", "first", "random")  # which of the runs of frames on which a phrase is clear it is given for
 SAME_PLACE = 0.5  # IoU with a box from which on the box names the object
 
 _WORDS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
@@ -71,25 +76,43 @@ class Relation:
     reference: int | None = None
 
 
-def relate(sample: Sample, kinds: Sequence[str] = KINDS, per_clip: int = 8, margin: float = MARGIN) -> Sample | None:
+def relate(
+    sample: Sample,
+    kinds: Sequence[str] = KINDS,
+    per_clip: int = 8,
+    margin: float = MARGIN,
+    window: str = WINDOWS[0],
+    negatives: int = 0,
+) -> Sample | None:
     """The sample with relations as its only expressions, at most per_clip; None when none is clear.
 
-    They are drawn by the sample's id, as many of each kind as possible. Objects are those that are meant, with the
+    They are sampled by the sample's id, as many of each kind as possible. Objects are those that are meant, with the
     frames on which they are; annotated are the frames on which any is.
+
+    Args:
+        window: which run of frames a phrase of one object is given for, one of `WINDOWS`.
+        negatives: phrases beside these that mean nothing, at most. They are true where every object that counts is
+            annotated.
     """
     seed = int.from_bytes(hashlib.sha256(sample.id.encode()).digest()[:8], "big")
-    chosen = _select(find_relations(sample, kinds, margin, np.random.default_rng(seed)), kinds, per_clip)
+    found = find_relations(sample, kinds, margin, np.random.default_rng(seed), window)
+    chosen = _select(found, kinds, per_clip)
     if not chosen:
         return None
     kept = [at for at in range(len(sample.annotated)) if any(one.meant[at] is not None for one in chosen)]
-    index_of: dict[tuple[int | None, ...], int] = {}
+    index_of: dict[tuple[int, tuple[int | None, ...]], int] = {}
+    expressions = []
     for one in chosen:
-        index_of.setdefault(one.meant, len(index_of))
+        identities = dict.fromkeys(who for who in one.meant if who is not None)
+        targets = [index_of.setdefault((who, one.meant), len(index_of)) for who in identities]
+        expressions.append(Expression(one.text, targets, one.kind))
+    rng, places = np.random.default_rng(seed), _Places(sample, margin)
+    absent = _none_there(sample, places, kept, rng, negatives) if negatives else []
     return replace(
         sample,
         annotated=[sample.annotated[at] for at in kept],
-        objects=[_composed(sample, [meant[at] for at in kept], kept) for meant in index_of],
-        expressions=[Expression(one.text, [index_of[one.meant]], one.kind) for one in chosen],
+        objects=[_composed(sample, who, [meant[at] for at in kept], kept) for who, meant in index_of],
+        expressions=expressions + [Expression(text, [], "no_target") for text in absent],
         turns=[],
         regions=[],
         ignore=[sample.ignore[at] for at in kept] if sample.ignore else [],
@@ -109,20 +132,39 @@ def _select(found: dict[str, Iterator[Relation]], kinds: Sequence[str], count: i
     return list(chosen.values())
 
 
-def _composed(sample: Sample, meant: Sequence[int | None], frames: Sequence[int]) -> Object:
-    """An object that is on each frame the one that is meant there."""
-    pairs = list(zip(meant, frames, strict=True))
-    rles = [None if who is None else sample.objects[who].masks[at] for who, at in pairs]
+def _composed(sample: Sample, who: int, meant: Sequence[int | None], frames: Sequence[int]) -> Object:
+    """An object on the frames on which it is meant; where another one is meant it counts as absent."""
+    empty = masks.empty(sample.height, sample.width)
+    rles = [
+        None if one is None else sample.objects[who].masks[at] if one == who else empty
+        for one, at in zip(meant, frames, strict=True)
+    ]
     boxes = [None if rle is None else masks.rle_to_box(rle) for rle in rles]
-    names = {sample.objects[who].category for who in meant if who is not None}
-    return Object(rles, boxes, names.pop() if len(names) == 1 else None)
+    return Object(rles, boxes, sample.objects[who].category)
+
+
+def _none_there(
+    sample: Sample, places: "_Places", frames: Sequence[int], rng: np.random.Generator, count: int
+) -> list[str]:
+    """Phrases of a rank just above the number of objects, which is clear on all of these frames."""
+    touching = places.touching[:, :, frames].any(-1)
+    rles = [[thing.masks[at] for at in frames] for thing in sample.objects]
+    known = np.array([[rle is not None for rle in of_thing] for of_thing in rles], bool)
+    there = np.array([[rle is not None and masks.area(rle) > 0 for rle in of_thing] for of_thing in rles], bool)
+    texts = [
+        absolute_phrase(int(there[pool].sum(0).max()) + 1, side, noun)
+        for noun, pool in _pools(sample).items()
+        if known[pool].all() and not any(touching[pair] for pair in itertools.combinations(pool, 2))
+        for side in SIDES
+    ]
+    return [texts[number] for number in rng.permutation(len(texts))[:count].tolist()]
 
 
 # ---------------------------------------------------------------- what can be said
 
 
 def find_relations(
-    sample: Sample, kinds: Sequence[str], margin: float, rng: np.random.Generator
+    sample: Sample, kinds: Sequence[str], margin: float, rng: np.random.Generator, window: str = WINDOWS[0]
 ) -> dict[str, Iterator[Relation]]:
     """All relations of each kind in random order, found one by one as they are asked for."""
     places = _Places(sample, margin)
@@ -146,7 +188,8 @@ def find_relations(
             if kind == "switch":
                 relation = _switch(places, noun, pools[noun], side)
             else:
-                relation = _ranked(sample, places, noun, pools[noun], target, reference, side)
+                choose = partial(choose_run, window=window, rng=rng, least=places.long_enough)
+                relation = _ranked(sample, places, noun, pools[noun], target, reference, side, choose)
             if relation is not None:
                 yield relation
 
@@ -168,13 +211,14 @@ class _Places:
     def __init__(self, sample: Sample, margin: float):
         things = sample.objects
         self.boxes = [[None if rle is None else masks.rle_to_box(rle) for rle in thing.masks] for thing in things]
-        middles = [[np.nan if box is None else (box[0] + box[2]) / 2 for box in of_thing] for of_thing in self.boxes]
         shape = (len(things), len(sample.annotated))
-        self.x = np.array(middles, dtype=np.float64).reshape(shape)
-        widths = [[0.0 if box is None else box[2] - box[0] for box in of_thing] for of_thing in self.boxes]
-        self.half_width = np.array(widths, dtype=np.float64).reshape(shape) / 2
+        corners = [[[np.nan] * 4 if box is None else box for box in of_thing] for of_thing in self.boxes]
+        x0, y0, x1, y1 = np.moveaxis(np.array(corners, dtype=np.float64).reshape(*shape, 4), -1, 0)
+        self.x, self.y = (x0 + x1) / 2, (y0 + y1) / 2
+        self.half_width, self.half_height = np.nan_to_num((x1 - x0) / 2), np.nan_to_num((y1 - y0) / 2)
         self.known = np.array([[rle is not None for rle in thing.masks] for thing in things], bool).reshape(shape)
         self.margin = margin * sample.width
+        self.touching = self._touching()
         self.long_enough = min(MIN_FRAMES, len(sample.annotated))
 
     def ranks(self, pool: Sequence[int], target: int, side: str, reference: int | None = None) -> np.ndarray:
@@ -183,16 +227,40 @@ class _Places:
         named = [target] if reference is None else [target, reference]
         clear = self.known[[*others, *named]].all(axis=0) & ~np.isnan(self.x[named]).any(axis=0)
         gaps = self.x[others] - self.x[target]  # NaN: it is absent and neither in the way nor counted
-        clear &= ~(np.abs(gaps) < self.margin).any(axis=0)
+        clear &= ~self.touching[target, others].any(axis=0)
         sign = 1 if side == "left" else -1
         if reference is None:
             clear &= ~np.isnan(gaps).all(axis=0)  # the first of one is nothing to say
-            return np.where(clear, 1 + (sign * gaps < 0).sum(axis=0), 0)
+            return self._ranked(clear, others, sign * gaps < 0)
         away = -sign * (self.x[target] - self.x[reference])  # how far to that side
         others_away = -sign * (self.x[others] - self.x[reference])
         beside = np.maximum(self.margin, self.half_width[reference])
-        clear &= (away >= beside) & ~(np.abs(others_away) < self.margin).any(axis=0)
-        return np.where(clear, 1 + ((others_away > 0) & (others_away < away)).sum(axis=0), 0)
+        clear &= (
+            (away >= beside) & ~(np.abs(others_away) < self.margin).any(axis=0) & ~self.touching[target, reference]
+        )
+        return self._ranked(clear, others, (others_away > 0) & (others_away < away))
+
+    def _ranked(self, clear: np.ndarray, others: Sequence[int], before: np.ndarray) -> np.ndarray:
+        """1 + how many others come before, where it is clear: where those that are counted do not touch.
+
+        clear: (frames,). before: which of the others come before, (others, frames).
+        """
+        for one, other in itertools.combinations(range(len(others)), 2):
+            clear = clear & ~(before[one] & before[other] & self.touching[others[one], others[other]])
+        return np.where(clear, 1 + before.sum(axis=0), 0)
+
+    def _touching(self) -> np.ndarray:
+        """Which objects have no order on a frame: the middle of one lies within the width of the other, or nearer than
+        the margin, or so it is, in height too, on most frames that both are on: a rider and the horse, a person and an
+        arm. bool (objects, objects, frames).
+        """
+        gap = np.abs(self.x[:, None] - self.x[None])
+        reach = np.maximum(self.half_width[:, None], self.half_width[None])
+        both = ~np.isnan(gap)
+        beside = both & (gap < np.maximum(reach, self.margin))
+        tall = np.abs(self.y[:, None] - self.y[None]) < np.maximum(self.half_height[:, None], self.half_height[None])
+        attached = 2 * (both & (gap < reach) & tall).sum(-1) > both.sum(-1)
+        return beside | (both & attached[..., None])
 
     def box_names(self, thing: int, first: int, frame: int) -> bool:
         """Whether the object's box on `first` means it, and no other object, on `frame`."""
@@ -206,16 +274,23 @@ class _Places:
 
 
 def _ranked(
-    sample: Sample, places: _Places, noun: str, pool: list[int], target: int, reference: int | None, side: str
+    sample: Sample,
+    places: _Places,
+    noun: str,
+    pool: list[int],
+    target: int,
+    reference: int | None,
+    side: str,
+    choose: Callable[..., range],
 ) -> Relation | None:
-    """That the target is the N-th from the side, or to that side of the reference, where that holds longest."""
+    """That the target is the N-th from the side, or to that side of the reference, in a run of frames."""
     ranks = places.ranks(pool, target, side, reference)
     ranks[ranks > MAX_RANK] = 0
     names = [thing.category for thing in sample.objects]
     own_name = reference is not None and all(names) and names.count(names[reference]) == 1
     by_box = reference is not None and not own_name
-    window = longest_run(ranks, (lambda first, at: places.box_names(reference, first, at)) if by_box else None)
-    if len(window) < places.long_enough:
+    window = choose(ranks, (lambda first, at: places.box_names(reference, first, at)) if by_box else None)
+    if not window:
         return None
     rank = int(ranks[window[0]])
     meant = tuple(target if at in window else None for at in range(len(ranks)))
@@ -236,18 +311,36 @@ def _switch(places: _Places, noun: str, pool: list[int], side: str) -> Relation 
     return Relation(extreme_phrase(side, noun), "switch", side, meant, 1, noun)
 
 
-def longest_run(values: np.ndarray, holds: Callable[[int, int], bool] | None = None) -> range:
-    """The longest run of one value other than 0, the first of several; an empty range where there is none.
+def runs(values: np.ndarray, holds: Callable[[int, int], bool] | None = None) -> Iterator[range]:
+    """The runs of one value other than 0, in order.
 
     holds: whether a run from one frame may reach to another.
     """
-    best = range(0)
     start = 0
     while start < len(values):
         end = start
         while end < len(values) and values[end] == values[start] != 0 and (holds is None or holds(start, end)):
             end += 1
-        if end - start > len(best):
-            best = range(start, end)
+        if end > start:
+            yield range(start, end)
         start = max(end, start + 1)
-    return best
+
+
+def choose_run(
+    values: np.ndarray,
+    holds: Callable[[int, int], bool] | None = None,
+    *,
+    window: str = WINDOWS[0],
+    rng: np.random.Generator | None = None,
+    least: int = 1,
+) -> range:
+    """One of the runs of at least `least` frames; an empty range where there is none.
+
+    window: the longest (of several the first), the first, or a random one.
+    """
+    found = [run for run in runs(values, holds) if len(run) >= least]
+    if not found:
+        return range(0)
+    if window == "longest":
+        return max(found, key=len)
+    return found[0 if window == "first" else int(rng.integers(len(found)))]

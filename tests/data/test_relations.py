@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sa2va_hf import boxes, masks
-from sa2va_hf.data.relations import KINDS, MAX_RANK, MIN_FRAMES, find_relations, longest_run, ordinal, relate
+from sa2va_hf.data.relations import KINDS, MAX_RANK, MIN_FRAMES, choose_run, find_relations, ordinal, relate, runs
 from sa2va_hf.data.schema import Expression, Object, Sample, validate
 
 WIDTH, HEIGHT = 100, 20
@@ -97,13 +97,16 @@ def test_the_composed_sample_is_exactly_this():
     sample.ignore = [block(70) if at == 5 else None for at in range(12)]
     related = relate(sample, ["switch"], per_clip=1)
     validate(related)
-    (expression,), (thing,) = related.expressions, related.objects
+    (expression,) = related.expressions
     side = expression.text.split()[1]
     first, second = (1, 0) if side == "leftmost" else (0, 1)
-    assert expression == Expression(f"the {side} object", [0], "switch")
+    assert expression == Expression(f"the {side} object", [0, 1], "switch")
     assert related.annotated == [0, 1, 2, 3, 4, 7, 8, 9, 10, 11]  # nothing is said of the two others
-    wanted = [*sample.objects[first].masks[:5], *sample.objects[second].masks[7:]]
-    assert thing == Object(wanted, [masks.rle_to_box(rle) for rle in wanted], None)
+    for thing, wanted, name in (
+        (related.objects[0], [*sample.objects[first].masks[:5], *[ABSENT] * 5], sample.objects[first].category),
+        (related.objects[1], [*[ABSENT] * 5, *sample.objects[second].masks[7:]], sample.objects[second].category),
+    ):
+        assert thing == Object(wanted, [masks.rle_to_box(rle) for rle in wanted], name)
     assert related.ignore == [None] * 10
     assert (related.id, related.frames, related.num_frames) == (sample.id, sample.frames, 12)
 
@@ -120,16 +123,42 @@ def test_margins_and_unknown_masks_leave_nothing_to_say():
 def test_what_overlaps_is_not_beside():
     wide = clip([0], [60])
     wide.objects[0].masks[0] = block(0, width=80)  # its middle is left of the other's, which lies within it
-    kinds = {one.kind for one in found(wide)}
-    assert kinds == {"absolute", "relative"}
-    assert not [one for one in found(wide) if one.kind == "relative" and one.reference == 0]
+    assert not found(wide)
+    rider = clip([40], [42], [0], [90])  # on a horse, a dog, and a cat
+    said = texts(rider, kinds=["absolute"])
+    assert said == {"the first object from the left": (2,), "the first object from the right": (3,)}
+    assert all(one.targets for one in relate(rider, ["absolute"], negatives=2).expressions)
+    still, arm = [30] * 12, [31] * 8 + [60] * 4  # an arm is part of who it is on most frames
+    assert not found(clip(still, arm), kinds=["absolute", "switch"])
 
 
 def test_runs():
-    assert longest_run(np.array([1, 1, 0, 2, 2, 2, 1])) == range(3, 6)
-    assert longest_run(np.array([1, 1, 0, 2, 2])) == range(0, 2)
-    assert len(longest_run(np.array([0, 0]))) == 0
-    assert longest_run(np.array([1, 1, 1, 1]), lambda first, at: at - first < 3) == range(0, 3)
+    values = np.array([1, 1, 0, 2, 2, 2, 1])
+    assert list(runs(values)) == [range(0, 2), range(3, 6), range(6, 7)]
+    assert choose_run(values) == range(3, 6) and choose_run(values, least=4) == range(0)
+    assert choose_run(np.array([1, 1, 0, 2, 2])) == range(0, 2)
+    assert len(choose_run(np.array([0, 0]))) == 0
+    assert choose_run(np.array([1, 1, 1, 1]), lambda first, at: at - first < 3) == range(0, 3)
+    assert choose_run(values, window="first", least=2) == range(0, 2)
+    taken = {choose_run(values, window="random", rng=np.random.default_rng(n), least=2) for n in range(20)}
+    assert taken == {range(0, 2), range(3, 6)}
+
+
+def test_hard_negatives_count_one_further_than_there_are_objects():
+    three = clip(*([x] * 6 for x in (0, 30, 60)))
+    related = relate(three, ["absolute"], negatives=5)
+    validate(related)
+    none_there = {one.text for one in related.expressions if not one.targets}
+    assert none_there == {"the fourth object from the left", "the fourth object from the right"}
+    assert {one.kind for one in related.expressions if not one.targets} == {"no_target"}
+    assert sum(not one.targets for one in relate(three, ["absolute"], negatives=1).expressions) == 1
+    assert relate(three, ["absolute"]) == replace(related, expressions=related.expressions[:-2])
+    coming = clip([0] * 6, [30] * 6, ["absent"] * 3 + [60] * 3)  # three at some time, never four
+    said = [one.text for one in relate(coming, ["absolute"], negatives=5).expressions if not one.targets]
+    assert said and all("fourth" in text for text in said)
+    unknown = clip([0] * 6, [30] * 6, [None] + [60] * 5)
+    related = relate(unknown, ["absolute"], negatives=5)
+    assert all("fourth" in one.text for one in related.expressions if not one.targets), "of the frames that are given"
 
 
 # ---------------------------------------------------------------- laws

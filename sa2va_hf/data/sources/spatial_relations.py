@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sa2va_hf import masks
 from sa2va_hf.boxes import ABSENT_BOX, ENDS, pixel_box
 from sa2va_hf.data.listing import entries
 from sa2va_hf.data.relations import absolute_phrase, box_name, extreme_phrase, relative_phrase
@@ -135,16 +136,21 @@ def _tracks(
 
 def _fill(sample: Sample, expressions: dict, kind: str, tracks: Callable, ends: str, file: str) -> Iterator[Reject]:
     """Adds expressions and their objects to the sample; yields what was skipped."""
-    index_of: dict[tuple[Identity | None, ...], int] = {}
+    index_of: dict[tuple[Identity, tuple[Identity | None, ...]], int] = {}
     for key, record in expressions.items():
         try:
             text = _text(sample, record, kind, ends)
             meant = _switched(sample, record) if kind == "switch" else [_target(record)] * len(sample.annotated)
-            if tuple(meant) not in index_of:
-                instance = _composed(sample, meant, tracks)
-                index_of[tuple(meant)] = len(sample.objects)
-                sample.objects.append(instance)
-            sample.expressions.append(Expression(text, [index_of[tuple(meant)]], kind))
+            identities = dict.fromkeys(who for who in meant if who is not None)
+            new = {(who, tuple(meant)): None for who in identities if (who, tuple(meant)) not in index_of}
+            composed = [_composed(sample, who, meant, tracks) for who, _ in new]
+            if not any(_is_there(thing) for thing in composed) and len(new) == len(identities):
+                first, last = sample.annotated[0], sample.annotated[-1]
+                raise ValueError(f"its target is on none of the frames {first} to {last}")
+            index_of |= {key: len(sample.objects) + number for number, key in enumerate(new)}
+            sample.objects += composed
+            targets = [index_of[who, tuple(meant)] for who in identities]
+            sample.expressions.append(Expression(text, targets, kind))
         except ValueError as error:
             yield Reject(f"{sample.id}/expression {key}", str(error), file)
     _drop_unknown_frames(sample)
@@ -201,13 +207,21 @@ def _switched(sample: Sample, record: dict) -> list[Identity | None]:
     return [identities[count - 1] if count else None for count in begun]
 
 
-def _composed(sample: Sample, meant: Sequence[Identity | None], tracks: Callable[[Identity], Object]) -> Object:
-    """An object that is on each annotated frame the one that is meant there."""
-    pairs = list(zip(meant, sample.annotated, strict=True))
-    boxes = [None if who is None else tracks(who).boxes[frame] for who, frame in pairs]
-    if all(box is None or box == ABSENT_BOX for box in boxes):
-        raise ValueError(f"its target is on none of the frames {sample.annotated[0]} to {sample.annotated[-1]}")
-    return Object([None if who is None else tracks(who).masks[frame] for who, frame in pairs], boxes)
+def _composed(
+    sample: Sample, who: Identity, meant: Sequence[Identity | None], tracks: Callable[[Identity], Object]
+) -> Object:
+    """An object on the annotated frames on which it is meant; where another one is meant it counts as absent."""
+    track, empty = tracks(who), masks.empty(sample.height, sample.width)
+    absent = (ABSENT_BOX, None if all(rle is None for rle in track.masks) else empty)
+    known = [
+        (None, None) if one is None else (track.boxes[frame], track.masks[frame]) if one == who else absent
+        for one, frame in zip(meant, sample.annotated, strict=True)
+    ]
+    return Object([rle for _, rle in known], [box for box, _ in known])
+
+
+def _is_there(thing: Object) -> bool:
+    return any(box is not None and box != ABSENT_BOX for box in thing.boxes)
 
 
 def _drop_unknown_frames(sample: Sample) -> None:

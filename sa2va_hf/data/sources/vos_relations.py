@@ -10,8 +10,9 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from sa2va_hf.data.relations import KINDS, MARGIN, relate
+from sa2va_hf.data.relations import KINDS, MARGIN, WINDOWS, relate
 from sa2va_hf.data.schema import Reject, Sample
 from sa2va_hf.data.sources.portions import Portion, in_portions, portions_of
 
@@ -28,12 +29,17 @@ def vos_relations(
     kinds: Sequence[str] = KINDS,
     per_clip: int = 8,
     margin: float = MARGIN,
+    window: str = WINDOWS[0],
+    negatives: int = 0,
     **options,
 ) -> Iterator[Sample | Reject | Portion]:
     """The base's samples with relations as their only expressions; its rejects, and samples without a clear relation.
 
     sources: SOURCES. base: a key of it; options: the base's own. kinds: some of relations.KINDS. per_clip: expressions
-    per sample at most. margin: of the picture's width, between objects whose order is taken for clear.
+    per sample at most. margin: of the picture's width, between objects whose order is taken for clear. window: which
+    run of frames a phrase is given for, one of relations.WINDOWS. negatives: phrases per sample beside these, at most,
+    that count one further than there are objects ("the fourth object from the left" of three); give them only where
+    every object that would be counted is annotated.
     Raises ValueError for a base, a kind or an option that is not there, and whatever the base raises.
     """
     if base not in sources or base == NAME:
@@ -49,18 +55,20 @@ def vos_relations(
         raise ValueError(f"kinds must be a list of some of {', '.join(KINDS)}, got {kinds!r}")
     if per_clip < 1 or not 0 < margin < 1:
         raise ValueError(f"per_clip must be positive and margin within 0 and 1, got {per_clip} and {margin}")
+    if window not in WINDOWS or negatives < 0:
+        raise ValueError(
+            f"window must be one of {', '.join(WINDOWS)} and negatives not below 0, got {window!r} and {negatives}"
+        )
     for item in portions_of(sources[base])(root, split, **options):
-        yield partial(_records, item, kinds, per_clip, margin)
+        yield partial(_records, item, kinds, per_clip, margin, window, negatives)
 
 
-def _records(
-    item: Sample | Reject | Portion, kinds: Sequence[str], per_clip: int, margin: float
-) -> Iterator[Sample | Reject]:
+def _records(item: Sample | Reject | Portion, kinds: Sequence[str], *rules: Any) -> Iterator[Sample | Reject]:
     for record in item() if callable(item) else (item,):
         if isinstance(record, Reject):
             yield record
             continue
-        related = relate(record, kinds, per_clip, margin)
+        related = relate(record, kinds, *rules)
         if related is None:
             count = len(record.objects)
             reason = f"no relation between its {count} objects is clear" if count > 1 else "it has not two objects"

@@ -439,8 +439,8 @@ def paired_frames():
 # ---------------------------------------------------------------- relations
 
 
-def spatial(kind, expressions, objects, texts, message, bad):
-    """message, bad: why an expression is refused that stands in place of the first."""
+def spatial(kind, expressions, objects, texts, message, bad, targets=((0,), (1,))):
+    """message, bad: why an expression is refused that stands in place of the first. targets: of each text."""
     module, name = test_spatial_relations, f"spatial_{kind}"
     file, boxes = f"all_vos2_{kind}_step2.json", "mask_to_box/all_vos2_bbox.json"
     size = (module.WIDTH, module.HEIGHT)
@@ -458,7 +458,7 @@ def spatial(kind, expressions, objects, texts, message, bad):
         }
         boxed = [Object([None] * 6, boxes) for boxes in objects]
         zoo = Sample(f"{name}/zoo", "referring", *size, frames["zoo"], objects=boxed, source=name)
-        zoo.expressions = said(*((one, n) for n, one in enumerate(texts)), kind=kind)
+        zoo.expressions = said(*((one, *meant) for one, meant in zip(texts, targets, strict=True)), kind=kind)
         den = replace(zoo, id=f"{name}/den", frames=frames["den"], objects=boxed[-1:])
         return [zoo, replace(den, expressions=said((texts[-1], 0), kind=kind))]
 
@@ -478,7 +478,7 @@ def spatial(kind, expressions, objects, texts, message, bad):
 def spatials():
     module = test_spatial_relations
     left, right = ([module.pixels(box) or (0.0,) * 4 for box in track] for track in (module.LEFT, module.RIGHT))
-    second = module.relative("right_3", 1, (9, 9, 28, 28))
+    second, absent = module.relative("right_3", 1, (9, 9, 28, 28)), (0.0,) * 4
     third = "the third object to the right of the one at [90, 180, 290, 580]"
     absolutes = ["the second object from the left", "the 11th object from the right"]
     switches = [module.switch((0, 0), (4, 1)), module.switch((0, 1), code="rightmost")]
@@ -502,10 +502,11 @@ def spatials():
         "spatial_switch": spatial(
             "switch",
             switches,
-            [[*left[:4], *right[4:]], right],
+            [[*left[:4], absent, absent], [*[absent] * 4, *right[4:]], right],
             ["the leftmost object", "the rightmost object"],
             "the start frames of 'switches' must rise, they are frames [4, 1]",
             module.switch((4, 0), (1, 1)),
+            targets=((0, 1), (2,)),
         ),
     }
 

@@ -116,9 +116,10 @@ def test_absolute_and_a_window_that_ends_with_the_clip(tmp_path):
 def test_a_switch_is_on_each_frame_who_is_meant_there(tmp_path):
     (sample,), rejects = read(write(tmp_path, "switch", switch((1, 0), (4, 1))), "switch")
     assert not rejects and sample.annotated == [1, 2, 3, 4, 5]  # nobody is meant before the first
-    assert sample.expressions == [Expression("the leftmost object", [0], "switch")]
-    boxes = [pixels(LEFT[1]), pixels(LEFT[2]), ABSENT_BOX, pixels(RIGHT[4]), pixels(RIGHT[5])]
-    assert sample.objects == [Object([None] * 5, boxes)]
+    assert sample.expressions == [Expression("the leftmost object", [0, 1], "switch")]
+    first = [pixels(LEFT[1]), pixels(LEFT[2]), ABSENT_BOX, ABSENT_BOX, ABSENT_BOX]
+    second = [ABSENT_BOX, ABSENT_BOX, ABSENT_BOX, pixels(RIGHT[4]), pixels(RIGHT[5])]
+    assert sample.objects == [Object([None] * 5, first), Object([None] * 5, second)]
 
 
 def test_a_mask_dict_or_palette_pictures_give_the_masks(tmp_path):
@@ -136,8 +137,10 @@ def test_a_mask_dict_or_palette_pictures_give_the_masks(tmp_path):
         samples, rejects = read(root, "switch", masks_from=place)
         assert not rejects, rejects
         (sample,) = samples
-        assert sample.objects[0].masks == [rle(box) for box in (*LEFT[:4], *RIGHT[4:])]
-        assert sample.objects[0].boxes[3:5] == [ABSENT_BOX, pixels(RIGHT[4])]
+        first, second = sample.objects
+        assert first.masks == [rle(box) for box in (*LEFT[:4], None, None)]
+        assert second.masks == [rle(box) for box in (*[None] * 4, *RIGHT[4:])]
+        assert second.boxes[3:5] == [ABSENT_BOX, pixels(RIGHT[4])]
 
 
 def test_boxes_of_other_frames_than_their_masks_are_found(tmp_path):

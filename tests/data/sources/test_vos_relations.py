@@ -136,7 +136,8 @@ def test_training_sees_a_phrase_only_on_frames_it_is_true_on(tmp_path, tiny_proc
     row, seen = from_row(rows[0]), set()
     for epoch in range(30):
         plan = dataset.plan(epoch)
-        known = [row.objects[n].masks[row.annotated.index(at)] for (n,) in plan.targets for at in plan.frames]
+        meant = [target for targets in plan.targets for target in targets]
+        known = [row.objects[n].masks[row.annotated.index(at)] for n in meant for at in plan.frames]
         assert len(plan.frames) == 4 and None not in known
         seen |= set(plan.frames)
     assert seen == {0, 1, 2, 3, 4, 7, 8, 9, 10, 11}
@@ -145,33 +146,30 @@ def test_training_sees_a_phrase_only_on_frames_it_is_true_on(tmp_path, tiny_proc
 # ---------------------------------------------------------------- genuine masks
 
 
-def test_relations_of_a_real_clip_hold_in_its_mask_pictures(shared_data):
+def test_riders_and_their_gear_have_no_order(shared_data):
+    """A surfer, the lines and the board; a cyclist and the bicycle: nothing in six clips of DAVIS is side by side."""
     folder = shared_data / "shaped/davis17_like/Annotations/480p"
     options = {"frames": shared_data / "davis/JPEGImages/480p", "annotations": folder}
     samples, rejects = read(shared_data / "shaped/davis17_like", per_clip=100, **options)
-    by_id = {sample.id: sample for sample in samples}
-    assert len(samples) + len(rejects) == 6
+    assert not samples and len(rejects) == 6
+    reasons = {reject.id: reject.reason for reject in rejects}
+    assert reasons["kite-surf"] == "no relation between its 3 objects is clear"
+    assert reasons["camel"] == "it has not two objects"
+
+
+def test_relations_between_genuine_masklets_hold_in_their_pixels(shared_data):
+    (sample,), rejects = read(shared_data / "shaped/sav", base="sav", masklets="manual", per_clip=100)
+    assert not rejects and sample.video is not None and set(sample.annotated) <= set(range(0, 483, 4))
+    assert not any(word in one.text for one in sample.expressions for word in ("third", "fourth", "fifth"))
+    (whole,) = SOURCES["sav"](shared_data / "shaped/sav", "train", masklets="manual")
     checked = 0
-    for expression in by_id["kite-surf"].expressions:
-        thing = by_id["kite-surf"].objects[expression.targets[0]]
-        for number, rle in zip(by_id["kite-surf"].annotated, thing.masks, strict=True):
-            if rle is None or expression.kind == "relative":
-                continue
-            with Image.open(folder / "kite-surf" / f"{4 * number:05d}.png") as picture:
-                values = np.asarray(picture)
-            columns = {value: np.flatnonzero((values == value).any(axis=0)) for value in np.unique(values) if value}
-            order = sorted(columns, key=lambda value: columns[value][0] + columns[value][-1])
-            sides = {"first": 0, "second": 1, "leftmost": 0, "rightmost": 0}
-            rank = sides[expression.text.split()[1]]
-            order = order[::-1] if "right" in expression.text else order
-            assert np.array_equal(masks.decode(rle), values == order[rank]), (expression, number)
-            checked += 1
-    assert checked > 20
-    assert "switch" in {one.kind for one in by_id["kite-surf"].expressions}
-
-
-def test_relations_between_genuine_masklets(shared_data):
-    (sample,), rejects = read(shared_data / "shaped/sav", base="sav", masklets="auto")
-    assert not rejects and sample.video is not None
-    assert [one.kind for one in sample.expressions[:3]] == ["absolute", "relative", "switch"]
-    assert set(sample.annotated) <= set(range(0, 483, 4))
+    for expression in (one for one in sample.expressions if one.kind == "absolute" and "first" in one.text):
+        for at, number in enumerate(sample.annotated):
+            rle = sample.objects[expression.targets[0]].masks[at]
+            every = [thing.masks[whole.annotated.index(number)] for thing in whole.objects]
+            boxes = [masks.rle_to_box(one) for one in every if one is not None and masks.area(one)]
+            if rle is not None:
+                outermost = (min if "left" in expression.text else max)(boxes, key=lambda box: box[0] + box[2])
+                assert masks.rle_to_box(rle) == outermost
+                checked += 1
+    assert checked > 5

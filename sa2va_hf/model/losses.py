@@ -6,7 +6,7 @@ Numbers: Sa2VA's training (BCE 2.0, dice 0.5, 12544 uncertainty-sampled points);
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -115,37 +115,26 @@ def soft_iou(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.where(union > 0, intersection / union.clamp(min=1), torch.ones_like(union))
 
 
-def repeat_weights(counts: Tensor, objects_per_frame: int | None) -> Tensor:
-    """How often cyclic repetition to `objects_per_frame` shows each object of a frame that has `counts` objects.
+def pair_weights(known: Sequence[Tensor], limit: int | None) -> Tensor:
+    """How much each (object, frame) pair counts, in the order of `predict_masks`: per sample bool (objects, frames),
+    whether it is known -> (sum of objects * frames,).
 
-    counts (F,) -> (sum of counts,): 2 objects at 5 per frame weigh 3 and 2. Frames with more objects must have been
-    subsampled before. None: every object weighs 1.
+    A frame with n known objects shows each of them to the loss `limit / n` times (cyclic repetition, so earlier
+    objects once more); of more objects a random subset of that size is sampled on every frame. None: each counts
+    once. What is not known weighs 0.
     """
-    total = int(counts.sum())
-    if objects_per_frame is None:
-        return torch.ones(total, device=counts.device)
-    per_object = counts.repeat_interleave(counts)
-    starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    rank = torch.arange(total, device=counts.device) - starts
-    return (objects_per_frame // per_object + (rank < objects_per_frame % per_object)).float()
+    return torch.cat([_sample_weights(pairs, limit).flatten() for pairs in known])
 
 
-def pair_weights(seg_counts: Tensor, num_frames: Tensor, limit: int | None) -> Tensor:
-    """How much each (object, frame) pair counts, in the order of `predict_masks`.
-
-    A frame with n objects shows each of them to the loss `objects_per_frame / n` times (cyclic repetition, so
-    earlier objects once more); of more objects a random subset of that size is sampled on every frame.
-    """
-    weights = []
-    for objects, frames in zip(seg_counts.tolist(), num_frames.tolist(), strict=True):
-        if limit is None or objects <= limit:
-            per_object = repeat_weights(torch.tensor([objects], device=seg_counts.device), limit)
-            weights.append(per_object.repeat_interleave(frames))
-        else:
-            chosen = torch.stack([torch.randperm(objects)[:limit] for _ in range(frames)])  # (frames, limit)
-            table = torch.zeros(frames, objects).scatter_(1, chosen, 1.0)
-            weights.append(table.T.flatten().to(seg_counts.device))
-    return torch.cat(weights)
+def _sample_weights(known: Tensor, limit: int | None) -> Tensor:
+    if limit is None:
+        return known.float()
+    count, rank = known.sum(0), known.cumsum(0) - 1
+    copies = limit // count.clamp(min=1) + (rank < limit % count.clamp(min=1))
+    for frame, objects in enumerate(count.tolist()):
+        if objects > limit:
+            copies[:, frame] = torch.isin(rank[:, frame], torch.randperm(objects)[:limit].to(known.device))
+    return copies.float() * known
 
 
 def shrink(masks: Tensor, size: int, mode: str) -> Tensor:
@@ -174,17 +163,22 @@ def valid_cells(
     return torch.cat(cells)
 
 
-def iou_error(ious: Tensor, candidates: Tensor, targets: Tensor, valid: Tensor | None) -> Tensor:
-    """L1 between predicted and actual IoUs, mean over all candidates of the masks that have a `valid` cell.
+def iou_error(
+    ious: Tensor, candidates: Tensor, targets: Tensor, valid: Tensor | None, known: Tensor | None = None
+) -> Tensor:
+    """L1 between predicted and actual IoUs, mean over all candidates of the masks that are known and have a `valid`
+    cell.
 
     Args:
         ious: (N, C) predicted.
         candidates: (N, C, h, w) mask logits.
         targets, valid: (N, h, w); valid None = all cells.
+        known: bool (N,); None = all.
     """
     actual = soft_iou(candidates, targets.unsqueeze(1).expand_as(candidates))
     errors = (ious - actual).abs()
-    if valid is None:
+    if valid is None and known is None:
         return errors.mean()
-    counts = valid.flatten(1).any(1).float().unsqueeze(1)
+    counts = torch.ones_like(errors[:, :1]) if valid is None else valid.flatten(1).any(1).float().unsqueeze(1)
+    counts = counts if known is None else counts * known.unsqueeze(1)
     return (errors * counts).sum() / (counts.sum() * errors.shape[1]).clamp(min=1)

@@ -16,9 +16,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
 from .backbones import backbone_of
+from .box_losses import box_cells, box_pairs, known_pairs, projection_loss, weighted_mean
 from .configuration_sa2va import IGNORE_INDEX, Sa2VAConfig, bundled, check_identity
 from .generation import PromptedGenerationMixin
-from .grounding_encoders import ENCODERS, grounding_encoder_of
+from .grounding_encoders import ENCODERS, AbsentGroundingEncoder, grounding_encoder_of
 from .grounding_protocol import MaskPrediction, precision, touch
 from .losses import answer_cross_entropy, iou_error, mask_losses, pair_weights, shrink, uncertain_points, valid_cells
 from .placement import Projection, device_of, keep_together, llm_only, remove_capturing_hooks, share_dtype
@@ -47,6 +48,7 @@ class Sa2VAOutput(ModelOutput):
     mask_loss: Tensor | None = None
     dice_loss: Tensor | None = None
     iou_loss: Tensor | None = None
+    box_loss: Tensor | None = None
     logits: Tensor | None = None
     pred_masks: list[Tensor] | None = None
     pred_scores: list[Tensor] | None = None
@@ -83,14 +85,16 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
     _supports_flash_attn = True
     _supports_attention_backend = True
 
-    def __init__(self, config: Sa2VAConfig) -> None:
+    def __init__(self, config: Sa2VAConfig, grounding: bool = True) -> None:
+        """grounding: False: without SAM 2, for runs and uses without masks; such a model is not saved as a whole."""
         super().__init__(config)
         self.backbone = backbone_of(config.mllm_config)
         share_dtype(config.mllm_config)
         self.mllm = AutoModelForImageTextToText.from_config(config.mllm_config)
         # `zero.Init` would partition weights whose shapes SAM 2 reads while it is built.
         with outside_zero_init():
-            self.grounding_encoder = grounding_encoder_of(config.grounding_config)
+            build = grounding_encoder_of if grounding else AbsentGroundingEncoder
+            self.grounding_encoder = build(config.grounding_config)
         hidden, embedding = config.hidden_size, config.grounding_config.hidden_dim
         self.text_hidden_fcs = Projection(
             nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, embedding), nn.Dropout(0.0)
@@ -105,7 +109,8 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As in transformers, but missing or unexpected weights are an error, never silently random numbers. A
-        `quantization_config` applies to the LLM alone; a `device_map` may offload any part.
+        `quantization_config` applies to the LLM alone; a `device_map` may offload any part. `grounding=False` leaves
+        SAM 2 out: nothing of it is loaded, and there are no masks.
 
         Raises:
             ValueError: another kind of model, before anything is built; or the weights that do not fit.
@@ -120,6 +125,10 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
         info["missing_keys"] = load_buffers(model, path, set(info["missing_keys"]), **where)
         keep_together(model.grounding_encoder)
         _complete_stops(model)
+        if not model.has_grounding:
+            info["unexpected_keys"] = {
+                key for key in info["unexpected_keys"] if not str(key).startswith("grounding_encoder.")
+            }
         problems = {
             name: sorted(str(key) for key in info[name])
             for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -135,7 +144,16 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
     def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
         """As in transformers, under the names of `state_dict`: its default, InternVL's older names, differs from
         version to version, and 5.0 does not read it back."""
+        if not self.has_grounding:
+            raise ValueError(
+                "this model was loaded without SAM 2 (grounding=False): its weights are not a whole model"
+            )
         super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
+    @property
+    def has_grounding(self) -> bool:
+        """Whether SAM 2 is there."""
+        return not isinstance(self.grounding_encoder, AbsentGroundingEncoder)
 
     @property
     def device(self) -> torch.device:
@@ -181,7 +199,7 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
 
     def zero3_leaf_modules(self) -> list[type[nn.Module]]:
         """Modules to be gathered whole under ZeRO-3 (`deepspeed.utils.set_z3_leaf_modules`)."""
-        return [type(self.grounding_encoder)]
+        return [type(self.grounding_encoder)] if self.has_grounding else []
 
     # ---------------------------------------------------------------- text and pictures -> hidden states
     def hidden_states(
@@ -307,6 +325,8 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
         labels: Tensor | None = None,
         mask_labels: list[Tensor] | None = None,
         ignore_labels: list[Tensor | None] | None = None,
+        mask_known: list[Tensor | None] | None = None,
+        box_labels: list[Tensor | None] | None = None,
         position_ids: Tensor | None = None,
         seg_counts: Tensor | None = None,
         return_logits: bool = True,
@@ -316,6 +336,10 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
         Args:
             mask_labels: per sample bool (num_objects, num_frames, H, W) at any size; as many objects as [SEG] tokens.
             ignore_labels: per sample None or bool (num_frames, H, W), pixels that do not count.
+            mask_known: per sample None (all are) or bool (num_objects, num_frames): whose mask is known. What is in
+                `mask_labels` elsewhere does not count.
+            box_labels: per sample None or float (n, 6), a row per box: object, frame, and x0, y0, x1, y1 in shares of
+                the picture. They teach the masks that are not known; an object may have several on a frame.
             position_ids, seg_counts: of samples joined into one row without padding, as `Sa2VACollator(join=True)`
                 makes them: (1, L) positions, each sample's from 0, and (B,) [SEG] tokens of each.
             return_logits: False: `logits` is None, and the LM head runs only where `labels` ask for a token, a few
@@ -343,8 +367,10 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
             output.lm_loss = answer_cross_entropy(hidden, labels, self.mllm.lm_head, chunk)
         if mask_labels is not None:
             zero = zero.to(embeddings.device) + embeddings.sum() * 0.0
-            self._mask_losses(output, prediction, mask_labels, ignore_labels, seg_counts, num_frames, zero)
-        parts = [output.lm_loss, output.mask_loss, output.dice_loss, output.iou_loss]
+            known = known_pairs(mask_known, seg_counts, num_frames)
+            self._mask_losses(output, prediction, mask_labels, ignore_labels, known, zero)
+            self._box_loss(output, prediction, box_labels, known)
+        parts = [output.lm_loss, output.mask_loss, output.dice_loss, output.iou_loss, output.box_loss]
         if any(part is not None for part in parts):
             output.loss = sum(part for part in parts if part is not None)
         # Built anew: in transformers 5.0 a field that is set later is an attribute but no key, and Trainer reads keys.
@@ -370,12 +396,11 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
         prediction: MaskPrediction | None,
         mask_labels: list[Tensor],
         ignore_labels: list[Tensor | None] | None,
-        seg_counts: Tensor,
-        num_frames: Tensor,
+        known: list[Tensor],
         zero: Tensor,
     ) -> None:
         """Fill in the mask losses; a batch without masks gets a zero that touches all it could have trained."""
-        counts = seg_counts.tolist()
+        counts, lengths = zip(*(pairs.shape for pairs in known), strict=True)
         wrong = [
             f"sample {i}: {n} [SEG] in the text, {len(masks)} objects in mask_labels"
             for i, (n, masks) in enumerate(zip(counts, mask_labels, strict=True))
@@ -389,12 +414,14 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
         size, device = self.grounding_encoder.mask_size, prediction.masks.device
         how = self.config.mask_targets
         targets = torch.cat([shrink(masks.to(device), size, how) for masks in mask_labels if len(masks)])
-        valid = valid_cells(ignore_labels, counts, num_frames.tolist(), size, device)
-        weights = pair_weights(seg_counts, num_frames, self.config.objects_per_frame)
+        valid = valid_cells(ignore_labels, counts, lengths, size, device)
+        weights = pair_weights(known, self.config.objects_per_frame).to(device)
         config, logits = self.config, prediction.masks
         if config.iou_loss_weight > 0:
+            flags = torch.cat([pairs.flatten() for pairs in known])
+            flags = None if bool(flags.all()) else flags.to(device)
             output.iou_loss = config.iou_loss_weight * iou_error(
-                prediction.ious, prediction.candidates, targets, valid
+                prediction.ious, prediction.candidates, targets, valid, flags
             )
             # All three candidates learn the mask: the best alone would let them guess one object each, and never read
             # the prompt.
@@ -409,6 +436,25 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
         bce, dice = mask_losses(logits, targets, weights, points, valid)
         output.mask_loss = config.mask_loss_weight * bce + zero
         output.dice_loss = config.dice_loss_weight * dice
+
+    def _box_loss(
+        self,
+        output: Sa2VAOutput,
+        prediction: MaskPrediction | None,
+        box_labels: list[Tensor | None] | None,
+        known: list[Tensor],
+    ) -> None:
+        """Fill in the loss of the masks that are known by their boxes alone; None where no sample has boxes."""
+        if prediction is None or box_labels is None or all(boxes is None for boxes in box_labels):
+            return
+        device, config, logits = prediction.masks.device, self.config, prediction.masks
+        corners, indices, boxed = box_pairs(box_labels, known)
+        cells = box_cells(corners.to(device), indices.to(device), len(logits), self.grounding_encoder.mask_size)
+        weights = pair_weights(boxed, config.objects_per_frame).to(device)
+        if config.iou_loss_weight > 0:  # all candidates learn, as from masks
+            logits, count = prediction.candidates.flatten(0, 1), prediction.candidates.shape[1]
+            cells, weights = cells.repeat_interleave(count, 0), weights.repeat_interleave(count, 0)
+        output.box_loss = config.box_loss_weight * weighted_mean(projection_loss(logits, cells), weights)
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a model that has run as well: transformers hangs hooks on it then that cannot be pickled."""

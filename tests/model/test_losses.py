@@ -46,14 +46,21 @@ def test_a_weight_is_a_number_of_copies(masks):
     torch.testing.assert_close(torch.stack(weighted), torch.stack(repeated))
 
 
-@pytest.mark.parametrize("counts", [[1], [2, 3], [5, 4], [1, 2, 3, 4, 5]])
-def test_repeat_weights_count_the_cyclic_copies(counts):
-    expected = []
-    for count in counts:
-        cycle = (list(range(count)) * 5)[:5]  # 2 objects: a b a b a
-        expected += [cycle.count(i) for i in range(count)]
-    torch.testing.assert_close(losses.repeat_weights(torch.tensor(counts), 5), torch.tensor(expected).float())
-    torch.testing.assert_close(losses.repeat_weights(torch.tensor(counts), None), torch.ones(sum(counts)))
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_weights_count_the_cyclic_copies(count):
+    cycle = (list(range(count)) * 5)[:5]  # 2 objects: a b a b a
+    expected = torch.tensor([cycle.count(i) for i in range(count)]).float()
+    torch.testing.assert_close(losses.pair_weights([torch.ones(count, 1, dtype=torch.bool)], 5), expected)
+    torch.testing.assert_close(losses.pair_weights([torch.ones(count, 1, dtype=torch.bool)], None), torch.ones(count))
+
+
+def test_what_is_not_known_weighs_nothing_and_the_others_take_its_share():
+    known = torch.tensor([[True, False, True], [True, False, False], [True, False, True]])
+    wanted = torch.tensor([[2.0, 0, 3], [2, 0, 0], [1, 0, 2]])
+    torch.testing.assert_close(losses.pair_weights([known], 5), wanted.flatten())
+    torch.testing.assert_close(losses.pair_weights([known], None), known.flatten().float())
+    sampled = losses.pair_weights([known], 2).view(3, 3)
+    assert sampled.sum(0).tolist() == [2, 0, 2] and not sampled[~known].any()
 
 
 @pytest.mark.parametrize("with_points", [False, True])

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForImageTextToText
 
 from sa2va_hf import Sa2VAForConditionalGeneration
 from sa2va_hf.model import losses
+from sa2va_hf.model.box_losses import box_cells, projection_loss
 
 PROCESSOR = tiny_processor()
 ONE, TWO = "Sure, it is [SEG].", "The dog [SEG] and the cat [SEG]."
@@ -272,11 +273,12 @@ def test_few_objects_weigh_as_their_cyclic_copies(model):
 
 
 def test_of_many_objects_each_frame_takes_a_random_five():
-    weights = losses.pair_weights(torch.tensor([8, 2]), torch.tensor([3, 2]), 5)
+    known = [torch.ones(8, 3, dtype=torch.bool), torch.ones(2, 2, dtype=torch.bool)]
+    weights = losses.pair_weights(known, 5)
     many, few = weights[:24].view(8, 3), weights[24:].view(2, 2)
     assert (many.sum(0) == 5).all() and set(many.unique().tolist()) == {0.0, 1.0}
     torch.testing.assert_close(few, torch.tensor([[3.0, 3.0], [2.0, 2.0]]))
-    draws = torch.stack([losses.pair_weights(torch.tensor([8]), torch.tensor([3]), 5).view(8, 3) for _ in range(30)])
+    draws = torch.stack([losses.pair_weights(known[:1], 5).view(8, 3) for _ in range(30)])
     assert (draws.mean((0, 2)) > 0.3).all(), "every object gets its turn"
     assert (draws[:, :, 0] != draws[:, :, 1]).any(), "frames draw for themselves"
 
@@ -311,6 +313,55 @@ def test_pixels_to_ignore_have_no_say(model):
     torch.testing.assert_close(*with_ignore)
     without = [copy(**batch, mask_labels=m).loss for m in (wanted, changed)]
     assert (without[0] - without[1]).abs() > 1e-3
+
+
+@pytest.mark.parametrize("changes", [{"num_points": 0}, {"objects_per_frame": None}, {"iou_loss_weight": 1.0}])
+def test_a_mask_that_is_not_known_weighs_nothing_and_learns_from_its_box(model, changes):
+    copy = own(model, **changes)
+    known = torch.tensor([[True], [False]])
+    boxes = torch.tensor([[1, 0, 0.25, 0.25, 0.75, 0.75]])
+
+    def of(wanted, **labels):
+        torch.manual_seed(0)
+        return copy(**inputs(chat(TWO, picture())), mask_labels=[wanted], mask_known=[known], **labels)
+
+    wanted, other = masks(2), masks(2)
+    other[1] = ~other[1]
+    out = of(wanted)
+    assert out.box_loss is None
+    torch.testing.assert_close(out.loss, of(other).loss)
+    taught = of(wanted, box_labels=[boxes])
+    assert 0 < taught.box_loss < 2
+    torch.testing.assert_close(taught.loss, out.loss + taught.box_loss)
+    gradient = torch.autograd.grad(taught.box_loss, taught.seg_embeddings)[0]
+    assert gradient[1].abs().sum() > 0 and not gradient[0].any()
+    if not changes.get("iou_loss_weight"):
+        found = projection_loss(taught.pred_masks[0][1], box_cells(boxes[:, 2:], torch.tensor([0]), 1, 32))
+        torch.testing.assert_close(taught.box_loss, found[0])
+
+
+def test_nothing_known_of_a_batch_is_a_loss_of_zero_that_reaches_all(model):
+    copy = own(model)
+    copy.freeze_for_training()
+    unknown = torch.zeros(2, 1, dtype=torch.bool)
+    out = copy(**inputs(chat(TWO, picture())), mask_labels=[masks(2)], mask_known=[unknown])
+    assert out.mask_loss == out.dice_loss == 0 and out.box_loss is None
+    out.loss.backward()
+    assert all(weight.grad is not None for weight in copy.text_hidden_fcs.parameters())
+
+
+def test_without_sam2_the_text_is_the_same_and_masks_are_refused(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    alone = Sa2VAForConditionalGeneration.from_pretrained(tmp_path, grounding=False)
+    assert not any("grounding" in name for name in alone.state_dict())
+    alone.freeze_for_training("none")
+    batch = inputs(chat("No.", picture()))
+    out, whole = (one(**batch, mask_labels=[masks(0)]) for one in (alone, model))
+    torch.testing.assert_close(out.loss, whole.loss)
+    with pytest.raises(ValueError, match="SAM 2 was not loaded"):
+        alone(**inputs(chat(ONE, picture())))
+    with pytest.raises(ValueError, match="loaded without SAM 2"):
+        alone.save_pretrained(tmp_path / "again")
 
 
 def test_the_iou_head_learns_when_it_has_a_weight(model):

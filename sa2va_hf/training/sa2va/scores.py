@@ -66,6 +66,7 @@ def sample_sums(
     pred_masks: list[Tensor],
     mask_labels: list[Tensor],
     ignore_labels: list[Tensor | None] | None = None,
+    mask_known: list[Tensor | None] | None = None,
 ) -> Tensor:
     """One row per sample, `COLUMNS` wide: (B, 9) float64.
 
@@ -73,7 +74,7 @@ def sample_sums(
         predicted: (B, L - 1) ids of the likeliest next tokens, see `predicted_ids`. input_ids, labels: (B, L).
         pred_masks: per sample (num_seg, num_frames, h, w) mask logits; mask_labels: per sample bool
             (num_seg, num_frames, H, W), the size at which the two are compared; ignore_labels: per sample None or bool
-            (num_frames, H, W), pixels that do not count.
+            (num_frames, H, W), pixels that do not count; mask_known: per sample None or bool (num_seg, num_frames).
     """
     wanted = input_ids[:, 1:]
     answer = labels[:, 1:] != IGNORE_INDEX
@@ -81,21 +82,23 @@ def sample_sums(
     said = predicted == seg_token_id
     right = answer & (predicted == wanted)
     text = torch.stack([seg & said, seg, answer & ~seg & said, right, answer]).sum(-1).T.double()  # (B, 5)
-    ignores = ignore_labels or [None] * len(mask_labels)
-    masks = [_mask_sums(*triple) for triple in zip(pred_masks, mask_labels, ignores, strict=True)]
+    optional = [given or [None] * len(mask_labels) for given in (ignore_labels, mask_known)]
+    masks = [_mask_sums(*given) for given in zip(pred_masks, mask_labels, *optional, strict=True)]
     return torch.cat([torch.stack(masks).to(text.device), text], dim=1)
 
 
-def _mask_sums(logits: Tensor, target: Tensor, ignore: Tensor | None) -> Tensor:
+def _mask_sums(logits: Tensor, target: Tensor, ignore: Tensor | None, known: Tensor | None) -> Tensor:
     """(4,) intersection, union, sum of IoUs, number of masks. An object at a time: full-size logits are large."""
     sums = torch.zeros(4, dtype=torch.float64)
-    for one, truth in zip(logits, target, strict=True):  # (frames, h, w), (frames, H, W)
+    ignored = None if ignore is None else ignore.cpu().numpy()
+    # a frame that is ignored as a whole is no frame
+    whole = np.ones(target.shape[1], dtype=bool) if ignored is None else ~ignored.all((-2, -1))
+    for number, (one, truth) in enumerate(zip(logits, target, strict=True)):  # (frames, h, w), (frames, H, W)
         full = F.interpolate(one.unsqueeze(1).float(), size=truth.shape[-2:], mode="bilinear", align_corners=False)
-        ignored = None if ignore is None else ignore.cpu().numpy()
         intersection, union = intersection_union((full[:, 0] > 0).cpu().numpy(), truth.bool().cpu().numpy(), ignored)
-        # a frame that is ignored as a whole is no frame
-        counted = np.ones(len(truth), dtype=bool) if ignored is None else ~ignored.all((-2, -1))
-        iou = ratio(intersection, union)[counted].sum()
+        counted = whole if known is None else whole & known[number].cpu().numpy()
+        intersection, union = intersection[counted], union[counted]
+        iou = ratio(intersection, union).sum()
         sums += torch.tensor([intersection.sum(), union.sum(), iou, counted.sum()], dtype=torch.float64)
     return sums
 

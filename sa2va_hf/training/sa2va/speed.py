@@ -53,7 +53,8 @@ def compile_layers(model: nn.Module, **options: Any) -> None:
     for part in (model.mllm.model.language_model, vision):
         for layer in _layers(part):
             layer.compile(dynamic=True, **options)
-    model.grounding_encoder.image_encoder.compile(dynamic=False, **options)
+    if model.has_grounding:
+        model.grounding_encoder.image_encoder.compile(dynamic=False, **options)
 
 
 class RecomputeEvery(TrainerCallback):

@@ -34,7 +34,7 @@ from ..safe_trainer import SafeTrainer
 from ..saving import mend
 from .flops import StepFlops
 from .given import as_dataset, default_collator, processor_of, refuse_undecided, settle_metric
-from .progress import COUNTS, batch_counts, logged, mask_counts
+from .progress import COUNTS, batch_counts, box_counts, logged, mask_counts
 from .pushing import push_checkpoint, push_run
 from .scores import first_tokens, predicted_ids, sample_sums, scores
 from .speed import RecomputeEvery
@@ -50,8 +50,9 @@ class Sa2VATrainer(SafeTrainer):
 
     Logged with the loss, over all ranks and the steps since the last log:
         lm_loss: mean over micro-batches. mask_loss, dice_loss, ...: mean over the micro-batches that have masks, whose
-        share is mask_batches; so loss = lm_loss + mask_batches * (mask_loss + dice_loss + ...).
-        masks: masks (an object on a frame) per step. padding_efficiency: real tokens / tokens after padding.
+        share is mask_batches; so loss = lm_loss + mask_batches * (mask_loss + dice_loss + ...). box_loss: mean over
+        those with masks that are known by boxes alone. masks, boxes: masks (an object on a frame) per step.
+        padding_efficiency: real tokens / tokens after padding.
         tokens_per_second (real ones), samples_per_second, masks_per_second: wall time, without evaluation and saving.
         With `count_flops`, tflops: of one device, per second; mfu: its share of the bfloat16 peak (`flops.py`).
         data_wait: share of that time in which a step waited for its samples. memory_gib: the device's peak so far.
@@ -152,13 +153,16 @@ class Sa2VATrainer(SafeTrainer):
             self._step_amounts = self.accelerator.reduce(amounts.to(self.accelerator.device)).tolist()
         return batches, None
 
-    def _amounts(self, inputs: dict[str, Any]) -> tuple[int, int]:
-        """Answer tokens, and masks as the mask losses weigh them, in a micro-batch."""
+    def _amounts(self, inputs: dict[str, Any]) -> tuple[int, int, int]:
+        """Answer tokens, masks as the mask losses weigh them, and those that boxes teach, in a micro-batch."""
         if "labels" not in inputs:  # no sample of it could be read
-            return 0, 0
+            return 0, 0, 0
         limit = self._unwrapped().config.objects_per_frame
-        masks = sum(frames * (limit or objects) for objects, frames in mask_counts(inputs))
-        return int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum()), masks
+        masks, boxes = (
+            sum(limit or objects for frames in counts(inputs) for objects in frames)
+            for counts in (mask_counts, box_counts)
+        )
+        return int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum()), masks, boxes
 
     def _normalized(self, parts: dict[str, Tensor | None], inputs: dict[str, Any]) -> Tensor:
         """The loss of a micro-batch such that the step's is the mean over all tokens, and all masks, of all ranks.
@@ -166,10 +170,11 @@ class Sa2VATrainer(SafeTrainer):
         Trainer divides by the number of micro-batches and the engine averages over ranks; both are undone here.
         """
         shares = self.accelerator.num_processes * self.current_gradient_accumulation_steps
-        tokens, masks = self._amounts(inputs)
-        all_tokens, all_masks = self._step_amounts
-        factors = {name: shares * masks / max(all_masks, 1) for name in parts}
-        factors["lm_loss"] = shares * tokens / max(all_tokens, 1)
+        tokens, masks, boxes = (
+            shares * own / max(everyone, 1)
+            for own, everyone in zip(self._amounts(inputs), self._step_amounts, strict=True)
+        )
+        factors = dict.fromkeys(parts, masks) | {"lm_loss": tokens, "box_loss": boxes}
         return sum(part * factors[name] for name, part in parts.items() if part is not None)
 
     def _unwrapped(self) -> nn.Module:
@@ -194,10 +199,12 @@ class Sa2VATrainer(SafeTrainer):
             del loss, outputs
             return self._no_loss(model), None
         if model.training:
-            masks = sum(objects * frames for objects, frames in mask_counts(inputs))
+            masks, boxes = (sum(map(sum, counts(inputs))) for counts in (mask_counts, box_counts))
             samples = len(inputs["input_ids"]) if sample_ids is None else len(sample_ids)
             padded = inputs["input_ids"].numel()
-            self.meter.add(batch_counts(parts, masks=masks, tokens=tokens, padded=padded, samples=samples))
+            self.meter.add(
+                batch_counts(parts, masks=masks, boxes=boxes, tokens=tokens, padded=padded, samples=samples)
+            )
             if self.args.count_flops:
                 self.step_flops = self.step_flops or StepFlops(self._unwrapped())
                 self.meter.add({"flops": self.step_flops.count(inputs)})
@@ -277,6 +284,7 @@ class Sa2VATrainer(SafeTrainer):
             outputs.pred_masks,
             inputs["mask_labels"],
             inputs.get("ignore_labels"),
+            inputs.get("mask_known"),
         )
         return loss.detach(), sums, sums.new_zeros(len(sums))
 

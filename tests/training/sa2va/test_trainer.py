@@ -11,7 +11,7 @@ from toy_run import PRESETS, build, evaluation, launch, losses, records, run, ti
 
 from sa2va_hf.arguments import Sa2VATrainingArguments
 from sa2va_hf.training.meter import Meter
-from sa2va_hf.training.sa2va.progress import COUNTS, batch_counts, logged, mask_counts
+from sa2va_hf.training.sa2va.progress import COUNTS, batch_counts, box_counts, logged, mask_counts
 
 RANDOM = {"lora_dropout": 0.1, "num_points": 64}  # draws random numbers in every step
 
@@ -90,9 +90,13 @@ def test_masks_are_counted_as_their_losses_weigh_them():
     ignore = torch.zeros(3, 4, 4, dtype=torch.bool)
     ignore[0], ignore[1, 2] = True, True
     masks = [torch.zeros(2, 3, 4, 4), torch.zeros(1, 1, 4, 4), torch.zeros(0, 1, 1, 1)]
-    assert mask_counts({"mask_labels": masks, "ignore_labels": [ignore, None, None]}) == [(2, 2), (1, 1)]
-    assert mask_counts({"mask_labels": masks}) == [(2, 3), (1, 1)]
+    assert mask_counts({"mask_labels": masks, "ignore_labels": [ignore, None, None]}) == [[2, 2], [1], []]
+    assert mask_counts({"mask_labels": masks}) == [[2, 2, 2], [1], []]
     assert mask_counts({}) == []
+    known = torch.tensor([[True, False, True], [True, False, False]])
+    assert mask_counts({"mask_labels": masks, "mask_known": [known, None, None]}) == [[2, 1], [1], []]
+    boxes = torch.tensor([[1.0, 1, 0, 0, 0.5, 0.5], [1, 1, 0.6, 0.6, 1, 1], [0, 1, 0, 0, 1, 1], [1, 2, 0, 0, 1, 1]])
+    assert box_counts({"box_labels": [boxes, None, None]}) == [[2, 1], [], []]
 
 
 EXACT = {"model_arguments": {"lora_dropout": 0.0, "num_points": 0}, "max_steps": 3, "warmup_steps": 0}

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("evaluate")
 MODES = ("generate", "teacher")
 BASELINES = ("box",)
+ANSWERS_WITH = ("boxes", "boxes_of_masks")
 VIDEO_MODES = ("consistent", "memory", "per_frame")
 DTYPES = ("float32", "bfloat16", "float16")
 ASKING = (
@@ -42,6 +43,7 @@ ASKING = (
     "num_frames",
     "video_mode",
     "search",
+    "answer_with",
 )  # arguments that decide what is answered
 
 
@@ -75,6 +77,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--video_mode", choices=VIDEO_MODES, help="how masks get onto all frames; default: its own")
     parser.add_argument(
         "--search", action="store_true", default=None, help="search the targets of a question first (vstar_bench)"
+    )
+    parser.add_argument(
+        "--answer_with",
+        choices=ANSWERS_WITH,
+        help="score the boxes that the model writes, or those around its masks, instead of masks",
     )
     parser.add_argument(
         "--coco", action="store_true", help="also NAME.coco_results.json and NAME.coco_truth.json, of pictures"
@@ -135,7 +142,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
             loaded.
     """
     from sa2va_hf.data.sources.options import parse_options
-    from sa2va_hf.evaluation.benchmarks import get_benchmark, load_items
+    from sa2va_hf.evaluation.benchmarks import answered_with, get_benchmark, load_items
     from sa2va_hf.evaluation.runner import Files, rescore
     from sa2va_hf.prediction import writable
 
@@ -145,6 +152,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     writable(arguments.output.parent).mkdir(parents=True, exist_ok=True)
     benchmark = get_benchmark(arguments.benchmark)
     settings = settings_now(arguments)
+    benchmark = answered_with(benchmark, settings.answer_with, arguments.benchmark)
     options = parse_options(arguments.option, benchmark.samples)
     check_task(arguments.benchmark, benchmark, settings)
     items, rejects = load_items(benchmark, arguments.root, settings, arguments.split, options, arguments.limit)

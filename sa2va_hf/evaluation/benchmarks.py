@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from sa2va_hf.data.relations import KINDS
 from sa2va_hf.data.schema import Reject, Sample
 from sa2va_hf.data.shapes.source import Options
 from sa2va_hf.data.sources import SOURCES
@@ -21,6 +22,7 @@ from sa2va_hf.evaluation import referring, roots, video_conventions
 from sa2va_hf.evaluation.describing import Choice, GroundedCaption, RegionCaption
 from sa2va_hf.evaluation.following import Following
 from sa2va_hf.evaluation.items import Answer, Item, Settings
+from sa2va_hf.evaluation.locating import Locating
 from sa2va_hf.evaluation.referring import Referring
 from sa2va_hf.evaluation.submission import submission
 from sa2va_hf.inference import Sa2VAPredictor
@@ -81,6 +83,16 @@ def _shapes(root: Any, split: str, *, count: int = 200, clips: int = 20, **optio
             raise ValueError(f"options of shapes: {error}") from error
 
 
+def _shapes_relations(
+    root: Any, split: str, *, count: int = 100, clip_fraction: float = 0.5, kinds: Any = KINDS, **options: Any
+) -> Iterator[Sample | Reject]:
+    """Spatial relations in those of `count` scenes of shapes that have clear ones; options: of the sources
+    "vos_relations" and "shapes"."""
+    given = {"count": count, "clip_fraction": clip_fraction, "kinds": kinds} | options
+    records = SOURCES["vos_relations"](None, split, base="shapes", **given)
+    yield from (record for record in records if isinstance(record, Sample))
+
+
 def _refcoco() -> dict[str, Benchmark]:
     splits = {"refcoco": ("val", "testA", "testB"), "refcoco+": ("val", "testA", "testB"), "refcocog": ("val", "test")}
     found = {
@@ -113,6 +125,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     "davis17_vos": Benchmark(SOURCES["vos_folders"], "val", Following("davis")),
     "sav_val": Benchmark(SOURCES["vos_folders"], "val", Following("sa_v", overlap=True)),
     "sav_test": Benchmark(SOURCES["vos_folders"], "test", Following("sa_v", overlap=True)),
+    **{
+        f"spatial_{kind}": Benchmark(SOURCES[f"spatial_{kind}"], "val", Locating(), {"val_fraction": 0.1})
+        for kind in KINDS
+    },
+    "vos_relations": Benchmark(SOURCES["vos_relations"], "val", Locating()),  # of any videos with masks
+    "shapes_relations": Benchmark(_shapes_relations, "val", Locating(), needs_root=False),
     "vos": Benchmark(SOURCES["vos_folders"], "valid", Following("sa_v")),  # MOSE, LVOS, your own
 }
 
@@ -124,6 +142,21 @@ def get_benchmark(name: str) -> Benchmark:
     near = [known for known in BENCHMARKS if known.startswith(name)] or list(BENCHMARKS)
     hint = "every split is a benchmark of its own: " if len(near) < len(BENCHMARKS) else ""
     raise ValueError(f"unknown benchmark {name!r}; {hint}expected one of {', '.join(near)}")
+
+
+def answered_with(benchmark: Benchmark, answer_with: str | None, name: str) -> Benchmark:
+    """The benchmark with boxes scored instead of masks, where `Settings.answer_with` says so.
+
+    Raises:
+        ValueError: it asks for nothing that has a place.
+    """
+    if answer_with is None or isinstance(benchmark.task, Locating):
+        return benchmark
+    if not isinstance(benchmark.task, Referring):
+        raise ValueError(
+            f"--answer_with {answer_with}: {name} has no expressions; expected one as refcoco_val or revos"
+        )
+    return replace(benchmark, task=Locating())
 
 
 def load_items(

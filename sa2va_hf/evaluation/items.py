@@ -14,6 +14,7 @@ from sa2va_hf.masks import RLE, decode, encode
 
 MODES = ("generate", "teacher")
 BASELINES = ("box",)
+ANSWERS_WITH = ("boxes", "boxes_of_masks")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class Settings:
     baseline: "box" replaces the model's masks with SAM 2's masks of the boxes that the LLM writes.
     box_style: how it is asked for a box, a name of `box_baseline.BOX_STYLES`.
     text_encoder: a folder of a BERT that compares phrases (grounded captions).
-    search: targets of a question are searched first (V*Bench)."""
+    search: targets of a question are searched first (V*Bench).
+    answer_with: "boxes", which the model writes, or "boxes_of_masks", those around its masks, are scored instead of
+    masks; None: as the benchmark does."""
 
     mode: str = "generate"
     baseline: str | None = None
@@ -32,9 +35,11 @@ class Settings:
     video_mode: str | None = None
     text_encoder: str | None = None
     search: bool = False
+    answer_with: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value, known in (("mode", self.mode, MODES), ("baseline", self.baseline, (None, *BASELINES))):
+        for name, known in (("mode", MODES), ("baseline", (None, *BASELINES)), ("answer_with", (None, *ANSWERS_WITH))):
+            value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(map(str, known))}, got {value!r}")
         if self.baseline is not None and self.mode != "generate":

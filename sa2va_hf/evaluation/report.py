@@ -17,6 +17,7 @@ from PIL import Image
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.drawing import PAPER, contact_sheet, overlay
 from sa2va_hf.evaluation.items import Answer, Item
+from sa2va_hf.evaluation.locating import true_boxes
 from sa2va_hf.masks import decode
 
 SHOWN = 6  # worst samples, and as many of the best
@@ -115,6 +116,9 @@ def _tile(item: Item, answer: Answer) -> Image.Image:
     picture = load_frames(item.sample, [frame])[0]
     true = list(item.truth(position)) if item.targets and known else []
     drawn = [decode(track[frame]) for track in answer.masks if frame < len(track)]
+    if _has_boxes(answer):
+        true = _outlines(true_boxes(item, frame) or [], picture)
+        drawn = _outlines(answer.more["boxes"].get(str(frame), []), picture)
     parts = [("truth" if known else "picture", true), ("prediction", drawn)]
     if not item.draws:
         parts = [("region" if true else None, true)]
@@ -128,8 +132,28 @@ def _tile(item: Item, answer: Answer) -> Image.Image:
     return tile
 
 
+def _has_boxes(answer: Answer) -> bool:
+    """Whether boxes per frame are scored, not masks."""
+    return isinstance(answer.more.get("boxes"), dict)
+
+
+def _outlines(boxes: Sequence[Sequence[float]], picture: Image.Image) -> list[np.ndarray]:
+    """Edges of boxes as masks of a picture, bool (H, W) each."""
+    width = max(1, round(max(picture.size) / 160))
+    found = []
+    for box in boxes:
+        x0, y0, x1, y1 = (round(value) for value in box)
+        mask = np.zeros((picture.height, picture.width), bool)
+        mask[y0:y1, x0:x1] = True
+        mask[y0 + width : y1 - width, x0 + width : x1 - width] = False
+        found.append(mask)
+    return found
+
+
 def _worst_frame(item: Item, answer: Answer) -> int:
     """The position among the annotated frames of a clip at which the mean J of its objects is lowest."""
+    if _has_boxes(answer):
+        return next((at for at, number in enumerate(item.sample.annotated) if str(number) in answer.more["boxes"]), 0)
     if "frames" in answer.figures:
         return int(np.argmin(answer.figures["frames"]["J"]))
     rows = [j for j, _ in answer.figures.get("objects", {}).values()]

@@ -18,6 +18,7 @@ import pytest
 import test_grefcoco
 import test_reason_seg
 import test_refcoco
+import test_spatial_relations
 import test_video_referring
 import test_vos_folders
 from PIL import Image
@@ -26,11 +27,13 @@ from tiny import tiny_processor, tiny_talker
 
 from sa2va_hf import masks
 from sa2va_hf.commands import evaluate as script
+from sa2va_hf.data.sources.options import parse_options
 from sa2va_hf.evaluation import describing
 from sa2va_hf.evaluation.benchmarks import BENCHMARKS, load_items
 from sa2va_hf.evaluation.describing import Choice, GroundedCaption, RegionCaption
 from sa2va_hf.evaluation.following import Following
 from sa2va_hf.evaluation.items import Settings
+from sa2va_hf.evaluation.locating import Locating, frames_read, true_boxes
 from sa2va_hf.evaluation.report import flat
 from sa2va_hf.evaluation.submission import Submission
 
@@ -244,6 +247,26 @@ def sav(split):
     return Root(make, ("",), {"clips": 1, "objects": 2})
 
 
+def spatial(kind, *expressions):
+    """Two videos, of which one is held out."""
+
+    def make(root):
+        test_spatial_relations.write(root, kind, *expressions)
+        file = root / f"all_vos2_{kind}_step2.json"
+        videos = json.loads(file.read_text())["videos"]
+        file.write_text(json.dumps({"videos": videos | {"den": videos["zoo"]}}))
+        shutil.copytree(root / "JPEGImages/zoo", root / "JPEGImages/den")
+
+    return make
+
+
+def relations(root):
+    """Two objects that keep their order, and what is said of them."""
+    palettes(root, "valid/JPEGImages", "valid/Annotations")
+    for folder in ("JPEGImages", "Annotations"):
+        (root / "valid" / folder).rename(root / folder)
+
+
 def mose(root):
     palettes(root, "valid/JPEGImages", "valid/Annotations")
 
@@ -258,6 +281,9 @@ CAPTION_COUNTS = {"regions": 2, "sentences": 3, "unanswered": 0}
 ANNOTATORS = ("first_frame_1", "full_video_1", "first_frame_2", "full_video_2")
 SHAPES = ("--option", "count=1", "--option", "clips=1", "--option", "size=64", "--option", "num_frames=4")
 SHAPES += ("--option", "max_expressions=3")
+SHAPES_RELATIONS = ("--option", "count=2", "--option", "min_objects=4", "--option", "size=64")
+SHAPES_RELATIONS += ("--option", "num_frames=4", "--option", "per_clip=2")
+UNCOUNTED = ("shapes", "shapes_relations")  # what is drawn there is not written down here
 ROOTS = {
     **{
         f"{name}_{split}": referring_pictures(name, split, split_by)
@@ -293,6 +319,28 @@ ROOTS = {
     "davis17_vos": Root(davis, ("",), {"clips": 2, "objects": 4}, {"J_decay": 0.0, "F_decay": 0.0}),
     "sav_val": sav("val"),
     "sav_test": sav("test"),
+    "spatial_relative": Root(
+        spatial("relative", test_spatial_relations.relative("left_1")),
+        ("the first object to the left of the one at [600, 100, 700, 300]",),
+        {"expressions": 1, "by_kind / ordinal 01 / expressions": 1, "by_kind / relative / expressions": 1},
+    ),
+    "spatial_absolute": Root(
+        spatial("absolute", test_spatial_relations.absolute("right_2")),
+        ("the second object from the right",),
+        {"expressions": 1, "by_kind / ordinal 02 / expressions": 1, "by_kind / absolute / expressions": 1},
+    ),
+    "spatial_switch": Root(
+        spatial("switch", test_spatial_relations.switch((0, 0), (4, 1))),
+        ("the leftmost object",),
+        {"expressions": 1, "by_kind / switch / expressions": 1},
+    ),
+    "vos_relations": Root(
+        relations,
+        ("the first object from the right",),
+        {"expressions": 2, "by_kind / ordinal 01 / expressions": 2, "by_kind / absolute / expressions": 2},
+        arguments=("--option", "kinds=[absolute]", "--option", "per_clip=2"),
+    ),
+    "shapes_relations": Root(lambda root: None, ("the ",), {}, arguments=SHAPES_RELATIONS),
     "vos": Root(mose, ("",), {"clips": 1, "objects": 2}),
     "shapes": Root(lambda root: None, ("Please segment ",), {}, arguments=SHAPES),
 }
@@ -343,8 +391,7 @@ def contents(folder):
 
 def items_of(name, root):
     arguments = ROOTS[name].arguments
-    options = dict(one.split("=") for one in arguments[1::2]) if name == "shapes" else {}
-    options = {key: int(value) for key, value in options.items()}
+    options = parse_options(arguments[1::2], BENCHMARKS[name].samples) if "--option" in arguments else {}
     items, rejects = load_items(BENCHMARKS[name], str(root), Settings(), options=options)
     assert not rejects
     return items
@@ -364,13 +411,13 @@ def test_from_the_folder_to_the_files_and_from_the_predictions_to_the_same(name,
     assert json.loads((tmp_path / "out/m.json").read_text()) == json.loads(json.dumps(result))
     figures = dict(flat(result["metrics"]))
     counts = {key: value for key, value in figures.items() if isinstance(value, int)}
-    assert name == "shapes" or counts == ROOTS[name].counts
+    assert name in UNCOUNTED or counts == ROOTS[name].counts
     assert all(np.isfinite(value) for value in figures.values() if isinstance(value, float))
     if isinstance(BENCHMARKS[name].task, Following | Submission) or "cIoU" in figures or "J&F" in figures:
         assert figures.get("emission", 100.0) == 100.0  # it says [SEG]: masks are drawn, and scored
     asked = [row["question"] for row in rows_of(tmp_path / "out/m.predictions.arrow")[1]]
     assert all(any(one.startswith(wanted) for one in asked) for wanted in ROOTS[name].questions)
-    assert name == "shapes" or set(ROOTS[name].questions) <= set(asked)
+    assert name in UNCOUNTED or set(ROOTS[name].questions) <= set(asked)
 
     again = ["--predictions", str(tmp_path / "out/m.predictions.arrow")]
     assert evaluate(name, "again", *again, asks=False) == result
@@ -408,6 +455,11 @@ def truth(task, item):
         return answer | {"answer": item.more["options"][0], "more": json.dumps({"losses": losses})}
     if isinstance(task, RegionCaption):
         return answer | {"answer": f"region1 shows {item.more['references'][0]}"}
+    if isinstance(task, Locating):
+        boxes = {index: true_boxes(item, index) for index in frames_read(sample, Settings())}
+        return answer | {
+            "more": json.dumps({"boxes": {key: rows or [] for key, rows in boxes.items()}, "problems": []})
+        }
     tracks = [thing.masks for thing in sample.objects]
     if isinstance(task, GroundedCaption):
         said = sample.turns[0].answer

@@ -34,6 +34,9 @@ MIN_INSIDE = 0.5  # share of a box that must lie in the picture: with less, the 
 ABSENT_BOX: Box = (0.0, 0.0, 0.0, 0.0)  # a box without area, like a mask without pixels: known to be absent
 
 OPEN, CLOSE, NEXT, SEPARATOR, NO_BOX, SWITCH = "<box>", "</box>", "<next>", "<box_sep>", "<no_box>", "<switch>"
+SINGLE_IMAGE = "<single_img>"  # behind the boxes of a picture, in answers of the spatial form
+BOX_TOKENS = (OPEN, CLOSE, SEPARATOR, NEXT, NO_BOX, SWITCH, SINGLE_IMAGE)  # of that form; one token each
+OWN_FORMS = {"internvl": THOUSANDTHS, "qwen2_5_vl": JSON, "qwen3_vl": JSON}  # that a family of LLMs knows; else SPATIAL
 MAX_PROBLEMS = 20
 
 
@@ -194,6 +197,32 @@ def _write_json(shares: list[list[Box]], switches: Collection[int]) -> str:
         mark = {"switch": True} if number in switches else {}
         entries += [frame | mark | {"bbox_2d": _grid(box)} for box in boxes] or [frame | mark | {"bbox_2d": None}]
     return json.dumps(entries)
+
+
+_MENTION = re.compile(r"\[\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\]")
+
+
+def mention(text: str, form: str, strict: bool = False) -> str:
+    """A text with its boxes, [67, 314, 177, 658] in thousandths as in the form "plain", in another form.
+
+    In the form "json" they stay as they are: Qwen-VL reads them so. Four numbers that are no box stay too.
+
+    Raises:
+        ValueError: with `strict`, for a box beyond the picture or without area.
+    """
+
+    def rewritten(match: re.Match) -> str:
+        box = tuple(int(number) for number in match.groups())
+        if not (box[0] < box[2] <= GRID and box[1] < box[3] <= GRID):
+            if strict:
+                raise ValueError(
+                    f"{match[0]}: expected a box [x0, y0, x1, y1] in thousandths of the picture's sides, with x0 < x1 "
+                    "and y0 < y1"
+                )
+            return match[0]
+        return match[0] if form in (JSON, PLAIN) else write([[box]], GRID, GRID, form)
+
+    return _MENTION.sub(rewritten, text)
 
 
 # ---------------------------------------------------------------- text -> boxes

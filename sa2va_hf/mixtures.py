@@ -7,6 +7,11 @@ hold over the samples that the run can use.
     - {path: data/prepared/refcoco_train, repeats: 4}
     - {path: hf://datasets/me/my-segmentation-data, samples: 10000}  # a prepared one, pushed to the Hub
 
+`answer`: what its expressions are answered with: masks (the default), boxes as text, or both. Fixed dialogues stay as
+they are.
+
+    - {path: data/prepared/refcoco_train, answer: boxes}
+
 A file may give weights instead, which may be nested; entries without a weight count alike (as in LISA's
 `sample_rates`):
 
@@ -32,6 +37,7 @@ from .yaml_values import coerce, read_yaml, suggest
 __all__ = ["MixtureEntry", "mixture"]
 
 HUB = "hf://datasets/"  # in front of a dataset's id on the Hub
+ANSWERS = ("masks", "boxes", "both")
 _EXPECTED = "expected {path: DIR, repeats: 1.0}"
 
 
@@ -43,12 +49,15 @@ class MixtureEntry:
     repeats: float = 1.0
     samples: float | None = None
     split: str = "train"  # of a Hub dataset; a folder holds one
+    answer: str = "masks"  # of its expressions
     replacement: bool = False  # set by `sampling: rates`
 
     def __post_init__(self) -> None:
         for name in ("repeats", "samples"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` of {self.path}: expected a number above 0, got {getattr(self, name)}")
+        if self.answer not in ANSWERS:
+            raise ValueError(f"`answer` of {self.path}: expected {', '.join(ANSWERS)}, got {self.answer!r}")
         if self.samples is not None and self.repeats != 1:
             raise ValueError(f"{self.path}: `samples` and `repeats` exclude each other, both are given")
 

@@ -78,6 +78,16 @@ class ModelArguments:
     mask_loss_weight: float | None = field(default=None, metadata={"help": "Default: the model config's (2.0)."})
     dice_loss_weight: float | None = field(default=None, metadata={"help": "Default: the model config's (0.5)."})
     iou_loss_weight: float | None = field(default=None, metadata={"help": "Default: the model config's (0.0)."})
+    box_tokens: bool = field(
+        default=False,
+        metadata={
+            "help": "Where mixture entries are answered with boxes: add the tokens of the spatial form that the "
+            "tokenizer lacks, and train them. Without, boxes are written in the form of the LLM's family."
+        },
+    )
+    box_loss_weight: float | None = field(
+        default=None, metadata={"help": "Of masks that are known by boxes alone; default: the model config's (1.0)."}
+    )
     num_points: int | None = field(
         default=None, metadata={"help": "Points per mask in the mask losses, 0 = every cell; default: the config's."}
     )
@@ -107,6 +117,11 @@ class ModelArguments:
             self.lora_options = json.loads(self.lora_options)
         if self.quantization is not None:
             self._check_quantization()
+        if self.box_tokens and not self.trains_embeddings:
+            raise ValueError(
+                "`box_tokens`: new tokens need trained embeddings; set `train_embeddings: true` with `train_llm: "
+                "lora`, or `train_llm: full`"
+            )
 
     def _check_quantization(self) -> None:
         check_choice("quantization", self.quantization, ("bnb_4bit", "bnb_8bit", "torchao_int8"))
@@ -120,9 +135,14 @@ class ModelArguments:
                 f"`lora_options`: init_lora_weights {start!r} changes the base weights, which are quantised"
             )
 
+    @property
+    def trains_embeddings(self) -> bool:
+        return self.train_llm == "full" or (self.train_llm == "lora" and self.train_embeddings)
+
     def config_overrides(self) -> dict[str, Any]:
         """The loss settings that were given, as fields of `Sa2VAConfig`."""
-        names = ("mask_loss_weight", "dice_loss_weight", "iou_loss_weight", "num_points", "objects_per_frame")
+        names = ("mask_loss_weight", "dice_loss_weight", "iou_loss_weight", "box_loss_weight", "num_points")
+        names = (*names, "objects_per_frame")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if given.get("objects_per_frame") == 0:
             given["objects_per_frame"] = None

@@ -18,6 +18,7 @@ from .card import facts_of_run
 from .files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TRAIN_CONFIG, read_json, read_settings
 from .hub import export
 from .names import published_name
+from .vocabulary import extend_vocabulary
 from .zero import is_zero_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -52,13 +53,15 @@ def merge(
     _check_finite(checkpoint / ADAPTER_WEIGHTS)
     logger.info("base: %s", base)
     model, kept = load_base(base)
+    processor = Sa2VAProcessor.from_pretrained(_processor_folder(checkpoint, base))
+    extend_vocabulary(model, len(processor.tokenizer))
     wrapped = PeftModel.from_pretrained(model, str(checkpoint))
     _check_names(wrapped, checkpoint)
     merged = wrapped.merge_and_unload(safe_merge=True)
     dtype = kept if dtype == "auto" else getattr(torch, dtype)
     merged.mllm.to(dtype)  # SAM 2 and text_hidden_fcs stay float32, as `from_pretrained` keeps them
     merged.save_pretrained(output, max_shard_size=max_shard_size)
-    Sa2VAProcessor.from_pretrained(_processor_folder(checkpoint, base)).save_pretrained(output)
+    processor.save_pretrained(output)
     export(output, facts_of_run(checkpoint, base))
     return merged
 

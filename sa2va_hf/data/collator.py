@@ -7,30 +7,37 @@ import torch
 
 from sa2va_hf.model.configuration_sa2va import IGNORE_INDEX
 
+OPTIONAL = ("ignore_labels", "mask_known", "box_labels")  # of an example, see `Sa2VADataset`
+
 
 class Sa2VACollator:
     """Makes what `Sa2VAForConditionalGeneration.forward` takes, and `sample_ids`, the list of the samples' names.
 
-    `mask_labels` is always there, a list with one bool tensor (num_seg, num_frames, H, W) per sample; `ignore_labels`
-    where some sample has it, with None for the others.
+    `mask_labels` is always there, a list with one bool tensor (num_seg, num_frames, H, W) per sample; those of
+    `OPTIONAL` where some sample has them, with None for the others.
 
     join: no padding: the samples follow each other in one row, each with positions from 0, and none sees another. The
     losses are those of the padded batch. With `attn_implementation: flash_attention_2` it costs what its tokens cost;
     other attention builds a mask of the whole row.
+
+    masks: False: without the pixels for SAM 2, in a run that has no masks.
 
     Raises:
         ValueError: naming the sample that the processor refuses, or that has more than `max_length` tokens: nothing is
             cut off, since that could cut a [SEG] or a picture.
     """
 
-    def __init__(self, processor: Any, max_length: int | None = None, join: bool = False):
+    def __init__(self, processor: Any, max_length: int | None = None, join: bool = False, masks: bool = True):
         self.processor = processor
         self.max_length = max_length
         self.join = join
+        self.masks = masks
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         names = [example["sample_id"] for example in examples]
         batch = dict(self._encode(examples, names))
+        if not self.masks:
+            batch.pop("grounding_pixel_values", None)
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         for name, length in zip(names, lengths, strict=True):
             if self.max_length is not None and length > self.max_length:
@@ -41,9 +48,10 @@ class Sa2VACollator:
         if self.join:
             batch |= _joined(batch, self.processor.seg_token_id)
         batch["mask_labels"] = [example["mask_labels"] for example in examples]
-        ignored: list[torch.Tensor | None] = [example.get("ignore_labels") for example in examples]
-        if any(labels is not None for labels in ignored):
-            batch["ignore_labels"] = ignored
+        for name in OPTIONAL:
+            given: list[torch.Tensor | None] = [example.get(name) for example in examples]
+            if any(labels is not None for labels in given):
+                batch[name] = given
         batch["sample_ids"] = names
         return batch
 

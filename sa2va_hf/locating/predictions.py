@@ -10,7 +10,7 @@ import torch
 
 from sa2va_hf.boxes import Box, BoxAnswer, read
 from sa2va_hf.locating.segments import Boxes
-from sa2va_hf.locating.styles import sides, style_of
+from sa2va_hf.locating.styles import asked, sides, style_of
 from sa2va_hf.locating.tracks import track_boxes
 from sa2va_hf.model.answering import full_masks
 from sa2va_hf.model.frames import check_count, uniform_frames
@@ -37,16 +37,18 @@ def locate(
         raise ValueError(f"text: expected what is to be located, got {text!r}")
     clip = _clip(image, video)
     processor = predictor.processor
-    style = style_of(predictor.model.config.mllm_config.model_type, processor.tokenizer.get_vocab())
-    asked = (question or style.prompt).replace("{}", text.strip())
+    style = style_of(processor)
+    wording = asked(style, text, video is not None, question)
     frames = [0] if video is None else uniform_frames(len(clip), check_count("num_frames", num_frames))
     if video is None or style.clips:
-        shown = {"image": image} if video is None else {"video": video, "num_frames": len(frames)}
-        texts = [predictor(**shown, text=asked, **generation).text]
+        # the frames themselves: which ones a clip's mode of masks has the LLM read is another matter
+        seen = {"video": [clip[index] for index in frames], "num_frames": len(frames)}
+        shown = {"image": image} if video is None else seen
+        texts = [predictor(**shown, text=wording, **generation).text]
         answers = [_read(texts[0], clip[0], style, processor, len(frames))]
     else:
         pictures = [clip[index] for index in frames]
-        said = predictor(image=pictures, text=[asked] * len(pictures), **generation)
+        said = predictor(image=pictures, text=[wording] * len(pictures), **generation)
         texts = [one.text for one in said]
         answers = [_read(one, picture, style, processor, 1) for one, picture in zip(texts, pictures, strict=True)]
     found = [boxes for answer in answers for boxes in answer.frames]
@@ -54,7 +56,7 @@ def locate(
     boxes = {
         index: _with_area(of_frame) for index, of_frame in zip(frames, found, strict=True) if of_frame is not None
     }
-    history = History(clip, video is not None, turns=((asked, "\n".join(texts)),))
+    history = History(clip, video is not None, turns=((wording, "\n".join(texts)),))
     if masks and any(any(box is not None for box in of_frame) for of_frame in boxes.values()):
         prediction = _masks_of(predictor, clip, boxes, history)
         prediction.text, prediction.boxes = "\n".join(texts), _array(boxes, len(clip))

@@ -12,15 +12,18 @@ from typing import Any
 
 from PIL import Image
 
-from sa2va_hf.boxes import GRID, NEXT, NO_BOX, SEPARATOR
+from sa2va_hf.boxes import GRID, NEXT, NO_BOX, PLAIN, SEPARATOR, SPATIAL, mention
+from sa2va_hf.data.prompts.box_templates import box_question
 
 
 @dataclass(frozen=True)
 class BoxStyle:
     """prompt: how a box is asked for. in_pixels: it is written in pixels of the picture as the LLM gets it, which is
-    resized, instead of in thousandths of its sides. clips: one answer holds the boxes of all frames of a clip."""
+    resized, instead of in thousandths of its sides. clips: one answer holds the boxes of all frames of a clip. form:
+    of boxes within a question, a name of `boxes.TEXT_FORMS`."""
 
     prompt: str
+    form: str = PLAIN
     in_pixels: bool = False
     clips: bool = False
 
@@ -37,21 +40,34 @@ BOX_STYLES = {  # by the `model_type` of the LLM
         "Report bbox coordinates in JSON format."
     ),
 }
-TRAINED = BoxStyle("Give the bounding box of {} in every frame.", clips=True)
 TRAINED_TOKENS = (NEXT, SEPARATOR, NO_BOX)
 
 
-def style_of(model_type: str, vocabulary: dict[str, int]) -> BoxStyle:
-    """The style of a model, by its LLM's `model_type` and its tokens.
+def style_of(processor: Any) -> BoxStyle:
+    """The style of a model, by what its processor says: a model that was trained to answer with boxes is asked as in
+    its training, about all frames at once.
 
     Raises:
         ValueError: a family of LLMs that is not known.
     """
-    if all(token in vocabulary for token in TRAINED_TOKENS):
-        return TRAINED
-    if model_type not in BOX_STYLES:
-        raise ValueError(f"boxes: expected an LLM of {', '.join(BOX_STYLES)}, got {model_type!r}")
-    return BOX_STYLES[model_type]
+    vocabulary = processor.tokenizer.get_vocab()
+    if processor.box_form or all(token in vocabulary for token in TRAINED_TOKENS):
+        return BoxStyle("", form=processor.box_form or SPATIAL, clips=True)
+    if processor.backbone not in BOX_STYLES:
+        raise ValueError(f"boxes: expected an LLM of {', '.join(BOX_STYLES)}, got {processor.backbone!r}")
+    return BOX_STYLES[processor.backbone]
+
+
+def asked(style: BoxStyle, text: str, is_clip: bool, question: str | None = None) -> str:
+    """The question about a phrase. question: one with {} for the phrase, in place of the style's.
+
+    Raises:
+        ValueError: a box within the phrase that has no area or lies beyond the picture.
+    """
+    phrase = mention(text.strip(), style.form, strict=True)
+    if question is None and style.clips:
+        return box_question(phrase, "", is_clip)
+    return (question or style.prompt).replace("{}", phrase)
 
 
 def sides(style: BoxStyle, processor: Any, picture: Image.Image) -> tuple[int, int]:

@@ -54,6 +54,8 @@ class Sa2VAProcessor(PromptMixin, PostProcessingMixin, ProcessorMixin):
         pixel_mean, pixel_std: per channel, of pixels from 0 to 1.
         grounding_image_size: side of the grounding encoder's square picture.
         add_bos: write the tokenizer's bos once at the start (InternLM2, Phi-3, LLaVA; not Qwen).
+        box_form: the form in which the model was trained to answer with boxes (a name of `sa2va_hf.boxes.TEXT_FORMS`);
+            None: it was not.
     """
 
     attributes = ["tokenizer"]
@@ -76,6 +78,7 @@ class Sa2VAProcessor(PromptMixin, PostProcessingMixin, ProcessorMixin):
         pixel_std: Sequence[float] | None = None,
         grounding_image_size: int = 1024,
         add_bos: bool = False,
+        box_form: str | None = None,
     ) -> None:
         super().__init__(tokenizer)
         get_template(template)
@@ -109,6 +112,7 @@ class Sa2VAProcessor(PromptMixin, PostProcessingMixin, ProcessorMixin):
             setattr(self, name, getattr(pictures, name) if name in vars(pictures) else None)
         self.grounding_image_size = grounding_image_size
         self.add_bos = add_bos
+        self.box_form = box_form
         missing = [t for t in (SEG_TOKEN, pictures.context) if len(self._ids(t)) != 1]
         if missing:
             raise ValueError(f"tokenizer: {missing} must be single tokens; add them as special tokens first")

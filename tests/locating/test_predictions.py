@@ -82,7 +82,28 @@ def test_boxes_that_are_written_for_a_clip(predictor, clip, monkeypatch):
     assert found.text.count("\n") == 2
 
 
+def test_a_model_trained_for_boxes_is_asked_as_in_its_training(predictor, clip, monkeypatch):
+    monkeypatch.setattr(predictor.processor, "box_form", "spatial")
+    said(predictor, monkeypatch, "It is at <box>0.1,0.2,0.3,0.4<next><no_box><next>0.5,0.5,0.9,0.9</box>.")
+    text = "the first one to the left of [100, 200, 300, 400]"
+    found = predictor.locate(video=clip, text=text, num_frames=3)
+    assert np.isfinite(found.boxes[0]).all(-1).tolist() == [True, False, False, False, True] and not found.problems
+    question = found.history.turns[0][0]
+    reference = "<box>0.1000,0.2000,0.3000,0.4000</box>"
+    assert question == f"Give the bounding box of the first one to the left of {reference} in every frame."
+
+
+def test_an_answer_that_is_cut_gives_the_frames_that_can_be_read(predictor, clip, monkeypatch):
+    monkeypatch.setattr(predictor.processor, "box_form", "spatial")
+    said(predictor, monkeypatch, "It is at <box>0.1,0.2,0.3,0.4<next>0.5,0.5,0.9")
+    found = predictor.locate(video=clip, text="the dog", num_frames=3)
+    assert np.isfinite(found.boxes[0]).all(-1).tolist() == [True, False, False, False, False]
+    assert any("cut at max_new_tokens" in problem for problem in found.problems)
+
+
 BAD = [
+    (lambda p, c: p.locate(image=c[0], text="left of [9, 9, 9, 20]"), r"\[9, 9, 9, 20\]: expected a box .* x0 < x1"),
+    (lambda p, c: p.locate(image=c[0], text="left of [9, 9, 1200, 20]"), "in thousandths of the picture's sides"),
     (lambda p, c: p.locate(image=c[0], text=" "), "text: expected what is to be located, got ' '"),
     (lambda p, c: p.locate(text="dog"), "give one of image and video"),
     (

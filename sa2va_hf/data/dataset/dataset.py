@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sa2va_hf.data.dataset.entries import Entry, Share
+from sa2va_hf.data.dataset.entries import ANSWERS, Entry, Share
 from sa2va_hf.data.dataset.generators import generators
 from sa2va_hf.data.dataset.length_cache import cached, fingerprint, processor_fingerprint
 from sa2va_hf.data.dataset.mask_targets import MaskGrid, mask_labels
-from sa2va_hf.data.dataset.planning import Plan, Planner, region_masks
+from sa2va_hf.data.dataset.planning import Plan, Planner, is_located, region_masks
 from sa2va_hf.data.dataset.processes import in_processes
 from sa2va_hf.data.dataset.rows import Rows, scan
 from sa2va_hf.data.dataset.token_counts import TokenCounter
@@ -33,6 +33,7 @@ MOST_LISTED = 20  # rejects in the log; the others are counted
 CHUNK = 5000  # rows whose expressions are read at a time
 NO_TEXT = "it has neither expressions nor turns"
 REGIONS_ON_CLIP = "region prompts need a single image, it is a clip"
+NOT_LOCATED = "boxes are asked for, and on no frame it has a mask or a box of each object that is meant"
 NO_REGIONS = "it has region prompts, which this model has no form for"
 
 
@@ -47,8 +48,8 @@ class Sa2VADataset(torch.utils.data.Dataset):
     (`train=False`): all expressions in order, `max_expressions` per item (a row may give several items), frames spread
     evenly; the same in every epoch.
 
-    Frames: of rows with masks only annotated ones, on which every object that is meant has a mask; a clip with few of
-    them gives few frames. Where an object never has a mask (a box alone), the frame comes as ignored.
+    Frames: of rows with masks only annotated ones, on which every object that is meant has a mask, or, if there are
+    none, a mask or a box; a clip with few of them gives few frames.
 
     Length: sampled turns, or the last turns of a fixed dialogue, are skipped until the rest fits `max_length` tokens;
     text is never cut. Rows that do not fit even so are rejected and listed in `rejected`; so are rows without text,
@@ -125,7 +126,9 @@ class Sa2VADataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """{"messages", "mask_labels": bool (num_seg, num_frames, H, W), "sample_id"}, and where pixels do not count
-        "ignore_labels": bool (num_frames, H, W). For text only mask_labels is (0, 1, 1, 1).
+        "ignore_labels": bool (num_frames, H, W); where not all masks are known "mask_known": bool (num_seg,
+        num_frames), and "box_labels" of the others, see `Sa2VAForConditionalGeneration.forward`. For text only
+        mask_labels is (0, 1, 1, 1).
 
         With a `mask_grid` H and W are its size, and shares of cells (`how` "area") are float.
 
@@ -164,7 +167,7 @@ class Sa2VADataset(torch.utils.data.Dataset):
 
         The same in every epoch: a row with masks stays one when only phrases that match nothing were sampled from it.
         """
-        return np.concatenate([entry.facts.modality[entry.of_epoch(epoch)] for entry in self.entries])
+        return np.concatenate([entry.modality[entry.of_epoch(epoch)] for entry in self.entries])
 
     def entry_indices(self, epoch: int) -> np.ndarray:
         """The index of the mixture entry that each item comes from: (len,) ints. The same in every epoch."""
@@ -194,6 +197,7 @@ class Sa2VADataset(torch.utils.data.Dataset):
             self._fixed_lengths[entry_index] = self._lengths_of_fixed(entry_index, np.flatnonzero(~sampled))
         lengths = self._fixed_lengths[entry_index][items]
         quick = sampled & facts.complete & ~entry.tight & (facts.num_regions == 0)
+        quick &= entry.answer == "masks"
 
         def sample_and_count(numbers: np.ndarray) -> np.ndarray:
             return self._sampled_lengths(entry, items[numbers], epoch, start + numbers)
@@ -249,13 +253,17 @@ class Sa2VADataset(torch.utils.data.Dataset):
     def _open(self, entry_index: int, rows: datasets.Dataset, share: Share) -> Entry:
         if not (np.isfinite(share.repeats) and share.repeats > 0):
             raise ValueError(f"entry {entry_index + 1}: repeats must be positive, got {share.repeats}")
-        if not self.train and share != Share():
+        if share.answer not in ANSWERS:
+            raise ValueError(
+                f"entry {entry_index + 1}: answer must be one of {', '.join(ANSWERS)}, got {share.answer!r}"
+            )
+        if not self.train and share != Share(answer=share.answer):
             given = f"repeats {share.repeats}" if share.samples is None else f"samples {share.samples}"
             raise ValueError(f"entry {entry_index + 1}: in evaluation every row counts once, got {given}")
         facts = scan(rows)
         spans = np.stack([np.zeros_like(facts.num_expressions), facts.num_expressions], axis=1)
-        tight = self.planner.may_be_too_long(facts)
-        entry = Entry(Rows(rows), np.arange(len(facts)), spans, facts, tight)
+        tight = self.planner.may_be_too_long(facts, boxes=share.answer != "masks")
+        entry = Entry(Rows(rows), np.arange(len(facts)), spans, facts, tight, share.answer)
         reasons = self._reasons(entry)
         self.rejected += [Reject(entry.rows[item]["id"], reason) for item, reason in sorted(reasons.items())]
         entry = entry.take(np.setdiff1d(np.arange(len(facts)), np.array(list(reasons), int)))
@@ -277,9 +285,14 @@ class Sa2VADataset(torch.utils.data.Dataset):
             missed = [n for n, cells in enumerate(prompts, 1) if not cells.any()]
             if missed:
                 reasons[number] = f"region{missed[0]} is too small: it covers no cell of the model's grid"
+        unsure = ~facts.complete & (facts.num_expressions > 0) & (entry.answer != "masks")
+        for number in set(np.flatnonzero(unsure).tolist()) - set(reasons):
+            item = entry.open(number)
+            if not any(is_located(item, item.row.targets(n)) for n in range(item.num_expressions)):
+                reasons[number] = NOT_LOCATED
         for number in set(np.flatnonzero(entry.tight).tolist()) - set(reasons):
             item = entry.open(number)
-            tokens = self.planner.count(item, [self.planner.shortest(item)])
+            tokens = self.planner.least(item)
             if tokens > limit:
                 reasons[number] = f"its shortest conversation has {tokens} tokens, max_length is {limit}"
         return reasons
@@ -291,7 +304,7 @@ class Sa2VADataset(torch.utils.data.Dataset):
             # objects that are not annotated on the same frames are asked for one by one
             size = self.planner.max_expressions if entry.facts.complete[item] else 1
             cuts = [(first, min(first + size, count)) for first in range(0, count, size)] or [(0, 0)]
-            if entry.tight[item] and count:
+            if (entry.tight[item] or entry.answer != "masks") and count:
                 cuts = self._fitting_spans(entry_index, entry, item, size)
             items += [item] * len(cuts)
             spans += cuts
@@ -306,6 +319,10 @@ class Sa2VADataset(torch.utils.data.Dataset):
         asks = self.planner.asks(item, self._rng(0, 0, entry_index, entry.numbers[number]))
         spans, first = [], 0
         while first < len(asks):
+            if item.asks_boxes and not is_located(item, asks[first].expression.targets):
+                self.rejected.append(Reject(f"{item.row['id']}, expression {first}", NOT_LOCATED))
+                first += 1
+                continue
             last = min(first + size, len(asks))
             while last > first and self.planner.count(item, asks[first:last]) > limit:
                 last -= 1

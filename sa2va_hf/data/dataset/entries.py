@@ -6,17 +6,21 @@ import numpy as np
 
 from sa2va_hf.data.dataset.rows import Facts, Row, Rows
 
+ANSWERS = ("masks", "boxes", "both")  # of expressions; a fixed dialogue is as it is
+
 
 @dataclass
 class Share:
     """How much a dataset counts in an epoch: every usable row `repeats` times, or `samples` items of it in all.
 
     replacement: the rows of these items are sampled anew for each of them, as in LISA's training, instead of in turn.
+    answer: what its expressions are answered with, one of `ANSWERS`.
     """
 
     repeats: float = 1.0
     samples: float | None = None
     replacement: bool = False
+    answer: str = "masks"
 
     def repeats_of(self, usable: int) -> float:
         """How often each of `usable` rows counts in an epoch; 0 where there is none."""
@@ -29,6 +33,7 @@ class Entry:
 
     numbers, spans, facts, tight: one value per item. An item is a row number and, where it has expressions, the span
         (first, last + 1) of those that it may use; tight says that it may have more than max_length tokens.
+    answer: see `Share`.
     """
 
     rows: Rows
@@ -36,6 +41,7 @@ class Entry:
     spans: np.ndarray  # (n, 2)
     facts: Facts
     tight: np.ndarray  # (n,) bool
+    answer: str = "masks"
     repeats: int = 1
     extras: list[tuple[np.ndarray, int]] = field(default_factory=list)  # (shuffled items, how many in an epoch)
     seed: int | None = None  # of sampling with replacement; None: in turn
@@ -46,14 +52,29 @@ class Entry:
         return self.repeats * len(self.numbers) + sum(count for _, count in self.extras)
 
     def take(self, items: np.ndarray) -> "Entry":
-        return Entry(self.rows, self.numbers[items], self.spans[items], self.facts.take(items), self.tight[items])
+        taken = (self.numbers[items], self.spans[items], self.facts.take(items), self.tight[items])
+        return Entry(self.rows, *taken, self.answer)
+
+    @property
+    def modality(self) -> np.ndarray:
+        """As `Facts.modality`: what is answered by boxes alone has no masks."""
+        facts = self.facts
+        alone = facts.has_targets & (facts.num_expressions > 0) & (self.answer == "boxes")
+        return facts.modality - alone.astype(np.int8)
 
     def open(self, item: int) -> "Item":
         facts, row = self.facts, self.rows[self.numbers[item]]
         size = (int(facts.width[item]), int(facts.height[item])) if facts.width[item] else None
         names = ("is_video", "num_frames", "num_regions", "num_expressions", "has_targets", "complete")
         span = slice(*self.spans[item].tolist())
-        return Item(row, size, *(getattr(facts, name)[item].item() for name in names), bool(self.tight[item]), span)
+        return Item(
+            row,
+            size,
+            *(getattr(facts, name)[item].item() for name in names),
+            bool(self.tight[item]),
+            span,
+            self.answer,
+        )
 
     def repeat(self, repeats: float, rng: np.random.Generator, replacement: bool = False) -> None:
         """Fill an epoch with every item `floor(repeats)` times and a random selection of `repeats mod 1` of them.
@@ -65,7 +86,7 @@ class Entry:
         """
         self.repeats = 0 if replacement else int(repeats)
         self.seed = int(rng.integers(2**63)) if replacement else None
-        modality = self.facts.modality
+        modality = self.modality
         names, counts = np.unique(modality, return_counts=True)
         wanted = (repeats - self.repeats) * counts
         extra = np.floor(wanted).astype(int)
@@ -120,6 +141,12 @@ class Item:
     complete: bool
     tight: bool
     span: slice
+    answer: str = "masks"
+
+    @property
+    def asks_boxes(self) -> bool:
+        """Whether its turns are written when the frames are chosen, since boxes are in them."""
+        return self.answer != "masks" and self.num_expressions > 0
 
 
 def _stretch(pool: np.ndarray, count: int, epoch: int) -> np.ndarray:

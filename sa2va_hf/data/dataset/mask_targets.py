@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from sa2va_hf import masks
+from sa2va_hf.boxes import normalized
+from sa2va_hf.data.dataset.box_turns import known_boxes
 from sa2va_hf.data.dataset.planning import Plan
 from sa2va_hf.masks import RLE
 
@@ -31,7 +33,8 @@ class MaskGrid:
 
 
 def mask_labels(plan: Plan, grid: MaskGrid | None = None) -> dict[str, torch.Tensor]:
-    """`mask_labels` and, where there is something to ignore, `ignore_labels`; see `Sa2VADataset.__getitem__`."""
+    """`mask_labels` and, where there is something to ignore, that is not known, or to be learned from boxes,
+    `ignore_labels`, `mask_known` and `box_labels`; see `Sa2VADataset.__getitem__`."""
     width, height = plan.size
     size = (height, width) if grid is None else (grid.size, grid.size)
     shares = grid is not None and grid.how == "area"
@@ -39,6 +42,7 @@ def mask_labels(plan: Plan, grid: MaskGrid | None = None) -> dict[str, torch.Ten
     positions = {number: position for position, number in enumerate(plan.row.annotated().tolist())}
     meant = sorted({instance for instances in plan.targets for instance in instances})
     targets, ignored = None, None  # memory that nothing is written to is not asked for
+    flags, boxes = torch.ones(shape[:2], dtype=torch.bool), []
     for frame, number in enumerate(plan.frames):
         position = positions.get(number)
         if position is None:  # of a clip without masks
@@ -52,13 +56,17 @@ def mask_labels(plan: Plan, grid: MaskGrid | None = None) -> dict[str, torch.Ten
             if parts:
                 mask = _shares(parts, plan.size, grid.size) if shares else _union(parts)
                 targets = _placed(targets, mask, shape, kind, (seg, frame))
+            if len(parts) < len(instances):
+                there = known_boxes(plan.row, position, instances)
+                flags[seg, frame] = there is not None and not any(there)  # all of them absent: that is known
+                boxes += [(seg, frame, *normalized(box, width, height)) for box in there or () if box]
         rle = plan.row.ignore(position)
-        if len(known) < len(meant):  # whether the pixels of the others are here is not known
-            ignored = _placed(ignored, torch.ones(size, dtype=torch.bool), shape[1:], torch.bool, (frame,))
-        elif rle is not None and masks.area(rle):
+        if rle is not None and masks.area(rle):
             ignored = _placed(ignored, torch.from_numpy(_read(rle, grid)), shape[1:], torch.bool, (frame,))
     labels = {"mask_labels": torch.zeros(shape, dtype=kind) if targets is None else targets}
-    return labels if ignored is None else labels | {"ignore_labels": ignored}
+    labels |= {} if ignored is None else {"ignore_labels": ignored}
+    labels |= {} if bool(flags.all()) else {"mask_known": flags}
+    return labels | ({"box_labels": torch.tensor(boxes, dtype=torch.float32)} if boxes else {})
 
 
 def _placed(

@@ -6,22 +6,35 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sa2va_hf import masks
+from sa2va_hf.data.dataset.box_turns import BoxScribe, scribe_of, stretch
 from sa2va_hf.data.dataset.entries import Item
 from sa2va_hf.data.dataset.rows import Facts, Row
 from sa2va_hf.data.dataset.token_counts import TokenCounter, Turn
 from sa2va_hf.data.prompts.templates import NO_TARGET_ANSWERS, SEG_ANSWERS, SEG_QUESTIONS, referring_turn
+from sa2va_hf.data.schema import Expression
 from sa2va_hf.model.frames import uniform_frames
 
 TEMPLATE_BYTES = max(map(len, SEG_QUESTIONS)) + max(map(len, (*SEG_ANSWERS, *NO_TARGET_ANSWERS)))
+BOX_BYTES = 60  # of a box or of a frame without one, with the tags around it, in the longest form
+BOX_TEMPLATE_BYTES = 200
 DRAWS = 32  # of question and answer, when the shortest turn for an expression is looked for
 
 
 @dataclass
 class Ask:
-    """One turn, and for each [SEG] of its answer the objects (by index) whose union is meant."""
+    """One turn, and for each [SEG] of its answer the objects (by index) whose union is meant.
+
+    expression: that is to be answered by boxes. Its turn is written when the frames are chosen.
+    """
 
     turn: Turn
     targets: list[list[int]]
+    expression: Expression | None = None
+
+    @property
+    def meant(self) -> list[list[int]]:
+        """The objects of each [SEG], or those whose boxes are asked for."""
+        return self.targets if self.expression is None else [self.expression.targets]
 
 
 @dataclass
@@ -51,14 +64,17 @@ class Planner:
     max_expressions: int
     max_length: int
     train: bool
+    _scribes: dict[str, BoxScribe] = field(default_factory=dict, repr=False)  # by answer
 
     def plan(self, item: Item, rng: np.random.Generator) -> Plan:
         asks = self.asks(item, rng)
         if item.num_expressions:
             asks = _with_common_frames(item, asks) if self.train else asks[item.span]
-        if item.tight:
-            asks = self._fitting(item, asks)
-        frames = self._frames(item, asks, rng) if item.size else []
+        if item.asks_boxes:
+            frames, asks = self._with_boxes(item, asks, rng)
+        else:
+            asks = self._fitting(item, asks) if item.tight else asks
+            frames = self._frames(item, asks, rng) if item.size else []
         targets = [meant for ask in asks for meant in ask.targets]
         return Plan(item.row["id"], item.size, item.is_video, frames, [ask.turn for ask in asks], targets, item.row)
 
@@ -69,8 +85,11 @@ class Planner:
         texts, has_target = item.row.phrases()
         usable = list(range(len(texts)))
         if self.train and not item.complete:
-            known = item.row.known()
+            known = item.row.located()
             usable = [n for n in usable if not has_target[n] or _share_a_frame(known, item.row.targets(n))] or usable
+        if item.asks_boxes:
+            chosen = rng.permutation(len(usable))[: self.max_expressions] if self.train else range(len(usable))
+            return [Ask(("", ""), [], item.row.expression(usable[n])) for n in chosen]
         numbers, turns = self.sample_turns([texts[n] for n in usable], [has_target[n] for n in usable], rng)
         return [
             Ask(turn, [item.row.targets(usable[n])] if has_target[usable[n]] else [])
@@ -86,6 +105,39 @@ class Planner:
             numbers = rng.permutation(len(texts))[: self.max_expressions].tolist()
         return numbers, [referring_turn(texts[n], bool(has_target[n]), rng) for n in numbers]
 
+    def _with_boxes(self, item: Item, asks: list[Ask], rng: np.random.Generator) -> tuple[list[int], list[Ask]]:
+        """The frames, and the asks written for them: as many as fit max_length, from the first; of one that is too
+        long by itself, as many frames."""
+        choices, chance = _choices(item, asks), rng if self.train else None
+        scribe = self.scribe(item.answer)
+        frames = stretch(choices, self.num_frames, chance)
+        written = [_written(item, ask, frames, scribe, chance) for ask in asks]
+        while len(written) > 1 and self._tokens(item, written, len(frames)) > self.max_length:
+            written = written[:-1]
+        while len(frames) > 1 and self._tokens(item, written, len(frames)) > self.max_length:
+            frames = frames[:-1]
+            written = [_written(item, asks[0], frames, scribe, chance)]
+        return frames, written
+
+    def _tokens(self, item: Item, written: Sequence[Ask], frames: int) -> int:
+        return self.counter.count([ask.turn for ask in written], item.size, frames, item.is_video)
+
+    def scribe(self, answer: str) -> BoxScribe:
+        if answer not in self._scribes:
+            self._scribes[answer] = scribe_of(self.counter.processor, answer)
+        return self._scribes[answer]
+
+    def least(self, item: Item) -> int:
+        """Tokens of the shortest conversation that a row can give."""
+        if not item.asks_boxes:
+            return self.count(item, [self.shortest(item)])
+        asks = [Ask(("", ""), [], item.row.expression(n)) for n in range(item.num_expressions)]
+        return min(
+            self._tokens(item, [_written(item, ask, _choices(item, [ask])[:1].tolist(), self.scribe(item.answer))], 1)
+            for ask in asks
+            if is_located(item, ask.expression.targets)
+        )
+
     def shortest(self, item: Item) -> Ask:
         """The ask of a row with the fewest tokens; of a dialogue the first, on which the others build."""
         if not item.num_expressions:
@@ -99,9 +151,13 @@ class Planner:
         return Ask(turn, [item.row.targets(number)] if has_target[number] else [])
 
     def count(self, item: Item, asks: Sequence[Ask]) -> int:
-        """Tokens of the conversation, exactly."""
+        """Tokens of the conversation, exactly; of one with boxes, as evaluation asks for them."""
         if item.size is None:
             return self.counter.count([ask.turn for ask in asks], None)
+        if item.asks_boxes:
+            frames = stretch(_choices(item, asks), self.num_frames, None)
+            written = [_written(item, ask, frames, self.scribe(item.answer)) for ask in asks]
+            return self._tokens(item, written, len(frames))
         frames = min(self.num_frames, len(_choices(item, asks)))
         regions = self.regions(item.row) if item.num_regions else ()
         return self.counter.count([ask.turn for ask in asks], item.size, frames, item.is_video, regions)
@@ -119,12 +175,17 @@ class Planner:
         """Frames that an item gets where nothing is missing: (n,)."""
         return np.minimum(np.where(facts.has_targets, facts.num_annotated, facts.num_frames), self.num_frames)
 
-    def may_be_too_long(self, facts: Facts) -> np.ndarray:
-        """Rows whose conversation might exceed max_length, by a bound that is cheap and never too low: (n,) bool."""
+    def may_be_too_long(self, facts: Facts, boxes: bool = False) -> np.ndarray:
+        """Rows whose conversation might exceed max_length, by a bound that is cheap and never too low: (n,) bool.
+
+        boxes: expressions are answered by boxes.
+        """
         phrased = facts.num_expressions > 0
         turns = np.where(phrased, np.minimum(facts.num_expressions, self.max_expressions), facts.num_turns)
         drawn = turns * (TEMPLATE_BYTES + 2 * facts.expression_bytes)  # the answer may repeat the phrase
         frames = np.minimum(facts.num_frames, self.num_frames)
+        if boxes:
+            drawn = drawn + turns * (BOX_TEMPLATE_BYTES + BOX_BYTES * np.maximum(frames, 1) * (1 + facts.num_objects))
         keys = np.stack([facts.width, facts.height, frames, facts.is_video, facts.num_regions], axis=1)
         unique, inverse = np.unique(keys, axis=0, return_inverse=True)
         visuals = np.zeros(len(unique), np.int64)
@@ -169,22 +230,45 @@ def region_cells(row: Row, grid: int) -> list[np.ndarray]:
     return cells
 
 
+def _written(
+    item: Item, ask: Ask, frames: list[int], scribe: BoxScribe, rng: np.random.Generator | None = None
+) -> Ask:
+    """The ask with its turn about these frames."""
+    turn = scribe.turn(item.row, ask.expression, frames, item.is_video, rng)
+    return Ask(turn, [ask.expression.targets] if scribe.both and ask.expression.targets else [])
+
+
+def is_located(item: Item, instances: list[int]) -> bool:
+    """Whether some frame has a mask or a box of each of these objects."""
+    return item.complete or not instances or _share_a_frame(item.row.located(), instances)
+
+
 def _meant(asks: Sequence[Ask]) -> list[int]:
-    return sorted({instance for ask in asks for instances in ask.targets for instance in instances})
+    return sorted({instance for ask in asks for instances in ask.meant for instance in instances})
 
 
 def _share_a_frame(known: np.ndarray, instances: list[int]) -> bool:
-    """Whether all objects have a mask on some frame. known: (objects, annotated)."""
+    """Whether all objects have a mask or a box on some frame. known: (objects, annotated)."""
     return bool(known[instances].all(axis=0).any())
 
 
 def _with_common_frames(item: Item, asks: list[Ask]) -> list[Ask]:
-    """The asks without the last ones, until some frame has masks of all objects that are meant."""
+    """The asks without the last ones, until some frame tells where all objects are that are meant."""
     if not item.complete:
-        known = item.row.known()
+        known = _known(item, asks)
         while len(asks) > 1 and not _share_a_frame(known, _meant(asks)):
             asks = asks[:-1]
     return asks
+
+
+def _known(item: Item, asks: Sequence[Ask]) -> np.ndarray:
+    """Which object counts as known on which annotated frame, bool (objects, annotated): by its mask, or, where the
+    objects of the first ask have no masks together, by a mask or a box."""
+    if item.answer == "boxes":
+        return item.row.located()
+    known = item.row.known()
+    first = next((ask for ask in asks if any(ask.meant)), None)
+    return known if first is None or _share_a_frame(known, _meant([first])) else item.row.located()
 
 
 def _choices(item: Item, asks: Sequence[Ask]) -> np.ndarray:
@@ -194,5 +278,5 @@ def _choices(item: Item, asks: Sequence[Ask]) -> np.ndarray:
     annotated, meant = item.row.annotated(), _meant(asks)
     if item.complete or not meant:
         return annotated
-    known = item.row.known()[meant].all(axis=0)
+    known = _known(item, asks)[meant].all(axis=0)
     return annotated[known] if known.any() else annotated

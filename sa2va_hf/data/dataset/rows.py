@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sa2va_hf import masks
-from sa2va_hf.data.schema import FEATURES, Media, Sample, from_row
-from sa2va_hf.masks import RLE
+from sa2va_hf.data.schema import FEATURES, Expression, Media, Sample, from_row
+from sa2va_hf.masks import RLE, Box
 
 # neither masks nor media: all that it takes to plan
 SCAN_COLUMNS = (
@@ -41,8 +41,9 @@ class Facts:
     num_expressions: np.ndarray
     turn_bytes: np.ndarray  # utf-8 bytes of all turns, questions and answers
     expression_bytes: np.ndarray  # of the longest expression
+    num_objects: np.ndarray
     has_targets: np.ndarray  # bool: some expression or turn means an object
-    complete: np.ndarray  # bool: every object has a mask on every annotated frame
+    complete: np.ndarray  # bool: every object has a mask on every annotated frame, or in a picture at least a box
 
     def __len__(self) -> int:
         return len(self.width)
@@ -93,12 +94,13 @@ def _scan_batch(table: pa.Table) -> Facts:
     }
     numbers = {name: _numpy(column) for name, column in columns.items() if name not in lengths}
     return Facts(
-        **{name: numbers[name] for name in ("width", "height", "num_frames", "is_video")},
+        **{name: numbers[name] for name in ("width", "height", "num_frames", "is_video", "num_objects")},
         **{f"num_{name}": lengths[name] for name in ("annotated", "regions", "turns", "expressions")},
         turn_bytes=per_row("turns", spoken, np.add),
         expression_bytes=per_row("expressions", phrase, np.maximum),
         has_targets=pointing > 0,
-        complete=numbers["num_masks"] == numbers["num_objects"] * lengths["annotated"],
+        # an object has a mask or a box somewhere, so in a picture it has one there
+        complete=(numbers["num_masks"] == numbers["num_objects"] * lengths["annotated"]) | (lengths["annotated"] == 1),
     )
 
 
@@ -213,6 +215,9 @@ class Row:
     def targets(self, expression: int) -> list[int]:
         return self._expressions.field("targets")[expression].values.to_pylist()
 
+    def expression(self, number: int) -> Expression:
+        return Expression(**self._expressions[number].as_py())
+
     def annotated(self) -> np.ndarray:
         return _numpy(self._list("annotated"))
 
@@ -220,6 +225,17 @@ class Row:
         """Which object has a mask (an empty one counts) on which annotated frame: bool (objects, annotated)."""
         valid = pc.and_(self._masks.is_valid(), self._masks.field("counts").is_valid())
         return _numpy(valid).reshape(len(self._objects), -1)
+
+    def located(self) -> np.ndarray:
+        """Which object has a mask or a box on which annotated frame: bool (objects, annotated)."""
+        boxes = self._objects.field("boxes").flatten()
+        return self.known() | _numpy(boxes.is_valid()).reshape(self.known().shape)
+
+    def box(self, instance: int, position: int) -> Box | None:
+        """The box of an object on the annotated frame of that position, without area where it is known to be
+        absent."""
+        found = self._objects.field("boxes")[instance].values[position].as_py()
+        return None if found is None else tuple(found)
 
     def visible(self) -> np.ndarray:
         """Which object has pixels on which annotated frame: bool (objects, annotated). Decodes nothing."""

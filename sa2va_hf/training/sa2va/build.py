@@ -25,7 +25,7 @@ from ...model.processing_sa2va import Sa2VAProcessor
 from ..mixture import entries_to_evaluate, open_entry
 from ..rejects import list_rejects
 from ..saving import find_checkpoint
-from .given import settle_metric
+from .given import WITH_MASKS, settle_metric
 from .trainable import load_model, load_processor
 from .trainer import Sa2VATrainer
 
@@ -47,7 +47,7 @@ def build_dataset(
     """
     dataset = Sa2VADataset(
         [
-            (open_entry(entry, data.verify_data), Share(entry.repeats, entry.samples, entry.replacement))
+            (open_entry(entry, data.verify_data), Share(entry.repeats, entry.samples, entry.replacement, entry.answer))
             for entry in entries
         ],
         processor,
@@ -69,7 +69,8 @@ def build_trainer(
     """The trainer of a run. The data are opened and checked before the model is loaded."""
     if training.use_cpu:  # the CPU's flash kernel is slow backwards on SAM 2's many small windows
         torch.backends.cuda.enable_flash_sdp(False)
-    processor = load_processor(model_arguments)
+    answers = {entry.answer for entry in (*data.train_entries, *data.eval_entries)}
+    processor = load_processor(model_arguments, boxes=answers != {"masks"})
     seed = training.seed if training.data_seed is None else training.data_seed
     datasets = {
         name: build_dataset(entries, data, processor, seed, train=name == "train_data") if entries else None
@@ -80,17 +81,23 @@ def build_trainer(
     }
     list_rejects(training, datasets)
     settle_metric(training, datasets["eval_data"])
-    model = load_model(model_arguments, training)
+    masks = answers != {"boxes"} or any(_has_masks(dataset) for dataset in datasets.values() if dataset is not None)
+    model = load_model(model_arguments, training, len(processor.tokenizer), masks)
     if datasets["train_data"] is not None:  # evaluation compares at the size of the image
         datasets["train_data"].mask_grid = MaskGrid.of(model)
     return Sa2VATrainer(
         model=model,
         args=training,
-        data_collator=Sa2VACollator(processor, data.max_length, data.join_samples),
+        data_collator=Sa2VACollator(processor, data.max_length, data.join_samples, masks),
         train_dataset=datasets["train_data"],
         eval_dataset=datasets["eval_data"],
         processing_class=processor,
     )
+
+
+def _has_masks(dataset: Dataset) -> bool:
+    """Whether an item has masks: of expressions that are answered so, or a dialogue with [SEG]."""
+    return bool(np.isin(dataset.modalities(0), WITH_MASKS).any())
 
 
 def build(argv: list[str]) -> tuple[Sa2VATrainer, str | None]:

@@ -19,7 +19,9 @@ from transformers import set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ...arguments import ModelArguments, Sa2VATrainingArguments
+from ...boxes import BOX_TOKENS, OWN_FORMS, SPATIAL
 from ...checkpoints.names import published_name
+from ...checkpoints.vocabulary import extend_vocabulary
 from ...listings import listed
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
@@ -40,16 +42,32 @@ def load(
     return load_model(arguments, training), load_processor(arguments)
 
 
-def load_processor(arguments: ModelArguments) -> Sa2VAProcessor:
-    """The processor of the model, with the chat template of the run."""
+def load_processor(arguments: ModelArguments, boxes: bool = False) -> Sa2VAProcessor:
+    """The processor of the model, with the chat template of the run.
+
+    boxes: the run trains answers with boxes. The processor then knows their form, and with `box_tokens` its tokenizer
+    has the tokens of the spatial form.
+    """
     options = {"template": arguments.template} if arguments.template else {}
-    return Sa2VAProcessor.from_pretrained(arguments.model_name_or_path, **options)
+    processor = Sa2VAProcessor.from_pretrained(arguments.model_name_or_path, **options)
+    if boxes:
+        known = processor.tokenizer.get_vocab()
+        missing = [token for token in BOX_TOKENS if token not in known]
+        if arguments.box_tokens and missing:
+            processor.tokenizer.add_tokens(missing, special_tokens=True)
+            logger.info("added to the tokenizer: %s", " ".join(missing))
+        own = processor.box_form or OWN_FORMS.get(processor.backbone, SPATIAL)
+        processor.box_form = SPATIAL if arguments.box_tokens or not missing else own
+    return processor
 
 
 def load_model(
-    arguments: ModelArguments, training: Sa2VATrainingArguments
+    arguments: ModelArguments, training: Sa2VATrainingArguments, tokens: int = 0, masks: bool = True
 ) -> Sa2VAForConditionalGeneration | PeftModel:
     """The model as it will be trained.
+
+    tokens: of the tokenizer; a smaller embedding and head are extended. masks: whether the run has any; without, and
+    with `train_grounding_encoder: none`, a LoRA run does not load SAM 2.
 
     Under ZeRO-3 this must come after `training` was built: the weights are then partitioned while they are loaded.
     """
@@ -60,7 +78,10 @@ def load_model(
     if arguments.attn_implementation:
         options["attn_implementation"] = arguments.attn_implementation
     options |= quantization_options(arguments, training)
+    if not masks and arguments.train_grounding_encoder == "none" and arguments.train_llm == "lora":
+        options["grounding"] = False
     model = Sa2VAForConditionalGeneration.from_pretrained(arguments.model_name_or_path, **options)
+    extend_vocabulary(model, tokens)
     for name, value in arguments.config_overrides().items():
         setattr(model.config, name, value)
     set_seed(
@@ -187,7 +208,8 @@ def mark_zero3_leaves(model: nn.Module) -> None:
     from deepspeed.utils import set_z3_leaf_modules
 
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    set_z3_leaf_modules(model, base.zero3_leaf_modules())
+    if leaves := base.zero3_leaf_modules():
+        set_z3_leaf_modules(model, leaves)
 
 
 def name_fsdp_units(model: nn.Module, plugin: Any) -> None:

@@ -248,13 +248,36 @@ def test_ignored_pixels():
     np.testing.assert_array_equal(example["ignore_labels"], column(7)[None])
 
 
-def test_an_object_with_only_a_box_is_asked_for_last_and_its_mask_is_no_target():
+def test_an_object_with_only_a_box_is_asked_for_and_its_box_is_the_target():
+    sample = picture(objects=3)
+    sample.objects[1] = Object([None], [(10.0, 0.0, 20.0, 15.0)])
+    sample.objects[2] = Object([None], [(0.0, 0.0, 0.0, 0.0)])  # known to be absent
+    sample.expressions.append(Expression("both", [0, 1]))
+    example, plan = dataset_of(sample)[0], dataset_of(sample).plan(0)
+    targets = [tuple(meant) for meant in plan.targets]
+    assert sorted(targets) == [(0,), (0, 1), (1,), (2,)]
+    assert example["mask_known"][:, 0].tolist() == [meant in ((0,), (2,)) for meant in targets]
+    assert "ignore_labels" not in example and not example["mask_labels"][targets.index((2,))].any()
+    rows = example["box_labels"].tolist()
+    box, own = [0.25, 0, 0.5, 0.5], [0, 0, 1 / WIDTH, 1]
+    of = {meant: [row[2:] for row in rows if row[0] == number] for number, meant in enumerate(targets)}
+    assert of[(1,)] == [box] and of[(0, 1)] == [pytest.approx(own), box] and not of[(0,)] + of[(2,)]
+
+
+def test_an_object_with_neither_mask_nor_box_is_not_known():
     sample = picture(objects=2)
-    sample.objects[1] = Object([None], [(1.0, 0.0, 2.0, 9.0)])
-    assert all(spoken(dataset_of(sample).plan(epoch)) == [0] for epoch in range(9))
     sample.objects[0] = Object([None], [None])
-    example = dataset_of(sample)[0]
-    assert example["ignore_labels"].all() and example["ignore_labels"].shape == (1, HEIGHT, WIDTH)
+    example, plan = dataset_of(sample)[0], dataset_of(sample).plan(0)
+    assert example["mask_known"][:, 0].tolist() == [meant == [1] for meant in plan.targets]
+    assert "box_labels" not in example and "ignore_labels" not in example
+
+
+def test_frames_with_masks_come_before_frames_with_boxes():
+    sample = clip("c", ["xx..."])
+    sample.objects[0].boxes = [None, None, (1.0, 1.0, 2.0, 2.0), (1.0, 1.0, 2.0, 2.0), None]
+    assert dataset_of(sample, num_frames=4).plan(0).frames == [0, 1]
+    sample.objects[0].masks = [None] * 5
+    assert dataset_of(sample, num_frames=4).plan(0).frames == [2, 3]
 
 
 def test_text_only():
@@ -298,9 +321,10 @@ def test_only_annotated_frames_where_all_objects_have_a_mask():
 
 def test_objects_that_are_never_seen_together_are_not_drawn_together():
     dataset = dataset_of(clip("c", ["xx...", "...xx", "....."]), num_frames=5)
-    drawn = Counter(tuple(spoken(dataset.plan(epoch))) for epoch in range(40))
-    assert set(drawn) == {(0,), (1,)}  # and the one without any mask is left to those who learn boxes
-    assert {tuple(dataset.plan(epoch).frames) for epoch in range(40)} == {(0, 1), (3, 4)}
+    plans = [dataset.plan(epoch) for epoch in range(40)]
+    found = {(tuple(spoken(plan))[:1], len(plan.turns), tuple(plan.frames)) for plan in plans}
+    # the one without any mask is known by its boxes, and beside it the others are
+    assert found == {((0,), 1, (0, 1)), ((1,), 1, (3, 4)), ((2,), 3, (0, 1, 2, 3, 4))}
 
 
 def test_a_clip_without_masks_gives_any_frame():

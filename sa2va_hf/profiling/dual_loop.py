@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     rows = [["as it ships", 0, *world.score(model), 0.0]]
     seconds = world.train(model, None, first)
     rows.append(["labels", first, *world.score(model), seconds])
+    logger.info("%s", rows)
     for arm in arguments.arms:
         one = copy.deepcopy(model)
         seconds = world.train(one, arm, arguments.steps)

@@ -19,6 +19,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
+from .muon import Muon
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,19 @@ class Lesson(ABC):
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         """The loss of one step on scenes drawn with `rng`, and what the log shows of it."""
 
+    def prepare(self, folder: Path | None) -> None:
+        """What has to be there before the first step; `folder` is the stage's, None where nothing is kept."""
+        return None
+
     def parameters(self) -> list[nn.Parameter]:
         """All that is trained, each parameter once."""
         modules = [*self.trained(), self.helpers]
         return list({id(p): p for module in modules for p in module.parameters()}.values())
+
+    def matrices(self) -> list[nn.Parameter]:
+        """Those of `parameters` that Muon updates: the weights of hidden linear layers."""
+        linear = [m for module in self.trained() for m in module.modules() if type(m) is nn.Linear]
+        return list({id(m.weight): m.weight for m in linear if m is not self.model.mllm.lm_head}.values())
 
     def run(
         self,
@@ -65,8 +75,12 @@ class Lesson(ABC):
 
         stop_at: seconds since the epoch (`time.time()`) at which the lesson stops early, after saving its state.
         """
+        self.prepare(folder)
         parameters = self.parameters()
-        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay)
+        matrices = [p for p in self.matrices() if p.requires_grad]
+        chosen = set(map(id, matrices))
+        others = [p for p in parameters if id(p) not in chosen]
+        optimizer = Muon(matrices, others, lr=learning_rate, weight_decay=weight_decay)
         schedule = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
         state, first = folder / "state.pt", 0
         if state.exists():

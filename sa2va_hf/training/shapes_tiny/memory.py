@@ -22,8 +22,8 @@ from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
 from ...model.tracking import ClipMemory
 from .lesson import Lesson
-from .referring import CLIP_FRAMES, SHOWN
 from .scenes import Drawn, draw_scenes
+from .seen import CLIP_FRAMES, SHOWN
 
 TRACKER = (
     "memory_attention",

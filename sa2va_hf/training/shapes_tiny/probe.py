@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from ...data.shapes.scene import Options
-from ...data.shapes.text import ATTRIBUTES, FAMILIES
+from ...data.shapes.text import ATTRIBUTES, EXPRESSION_KINDS, FAMILIES
+from ...model.losses import soft_iou
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
+from .chats import referring_chats
+from .choosing import Choosing, decode
 from .memory import Following, step_loss
-from .referring import SHOWN, Referring
 from .scenes import cell_cover, draw_scenes, pixel_values
+from .seen import SHOWN
 
 RIDGE = 1e-2
 
@@ -58,30 +61,33 @@ def _linear_accuracy(inputs: Tensor, index: Tensor, test: Tensor) -> float:
 
 
 @torch.no_grad()
-def referring(
-    model: Sa2VAForConditionalGeneration, processor: Sa2VAProcessor, images: int = 128, objects: tuple = (1, 2, 3)
+def choosing(
+    model: Sa2VAForConditionalGeneration, processor: Sa2VAProcessor, images: int = 120, objects: tuple = (1, 2, 3)
 ) -> dict[str, float]:
-    """Mean IoU by kind of expression (teacher-forced), and the share of first words that wrongly decline or do not."""
-    lesson = Referring(model, processor, train=(), masks=1.0, batch=32, dialogues=0.0, objects=objects)
+    """Mean IoU by kind of expression (teacher-forced, at the masks' own resolution), and the share of first words that
+    wrongly decline or do not."""
+    model.eval()
+    lesson = Choosing(
+        model, processor, (), pictures=images, clips=0, clip_every=0, masks=1.0, objects=objects, scenes="probe"
+    )
+    lesson.prepare(None)
     rng, ious, wrong = random.Random("probe"), {}, []
-    for _ in range(images // lesson.batch):
-        drawn, chats = lesson.lesson_of(rng, clip=False)
-        inputs = lesson.encode(chats)
-        masks, hidden = lesson.predict(inputs)
-        wrong.append(float(lesson.decisions(hidden, inputs["labels"], chats)[1]))
-        for one, chat, of_chat in zip(drawn, chats, masks, strict=True):
-            kinds = [kind for kind in chat.kinds if kind != "no_target"]
-            for kind, targets, mask in zip(kinds, chat.targets, of_chat, strict=True):
-                ious.setdefault(kind, []).append(_iou(mask[0], one.masks[targets, 0].any(0)))
+    for start in range(0, images, lesson.batch):
+        scenes = lesson.seen[False][start : start + lesson.batch]
+        chats = [referring_chats(one.scene, rng, 5, dict.fromkeys(EXPRESSION_KINDS, 1)) for one in scenes]
+        rows = lesson.rows(scenes, chats)
+        hidden = lesson.read(scenes, rows)
+        flat = [chat for of_scene in chats for chat in of_scene]
+        owners = [one for one, of_scene in zip(scenes, chats, strict=True) for _ in of_scene]
+        wrong.append(float(lesson.decisions(hidden, rows, flat)[1]))
+        asked = [(one, chat) for one, chat in zip(owners, flat, strict=True) if chat.targets]
+        levels = [torch.stack([one.levels[level][0] for one, _ in asked]).float() for level in range(3)]
+        prompts = model.project(hidden[rows.segs[:, 0], rows.segs[:, 1]])
+        masks = torch.stack([one.masks[chat.targets[0], 0].amax(0) for one, chat in asked]).float()
+        for (_, chat), iou in zip(asked, soft_iou(decode(model, levels, prompts).masks, masks).tolist(), strict=True):
+            ious.setdefault(chat.kinds[0], []).append(iou)
     means = {kind: float(np.mean(values)) for kind, values in sorted(ious.items())}
     return means | {"wrong declines": float(np.mean(wrong))}
-
-
-def _iou(logits: Tensor, target: np.ndarray) -> float:
-    """IoU of a mask of logits (h, w) with a target (H, W), at the target's size."""
-    large = torch.nn.functional.interpolate(logits[None, None], target.shape, mode="bilinear", align_corners=False)
-    drawn = (large[0, 0] > 0).numpy()
-    return np.count_nonzero(drawn & target) / max(1, np.count_nonzero(drawn | target))
 
 
 @torch.no_grad()

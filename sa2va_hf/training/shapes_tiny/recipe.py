@@ -23,16 +23,23 @@ from ...model.configuration_sa2va import IMAGE_CONTEXT, SEG_TOKEN, Sa2VAConfig
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
 from . import probe
+from .choosing import Choosing
 from .lesson import Lesson
 from .memory import Following
-from .referring import Referring
+from .outlining import Outlining
 from .sight import Sight
 from .words import Words, make_tokenizer
 
 logger = logging.getLogger(__name__)
 
-LESSONS: dict[str, type[Lesson]] = {"words": Words, "sight": Sight, "referring": Referring, "following": Following}
-PROBES = {"sight": probe.sight, "referring": probe.referring, "following": probe.following}
+LESSONS: dict[str, type[Lesson]] = {
+    "words": Words,
+    "sight": Sight,
+    "choosing": Choosing,
+    "outlining": Outlining,
+    "following": Following,
+}
+PROBES = {"sight": probe.sight, "choosing": probe.choosing, "following": probe.following}
 PACKAGED = Path(__file__).resolve().parents[2] / "pretrained/shapes-tiny"
 
 

@@ -17,6 +17,7 @@ from ...data.shapes.scene import Options
 from ...data.shapes.text import ATTRIBUTES, FAMILIES
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
+from .code import dense_positions
 from .lesson import Lesson
 from .scenes import CellLabels, Drawn, draw_scenes, label_cells, pixel_values
 
@@ -71,6 +72,9 @@ class Sight(Lesson):
             for name in ATTRIBUTES
         }
         self.helpers["reader"] = CellReader(words, table.shape[1])
+        # What SAM 2 adds to its image features: a prompt that says the same is a place to it.
+        self.places = dense_positions(model)
+        self.helpers["place"] = nn.Linear(table.shape[1], self.places.shape[1])
         self.tower, ratio = model.mllm.model.vision_tower, model.config.mllm_config.downsample_ratio
         self.fine_grid, width = round(self.grid / ratio), model.config.mllm_config.vision_config.hidden_size
         self.helpers["fine"] = CellReader({name: torch.zeros(len(rows), width) for name, rows in words.items()}, width)
@@ -90,8 +94,10 @@ class Sight(Lesson):
         tokens = self.model.backbone.features(self.model.mllm, pixel_values(drawn, self.processor))
         hook.remove()
         loss, shown = self.helpers["reader"].loss(tokens, label_cells(drawn, self.grid))
+        cell = F.mse_loss(self.helpers["place"](tokens), self.places.repeat(len(drawn), 1))
+        shown["cell"] = cell.item()
         fine, fine_shown = self.helpers["fine"].loss(seen[0][:, 1:].flatten(0, 1), label_cells(drawn, self.fine_grid))
-        return loss + fine, shown | {"fine kind": fine_shown["kind"]}
+        return loss + fine + 4 * cell, shown | {"fine kind": fine_shown["kind"]}
 
 
 def word_embedding(word: str, table: Tensor, processor: Sa2VAProcessor) -> Tensor:

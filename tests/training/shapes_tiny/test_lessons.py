@@ -9,17 +9,23 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sa2va_hf.data.shapes.scene import Options
-from sa2va_hf.data.shapes.text import FAMILIES
+from sa2va_hf.data.shapes.text import FAMILIES, expressions
 from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
 from sa2va_hf.training.shapes_tiny import probe
-from sa2va_hf.training.shapes_tiny.chats import make_chat
+from sa2va_hf.training.shapes_tiny.chats import WEIGHTS, dialogue_chat, group_of, joined, referring_chats
+from sa2va_hf.training.shapes_tiny.choosing import Choosing
+from sa2va_hf.training.shapes_tiny.code import WORD_NORM, PromptCode
 from sa2va_hf.training.shapes_tiny.memory import Following, imperfect
+from sa2va_hf.training.shapes_tiny.muon import Muon, orthogonalized
+from sa2va_hf.training.shapes_tiny.outlining import Outlining
 from sa2va_hf.training.shapes_tiny.recipe import LESSONS, make_model, run
-from sa2va_hf.training.shapes_tiny.referring import SHOWN, Referring
 from sa2va_hf.training.shapes_tiny.scenes import COVERED, cell_cover, draw_scenes, label_cells
+from sa2va_hf.training.shapes_tiny.seen import seen_scenes
 from sa2va_hf.training.shapes_tiny.sight import Sight
+from sa2va_hf.training.shapes_tiny.threads import ThreadWriter
 from sa2va_hf.training.shapes_tiny.words import Words, corpus
 
 SIZES = {
@@ -91,20 +97,92 @@ def test_cells_are_labelled_with_the_shape_that_covers_them():
             row += 1
 
 
-def test_a_chat_has_a_target_for_every_seg_and_regions_that_cover_a_cell():
+def test_a_chat_has_a_target_for_every_seg_and_a_group_for_every_expression():
     rng, kinds = random.Random(3), set()
     for number in range(60):
-        clip = number % 4 == 0
-        options = Options(min_objects=2, max_objects=3, num_frames=8 if clip else 1)
+        options = Options(min_objects=2, max_objects=3, num_frames=8 if number % 4 == 0 else 1)
         (one,) = draw_scenes(rng, options, 1)
-        chat = make_chat(one, rng, 5, 0.4, list(SHOWN) if clip else [0], lambda mask: True)
-        answers = [message["content"] for message in chat.messages if message["role"] == "assistant"]
-        assert sum(answer.count(SEG_TOKEN) for answer in answers) == len(chat.targets)
-        assert len(chat.kinds) == len(answers)
-        for kind, answer in zip(chat.kinds, answers, strict=True):
-            assert kind != "no_target" or SEG_TOKEN not in answer
-        kinds |= set(chat.kinds)
+        chats = referring_chats(one.scene, rng, 5, WEIGHTS)
+        other = dialogue_chat(one.scene, rng, lambda shape: True)
+        for chat in [*chats, joined(chats), *([other] if other else [])]:
+            assert sum(answer.count(SEG_TOKEN) for _, answer in chat.turns) == len(chat.targets)
+            assert len(chat.kinds) == len(chat.turns) == len(chat.groups)
+            for kind, (_, answer) in zip(chat.kinds, chat.turns, strict=True):
+                assert kind != "no_target" or SEG_TOKEN not in answer
+            kinds |= set(chat.kinds)
     assert {"attribute", "ordinal", "relation", "no_target", "motion", "region_caption"} <= kinds
+
+
+def test_the_group_of_an_expression_holds_its_targets():
+    rng, larger = random.Random(0), 0
+    for number in range(40):
+        options = Options(min_objects=2, max_objects=4, num_frames=8 if number % 4 == 0 else 1)
+        (one,) = draw_scenes(rng, options, 1)
+        for expression in expressions(one.scene, rng, limit=24):
+            group = group_of(one.scene, expression)
+            assert set(expression.targets) <= set(group)
+            if expression.kind in ("attribute", "several"):
+                assert group == expression.targets
+            larger += len(group) > len(expression.targets) > 0
+    assert larger > 20
+
+
+def test_a_code_tells_places_and_looks_apart(made):
+    code = PromptCode(made[0])
+    looks = code.words @ code.words.T
+    assert torch.allclose(looks, WORD_NORM**2 * torch.eye(len(looks)), atol=1e-3)
+    main = torch.linalg.svd(code.places)[2][: code.places.shape[1] - len(code.words)]
+    assert (code.words @ main.T).abs().max() < 1e-3
+
+
+def test_threads_read_the_image_and_themselves_as_alone(made):
+    """A row of several conversations gives every one of them what the model gives it in a row of its own."""
+    model, processor = made
+    model.eval()
+    (one,) = seen_scenes(model, processor, "a", 1, [3], grounding=False)
+    chats = referring_chats(one.scene, random.Random(1), 3, WEIGHTS)
+    chats.append(joined(chats[:2]))
+    lesson = Choosing(model, processor, pictures=1, clips=0)
+    with torch.no_grad():
+        together = lesson.rows([one], [chats])
+        states, at = lesson.read([one], together)[0], len(lesson.writer.prefix(1))
+        for chat in chats:
+            alone = lesson.rows([one], [[chat]])
+            own = lesson.read([one], alone)[0, len(lesson.writer.prefix(1)) :]
+            torch.testing.assert_close(states[at : at + len(own)], own, atol=1e-5, rtol=1e-4)
+            at += len(own)
+
+
+def test_threads_are_written_as_the_processor_writes_conversations(made):
+    model, processor = made
+    (one,) = draw_scenes(random.Random(2), Options(min_objects=3, max_objects=3), 1)
+    chat = joined(referring_chats(one.scene, random.Random(1), 2, WEIGHTS))
+    writer = ThreadWriter(processor)
+    thread = writer.thread(chat, [])
+    content = {"type": "image", "image": Image.fromarray(one.frames[0])}
+    messages = []
+    for number, (question, answer) in enumerate(chat.turns):
+        asked = [*([] if number else [content]), {"type": "text", "text": question}]
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    inputs = processor.apply_chat_template([messages], add_generation_prompt=False, return_labels=True)
+    ids, labels = writer.prefix(1) + thread.ids, [-100] * len(writer.prefix(1)) + thread.labels
+    assert torch.as_tensor(inputs["input_ids"][0]).tolist()[: len(ids)] == ids
+    assert torch.as_tensor(inputs["labels"][0]).tolist()[: len(ids)] == labels
+
+
+def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adamw():
+    values = torch.linalg.svdvals(orthogonalized(torch.randn(6, 20, generator=torch.Generator().manual_seed(0))))
+    assert values.min() > 0.6 and values.max() < 1.3
+    matrix, vector = (torch.nn.Parameter(torch.ones(shape)) for shape in ((3, 4), (4,)))
+    other = vector.detach().clone().requires_grad_()
+    ours = Muon([matrix], [vector], lr=0.1, weight_decay=0.1)
+    theirs = torch.optim.AdamW([other], lr=0.1, betas=(0.9, 0.98), weight_decay=0.1)
+    for step in range(3):
+        for parameter in (matrix, vector, other):
+            parameter.grad = torch.full_like(parameter, 0.5 + step)
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(vector, other)
 
 
 @pytest.mark.parametrize(
@@ -112,13 +190,16 @@ def test_a_chat_has_a_target_for_every_seg_and_regions_that_cover_a_cell():
     [
         (Words, {"batch": 4}),
         (Sight, {"batch": 4, "min_objects": 2, "max_objects": 3}),
-        (Referring, {"train": ("llm", "prompts", "decoder"), "batch": 3, "clips": 1, "masks": 1.0}),
+        (Choosing, {"train": ("llm", "prompts", "decoder"), "batch": 2, "pictures": 2, "clips": 1, "masks": 1.0}),
+        (Outlining, {"masks_per_step": 4, "pictures": 2, "clips": 1}),
+        (Outlining, {"masks_per_step": 4, "encoder": True}),
         (Following, {"clips": 1}),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
 def test_a_lesson_lowers_the_loss_of_its_own_scenes(made, kind, options):
     lesson = kind(*made, **options)
+    lesson.prepare(None)
     optimizer = torch.optim.AdamW(lesson.parameters(), lr=2e-3)
     before = {name: p.detach().clone() for name, p in lesson.model.named_parameters()}
     losses = []
@@ -189,7 +270,7 @@ def test_a_recipe_runs_its_stages_once_and_records_their_probes(tmp_path, monkey
 def test_the_corpus_holds_every_word_of_the_world():
     words = " ".join(corpus()).split()
     assert {"striped", "triangle", "leftmost", "purple"} <= set(words)
-    assert set(LESSONS) == {"words", "sight", "referring", "following"}
+    assert set(LESSONS) == {"words", "sight", "choosing", "outlining", "following"}
 
 
 def test_cover_of_cells():

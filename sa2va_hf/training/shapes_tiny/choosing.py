@@ -1,0 +1,279 @@
+"""Lesson on which shape is meant: the LLM on visual tokens that were computed once.
+
+A mask says little about why it is wrong, and SAM 2 costs most of a step. So the LLM learns without it: the prompt that
+[SEG] becomes is compared with the code of its target (`code.py`), attention heads with where the target is, and the
+first word of an answer with whether there is one. With `masks` SAM 2's decoder joins, on features computed once too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...model.grounding import MaskPrediction, prompt
+from ...model.losses import answer_cross_entropy
+from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
+from ...model.processing_sa2va import Sa2VAProcessor
+from .chats import NAMING, WEIGHTS, Chat, dialogue_chat, joined, referring_chats
+from .code import PromptCode
+from .lesson import Lesson
+from .memory import step_loss
+from .pointing import Look, Pointing
+from .seen import Seen, seen_file, seen_scenes
+from .threads import Rows, ThreadWriter
+
+PARTS = ("llm", "prompts", "decoder")
+DECLINING = ("I cannot", "Nothing here", "There is")  # how the answers begin that decline
+MARKED = 0.5  # share of a cell that a shape must cover to be marked there as a region
+
+
+class Choosing(Lesson):
+    """See the module.
+
+    Args:
+        train: some of PARTS; "prompts" is `text_hidden_fcs`, "decoder" is of SAM 2.
+        pictures, clips: scenes that are looked at once. batch, clip_batch: those of a step; every `clip_every`-th step
+            is one of clips, 0 never.
+        questions: conversations about a scene. dialogues: chance that one of another task is among them. chained:
+            chance that they are one conversation of several turns.
+        code, pointing, masks: weights of the losses; 0 leaves SAM 2 out.
+        objects: numbers of shapes in a scene, each equally likely. kinds: how often each kind of expression is asked.
+        scenes: which ones are drawn, by a name.
+    """
+
+    name = "choosing"
+
+    def __init__(
+        self,
+        model: Sa2VAForConditionalGeneration,
+        processor: Sa2VAProcessor,
+        train: Sequence[str] = ("llm", "prompts"),
+        pictures: int = 8000,
+        clips: int = 500,
+        batch: int = 16,
+        clip_batch: int = 4,
+        clip_every: int = 8,
+        questions: int = 6,
+        dialogues: float = 0.15,
+        chained: float = 0.15,
+        code: float = 2.0,
+        pointing: float = 1.0,
+        masks: float = 0.0,
+        objects: Sequence[int] = (1, 2, 2, 3, 3, 3, 4, 5),
+        kinds: dict[str, float] | None = None,
+        scenes: str = "train",
+    ) -> None:
+        super().__init__(model, processor)
+        self.scenes = scenes
+        unknown = set(train) - set(PARTS)
+        if unknown:
+            raise ValueError(f"train: expected some of {PARTS}, got {sorted(unknown)}")
+        self.train, self.batch, self.clip_batch, self.clip_every = train, batch, clip_batch, clip_every
+        self.counts, self.objects = {False: pictures, True: clips}, objects
+        self.questions, self.dialogues, self.chained = questions, dialogues, chained
+        self.code_weight, self.pointing_weight, self.masks = code, pointing, masks
+        self.kinds = dict(kinds or WEIGHTS)
+        self.code, self.writer = PromptCode(model), ThreadWriter(processor)
+        self.language = model.mllm.model.language_model
+        self.pointing = Pointing(self.language)
+        self.declines = torch.tensor([processor.tokenizer(text)["input_ids"][0] for text in DECLINING])
+        self.seen: dict[bool, list[Seen]] = {}
+        model.requires_grad_(False)
+        for module in self.trained():
+            module.requires_grad_(True)
+        for name in ("conv_s0", "conv_s1"):  # already applied to the features that are kept
+            getattr(model.grounding_encoder.sam2_model.sam_mask_decoder, name).requires_grad_(False)
+
+    def trained(self) -> Iterable[nn.Module]:
+        modules = {
+            "llm": [self.language, self.model.mllm.lm_head],
+            "prompts": [self.model.text_hidden_fcs],
+            "decoder": [self.model.grounding_encoder.sam2_model.sam_mask_decoder],
+        }
+        return [module for part in self.train for module in modules[part]]
+
+    def prepare(self, folder: Path | None) -> None:
+        """Looks at all scenes, or reads what an earlier stage of the same run kept beside its own folder."""
+        for clip, count in self.counts.items():
+            if count and (not clip or self.clip_every):
+                name = f"{self.scenes}-{'clips' if clip else 'pictures'}-{count}-{'masks' if self.masks else 'tokens'}"
+                file = folder and seen_file(folder.parent, self.model, name)
+                objects = [n for n in self.objects if n <= 3] if clip else self.objects
+                seed = f"{self.scenes}/{clip}"
+                self.seen[clip] = seen_scenes(
+                    self.model, self.processor, seed, count, objects, clip, bool(self.masks), file
+                )
+
+    def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
+        clip = bool(self.clip_every) and rng.random() < 1 / self.clip_every
+        scenes = rng.sample(self.seen[clip], self.clip_batch if clip else self.batch)
+        return self.loss_of(scenes, [self._chats(one, rng) for one in scenes])
+
+    def _chats(self, one: Seen, rng: random.Random) -> list[Chat]:
+        chats = referring_chats(one.scene, rng, self.questions, self.kinds)
+        if rng.random() < self.chained:
+            chats = [joined(chats)]
+        if rng.random() < self.dialogues:
+            other = dialogue_chat(one.scene, rng, lambda shape: bool((one.cover[shape, 0] > MARKED).any()))
+            chats = [*chats[: self.questions - 1], other] if other else chats
+        return chats
+
+    def loss_of(self, scenes: list[Seen], chats: list[list[Chat]]) -> tuple[Tensor, dict[str, float]]:
+        """Loss on conversations about scenes, a list for each."""
+        rows = self.rows(scenes, chats)
+        with self.pointing:
+            hidden = self.read(scenes, rows)
+        flat = [chat for of_scene in chats for chat in of_scene]
+        owners = [one for one, of_scene in zip(scenes, chats, strict=True) for _ in of_scene]
+        lm_loss = answer_cross_entropy(hidden, rows.labels, self.model.mllm.lm_head)
+        decided, wrong = self.decisions(hidden, rows, flat)
+        pointed, shares = self._pointed(rows, flat, owners)
+        prompts = self.model.project(hidden[rows.segs[:, 0], rows.segs[:, 1]])
+        coded, hits = self._coded(prompts, flat, owners)
+        total = 0.5 * lm_loss + decided + self.pointing_weight * pointed + self.code_weight * coded
+        shown = {"lm": lm_loss.item(), "wrong": wrong.item(), "code": coded.item()} | shares | hits
+        if self.masks and len(prompts):
+            drawing, iou = self._drawn(prompts, flat, owners)
+            total, shown = total + self.masks * drawing, shown | {"IoU": iou}
+        return total, shown
+
+    # ---------------------------------------------------------------- the LLM
+    def rows(self, scenes: list[Seen], chats: list[list[Chat]]) -> Rows:
+        """The conversations as rows of the LLM."""
+        threads = []
+        for one, of_scene in zip(scenes, chats, strict=True):
+            threads.append([])
+            for chat in of_scene:
+                cells = [(one.cover[shape, 0] > MARKED).nonzero()[:, 0].tolist() for shape in chat.regions]
+                threads[-1].append(self.writer.thread(chat, cells))
+        return self.writer.rows(threads, len(scenes[0].tokens))
+
+    def read(self, scenes: list[Seen], rows: Rows) -> Tensor:
+        """Hidden states (B, L, D)."""
+        words = self.model.get_input_embeddings()(rows.ids)
+        visual = torch.stack([one.tokens.flatten(0, 1) for one in scenes]).to(words.dtype)
+        index = rows.sources.clamp(min=0).unsqueeze(-1).expand(-1, -1, words.shape[-1])
+        states = torch.where(rows.sources.unsqueeze(-1) >= 0, visual.gather(1, index), words)
+        mask = {"full_attention": rows.allowed}
+        output = self.language(inputs_embeds=states, attention_mask=mask, position_ids=rows.positions, use_cache=False)
+        return output.last_hidden_state
+
+    def decisions(self, hidden: Tensor, rows: Rows, chats: list[Chat]) -> tuple[Tensor, Tensor]:
+        """Whether the first word of an answer declines or not, as a binary cross-entropy, and the share of errors.
+
+        The words of an answer are sampled from a pool, so their own cross-entropy is mostly noise.
+        """
+        kinds = [kind for chat in chats for kind in chat.kinds]
+        asked = torch.tensor([kind in WEIGHTS for kind in kinds])
+        if not asked.any():
+            return hidden.sum() * 0.0, torch.zeros(())
+        row, index = rows.starts[asked].unbind(1)
+        first = self.model.mllm.lm_head(hidden[row, index]).float()
+        absent = torch.tensor([kind == "no_target" for kind in kinds])[asked]
+        others = first.scatter(1, self.declines.expand(len(first), -1), -torch.inf).logsumexp(1)
+        difference = first[:, self.declines].logsumexp(1) - others
+        wrong = ((difference > 0) != absent).float().mean()
+        return F.binary_cross_entropy_with_logits(difference, absent.float()), wrong
+
+    # ---------------------------------------------------------------- where it looks
+    def _pointed(self, rows: Rows, chats: list[Chat], owners: list[Seen]) -> tuple[Tensor, dict[str, float]]:
+        losses, shares = [], {}
+        for name, look in self._looks(rows, chats, owners).items():
+            if len(look.at):
+                loss, shares[name] = self.pointing.loss(look, rows)
+                losses.append(loss)
+        return torch.stack(losses).mean() if losses else torch.zeros(()), shares
+
+    def _looks(self, rows: Rows, chats: list[Chat], owners: list[Seen]) -> dict[str, Look]:
+        """The second layer looks for what is named, the third for all that the attributes fit, the last for the one.
+
+        The tokens that look are [SEG] and the one that decides about the answer; with no target, before the image."""
+        last = len(self.language.layers) - 1
+        sink = torch.zeros(rows.ids.shape[1])
+        sink[rows.sink] = 1.0
+        found: dict[str, list[tuple[Tensor, Tensor]]] = {"named": [], "group": [], "target": []}
+        turn, seg = 0, 0
+        for chat, one in zip(chats, owners, strict=True):
+            segs_of = {}
+            for _ in chat.targets:
+                segs_of.setdefault(rows.seg_turns[seg], []).append(seg)
+                seg += 1
+            mine = iter(chat.targets)
+            for kind, group in zip(chat.kinds, chat.groups, strict=True):
+                places = [rows.segs[number] for number in segs_of.get(turn, [])]
+                if kind not in WEIGHTS:
+                    found["target"] += [(place, self._where(rows, one, next(mine))) for place in places]
+                    turn += 1
+                    continue
+                target = next(mine) if places else []
+                places = [rows.starts[turn], *places]
+                wanted = self._where(rows, one, target) if target else sink
+                fitting = self._where(rows, one, group) if group else sink
+                found["target"] += [(place, wanted) for place in places]
+                found["group"] += [(place, fitting) for place in places]
+                if kind in NAMING:
+                    found["named"] += [(place, wanted) for place in places]
+                turn += 1
+        layers = {"named": (max(0, last - 2), 1), "group": (max(0, last - 1), 2), "target": (last, 2)}
+        empty = (torch.zeros(0, 2, dtype=torch.long), sink.new_zeros(0, len(sink)))
+        return {
+            name: Look(*layers[name], *((torch.stack(part) for part in zip(*pairs, strict=True)) if pairs else empty))
+            for name, pairs in found.items()
+        }
+
+    def _where(self, rows: Rows, one: Seen, shapes: list[int]) -> Tensor:
+        """(L,): the visual tokens of some shapes, as a distribution; the image as a whole if they cover none."""
+        cover = one.cover[shapes].float().amax(0).flatten()
+        wanted = torch.zeros(rows.ids.shape[1])
+        wanted[rows.visual] = cover / cover.sum() if cover.sum() > 0 else 1 / len(cover)
+        return wanted
+
+    # ---------------------------------------------------------------- what [SEG] says
+    def _coded(self, prompts: Tensor, chats: list[Chat], owners: list[Seen]) -> tuple[Tensor, dict[str, float]]:
+        """Mean squared error of the prompts (N, C), and how often they say the right shape, by kind of expression."""
+        if not len(prompts):
+            return prompts.sum() * 0.0, {}
+        targets = [(one, target) for chat, one in zip(chats, owners, strict=True) for target in chat.targets]
+        cover = torch.stack([one.cover[target].float().amax(0).sum(0) for one, target in targets])
+        looks = torch.stack([self.code.looks([one.scene.shapes[i] for i in target]) for one, target in targets])
+        loss = F.mse_loss(prompts, self.code.encode(cover, looks))
+        kinds = [kind for chat in chats for kind in _seg_kinds(chat)]
+        hits: dict[str, list[bool]] = {}
+        for said, kind, (one, target) in zip(prompts.detach(), kinds, targets, strict=True):
+            if len(target) == 1 and len(one.cover) > 1:
+                hits.setdefault(kind, []).append(self._nearest(said, one) == target[0])
+        return loss, {kind: sum(values) / len(values) for kind, values in sorted(hits.items())}
+
+    def _nearest(self, said: Tensor, one: Seen) -> int:
+        """The shape whose code is nearest to a prompt."""
+        looks = torch.stack([self.code.looks([shape]) for shape in one.scene.shapes])
+        codes = self.code.encode(one.cover.float().sum(1), looks)
+        return int((codes - said).square().sum(1).argmin())
+
+    def _drawn(self, prompts: Tensor, chats: list[Chat], owners: list[Seen]) -> tuple[Tensor, float]:
+        """Loss and mean IoU of the masks that the prompts bring about, on one frame each."""
+        targets = [(one, target) for chat, one in zip(chats, owners, strict=True) for target in chat.targets]
+        frames = [int(torch.randint(len(one.tokens), ())) for one, _ in targets]
+        levels = [torch.stack(level).float() for level in zip(*(
+            [level[frame] for level in one.levels] for (one, _), frame in zip(targets, frames, strict=True)
+        ), strict=True)]  # fmt: skip
+        masks = [one.masks[target, frame].amax(0) for (one, target), frame in zip(targets, frames, strict=True)]
+        return step_loss(decode(self.model, levels, prompts), torch.stack(masks).float())
+
+
+def decode(model: Sa2VAForConditionalGeneration, levels: list[Tensor], prompts: Tensor) -> MaskPrediction:
+    """Masks of N prompts (N, C) on features (N, C, h, w) of three levels."""
+    sam = model.grounding_encoder.sam2_model
+    image = levels[-1] + sam.no_mem_embed.view(1, -1, 1, 1)
+    return prompt(sam, image, levels[:2], embeddings=prompts)
+
+
+def _seg_kinds(chat: Chat) -> list[str]:
+    """The kind of every [SEG] of a conversation."""
+    kinds = [kind for kind in chat.kinds if kind != "no_target"]
+    return kinds if kinds and kinds[0] in WEIGHTS else ["dialogue"] * len(chat.targets)

@@ -111,7 +111,8 @@ class Choosing(Lesson):
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         clip = bool(self.clip_every) and rng.random() < 1 / self.clip_every
-        scenes = rng.sample(self.seen[clip], self.clip_batch if clip else self.batch)
+        seen, wanted = self.seen[clip], self.clip_batch if clip else self.batch
+        scenes = rng.sample(seen, min(len(seen), wanted))
         return self.loss_of(scenes, [self._chats(one, rng) for one in scenes])
 
     def _chats(self, one: Seen, rng: random.Random) -> list[Chat]:

@@ -26,6 +26,7 @@ from . import probe
 from .choosing import Choosing
 from .lesson import Lesson
 from .memory import Following
+from .ordering import Ordering
 from .outlining import Outlining
 from .sight import Sight
 from .words import Words, make_tokenizer
@@ -36,6 +37,7 @@ LESSONS: dict[str, type[Lesson]] = {
     "words": Words,
     "sight": Sight,
     "choosing": Choosing,
+    "ordering": Ordering,
     "outlining": Outlining,
     "following": Following,
 }

@@ -20,6 +20,7 @@ from sa2va_hf.training.shapes_tiny.choosing import Choosing
 from sa2va_hf.training.shapes_tiny.code import WORD_NORM, PromptCode
 from sa2va_hf.training.shapes_tiny.memory import Following, imperfect
 from sa2va_hf.training.shapes_tiny.muon import Muon, orthogonalized
+from sa2va_hf.training.shapes_tiny.ordering import Ordering
 from sa2va_hf.training.shapes_tiny.outlining import Outlining
 from sa2va_hf.training.shapes_tiny.recipe import LESSONS, make_model, run
 from sa2va_hf.training.shapes_tiny.scenes import COVERED, cell_cover, draw_scenes, label_cells
@@ -191,6 +192,7 @@ def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adamw():
         (Words, {"batch": 4}),
         (Sight, {"batch": 4, "min_objects": 2, "max_objects": 3}),
         (Choosing, {"train": ("llm", "prompts", "decoder"), "batch": 2, "pictures": 2, "clips": 1, "masks": 1.0}),
+        (Ordering, {"pictures": 2, "looks_per_step": 8}),
         (Outlining, {"masks_per_step": 4, "pictures": 2, "clips": 1}),
         (Outlining, {"masks_per_step": 4, "encoder": True}),
         (Following, {"clips": 1}),
@@ -270,7 +272,7 @@ def test_a_recipe_runs_its_stages_once_and_records_their_probes(tmp_path, monkey
 def test_the_corpus_holds_every_word_of_the_world():
     words = " ".join(corpus()).split()
     assert {"striped", "triangle", "leftmost", "purple"} <= set(words)
-    assert set(LESSONS) == {"words", "sight", "choosing", "outlining", "following"}
+    assert set(LESSONS) == {"words", "sight", "choosing", "ordering", "outlining", "following"}
 
 
 def test_cover_of_cells():

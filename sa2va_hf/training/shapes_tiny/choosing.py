@@ -259,12 +259,28 @@ class Choosing(Lesson):
     def _drawn(self, prompts: Tensor, chats: list[Chat], owners: list[Seen]) -> tuple[Tensor, float]:
         """Loss and mean IoU of the masks that the prompts bring about, on one frame each."""
         targets = [(one, target) for chat, one in zip(chats, owners, strict=True) for target in chat.targets]
-        frames = [int(torch.randint(len(one.tokens), ())) for one, _ in targets]
-        levels = [torch.stack(level).float() for level in zip(*(
-            [level[frame] for level in one.levels] for (one, _), frame in zip(targets, frames, strict=True)
-        ), strict=True)]  # fmt: skip
-        masks = [one.masks[target, frame].amax(0) for (one, target), frame in zip(targets, frames, strict=True)]
-        return step_loss(decode(self.model, levels, prompts), torch.stack(masks).float())
+        scenes, shapes = zip(*targets, strict=True)
+        frames = [int(torch.randint(len(one.tokens), ())) for one in scenes]
+        return outline(self.model, prompts, scenes, shapes, frames)
+
+
+def outline(
+    model: Sa2VAForConditionalGeneration,
+    prompts: Tensor,
+    scenes: Sequence[Seen],
+    targets: Sequence[list[int]],
+    frames: Sequence[int],
+) -> tuple[Tensor, float]:
+    """Loss and mean IoU of the masks of N prompts (N, C): of `targets`, each on one frame of its scene."""
+    levels = levels_of(scenes, frames)
+    masks = [one.masks[shapes, f].amax(0) for one, shapes, f in zip(scenes, targets, frames, strict=True)]
+    return step_loss(decode(model, levels, prompts), torch.stack(masks).float())
+
+
+def levels_of(scenes: Sequence[Seen], frames: Sequence[int]) -> list[Tensor]:
+    """SAM 2's features of one frame of every scene, (N, C, h, w) of three levels."""
+    chosen = [[level[frame] for level in one.levels] for one, frame in zip(scenes, frames, strict=True)]
+    return [torch.stack(level).float() for level in zip(*chosen, strict=True)]
 
 
 def decode(model: Sa2VAForConditionalGeneration, levels: list[Tensor], prompts: Tensor) -> MaskPrediction:

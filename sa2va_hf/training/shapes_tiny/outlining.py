@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from ...data.shapes.scene import Options
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
-from .choosing import Choosing, decode
-from .memory import step_loss
+from .choosing import Choosing, outline
 from .scenes import cell_cover, draw_scenes
 from .seen import Seen
 
@@ -60,13 +59,8 @@ class Outlining(Choosing):
         scenes = self._drawn_now(rng) if self.encoder else self._chosen(rng)
         targets = [self._target(one, rng) for one in scenes]
         frames = [rng.randrange(len(one.cover[0])) for one in scenes]
-        levels = [
-            torch.stack([one.levels[level][frame] for one, frame in zip(scenes, frames, strict=True)]).float()
-            for level in range(3)
-        ]
         codes = self.codes(scenes, targets, rng)
-        masks = [one.masks[t, f].amax(0) for one, t, f in zip(scenes, targets, frames, strict=True)]
-        loss, iou = step_loss(decode(self.model, levels, codes), torch.stack(masks).float())
+        loss, iou = outline(self.model, codes, scenes, targets, frames)
         return loss, {"IoU": iou}
 
     def _chosen(self, rng: random.Random) -> list[Seen]:

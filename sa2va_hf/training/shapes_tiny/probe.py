@@ -14,7 +14,7 @@ from ...model.losses import soft_iou
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
 from .chats import referring_chats
-from .choosing import Choosing, decode
+from .choosing import Choosing, decode, levels_of
 from .memory import Following, step_loss
 from .scenes import cell_cover, draw_scenes, pixel_values
 from .seen import SHOWN
@@ -81,7 +81,7 @@ def choosing(
         owners = [one for one, of_scene in zip(scenes, chats, strict=True) for _ in of_scene]
         wrong.append(float(lesson.decisions(hidden, rows, flat)[1]))
         asked = [(one, chat) for one, chat in zip(owners, flat, strict=True) if chat.targets]
-        levels = [torch.stack([one.levels[level][0] for one, _ in asked]).float() for level in range(3)]
+        levels = levels_of([one for one, _ in asked], [0] * len(asked))
         prompts = model.project(hidden[rows.segs[:, 0], rows.segs[:, 1]])
         masks = torch.stack([one.masks[chat.targets[0], 0].amax(0) for one, chat in asked]).float()
         for (_, chat), iou in zip(asked, soft_iou(decode(model, levels, prompts).masks, masks).tolist(), strict=True):

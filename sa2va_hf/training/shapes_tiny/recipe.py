@@ -29,6 +29,7 @@ from .memory import Following
 from .ordering import Ordering
 from .outlining import Outlining
 from .sight import Sight
+from .spoken import Spoken
 from .words import Words, make_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ LESSONS: dict[str, type[Lesson]] = {
     "choosing": Choosing,
     "ordering": Ordering,
     "outlining": Outlining,
+    "spoken": Spoken,
     "following": Following,
 }
 PROBES = {"sight": probe.sight, "choosing": probe.choosing, "following": probe.following}

@@ -26,6 +26,7 @@ from sa2va_hf.training.shapes_tiny.recipe import LESSONS, make_model, run
 from sa2va_hf.training.shapes_tiny.scenes import COVERED, cell_cover, draw_scenes, label_cells
 from sa2va_hf.training.shapes_tiny.seen import seen_scenes
 from sa2va_hf.training.shapes_tiny.sight import Sight
+from sa2va_hf.training.shapes_tiny.spoken import Spoken
 from sa2va_hf.training.shapes_tiny.threads import ThreadWriter
 from sa2va_hf.training.shapes_tiny.words import Words, corpus
 
@@ -195,6 +196,7 @@ def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adamw():
         (Ordering, {"pictures": 2, "looks_per_step": 8}),
         (Outlining, {"masks_per_step": 4, "pictures": 2, "clips": 1}),
         (Outlining, {"masks_per_step": 4, "encoder": True}),
+        (Spoken, {"masks_per_step": 4, "pictures": 2, "clips": 1}),
         (Following, {"clips": 1}),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
@@ -272,7 +274,7 @@ def test_a_recipe_runs_its_stages_once_and_records_their_probes(tmp_path, monkey
 def test_the_corpus_holds_every_word_of_the_world():
     words = " ".join(corpus()).split()
     assert {"striped", "triangle", "leftmost", "purple"} <= set(words)
-    assert set(LESSONS) == {"words", "sight", "choosing", "ordering", "outlining", "following"}
+    assert set(LESSONS) == {"words", "sight", "choosing", "ordering", "outlining", "spoken", "following"}
 
 
 def test_cover_of_cells():

@@ -120,10 +120,15 @@ def run_stage(stage: dict[str, Any], start: Path, folder: Path, seed: int) -> Pa
     return result
 
 
-def save(model: Sa2VAForConditionalGeneration, processor: Sa2VAProcessor, folder: Path) -> None:
+def save(
+    model: Sa2VAForConditionalGeneration,
+    processor: Sa2VAProcessor,
+    folder: Path,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> None:
     """A model folder; the config is written last, so that a folder with one is complete."""
     unfinished = folder.with_suffix(".new")
-    model.save_pretrained(unfinished)
+    model.save_pretrained(unfinished, state_dict=state_dict)
     processor.save_pretrained(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
@@ -132,6 +137,9 @@ def save(model: Sa2VAForConditionalGeneration, processor: Sa2VAProcessor, folder
 def install(folder: Path | str, target: Path | str = PACKAGED) -> Path:
     """The model in bfloat16 as package data, so that `from_pretrained("shapes-tiny")` finds it."""
     folder, target = Path(folder), Path(target)
-    model = Sa2VAForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    save(model.to(torch.bfloat16), Sa2VAProcessor.from_pretrained(folder), target)
+    model = Sa2VAForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).to(torch.bfloat16)
+    # Of SAM 2 as well, which is float32 in memory.
+    half = {name: value.bfloat16() for name, value in model.state_dict().items()}
+    save(model, Sa2VAProcessor.from_pretrained(folder), target, state_dict=half)
+    (target / "generation_config.json").unlink(missing_ok=True)  # the config names the same stops
     return target

@@ -32,10 +32,10 @@ from .lesson import Lesson
 FILLERS = ("the", "all", "of", "from")
 
 
-def corpus() -> list[str]:
-    """What the model will read or say, in the words of the default world."""
+def corpus(scenes: int = 2000) -> list[str]:
+    """What the model will read or say about that many scenes, in the words of the default world."""
     texts = [text for pool in (SEG_QUESTIONS, SEG_ANSWERS, NO_TARGET_ANSWERS) for text in pool]
-    for sample in shapes(None, "train", count=2000, seed=1, tasks=TASKS, clip_fraction=0.3):
+    for sample in shapes(None, "train", count=scenes, seed=1, tasks=TASKS, clip_fraction=0.3):
         texts += [expression.text for expression in sample.expressions]
         texts += [text for turn in sample.turns for text in (turn.question, turn.answer)]
     return texts

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from sa2va_hf.data.shapes.scene import Options
 from sa2va_hf.data.shapes.text import FAMILIES, expressions
@@ -22,7 +23,7 @@ from sa2va_hf.training.shapes_tiny.memory import Following, imperfect
 from sa2va_hf.training.shapes_tiny.muon import Muon, orthogonalized
 from sa2va_hf.training.shapes_tiny.ordering import Ordering
 from sa2va_hf.training.shapes_tiny.outlining import Outlining
-from sa2va_hf.training.shapes_tiny.recipe import LESSONS, make_model, run
+from sa2va_hf.training.shapes_tiny.recipe import LESSONS, install, make_model, run, save
 from sa2va_hf.training.shapes_tiny.scenes import COVERED, cell_cover, draw_scenes, label_cells
 from sa2va_hf.training.shapes_tiny.seen import seen_scenes
 from sa2va_hf.training.shapes_tiny.sight import Sight
@@ -271,8 +272,21 @@ def test_a_recipe_runs_its_stages_once_and_records_their_probes(tmp_path, monkey
         run(recipe | {"stages": [stage | {"name": "one", "lesson": "singing"}]}, tmp_path)
 
 
+def test_a_model_is_installed_in_half_precision_throughout(made, tmp_path):
+    save(*made, tmp_path / "run")
+    weights = load_file(install(tmp_path / "run", tmp_path / "installed") / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert {path.name for path in (tmp_path / "installed").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+
 def test_the_corpus_holds_every_word_of_the_world():
-    words = " ".join(corpus()).split()
+    words = " ".join(corpus(scenes=150)).split()
     assert {"striped", "triangle", "leftmost", "purple"} <= set(words)
     assert set(LESSONS) == {"words", "sight", "choosing", "ordering", "outlining", "spoken", "following"}
 

@@ -36,7 +36,7 @@ ABSENT_BOX: Box = (0.0, 0.0, 0.0, 0.0)  # a box without area, like a mask withou
 OPEN, CLOSE, NEXT, SEPARATOR, NO_BOX, SWITCH = "<box>", "</box>", "<next>", "<box_sep>", "<no_box>", "<switch>"
 SINGLE_IMAGE = "<single_img>"  # behind the boxes of a picture, in answers of the spatial form
 BOX_TOKENS = (OPEN, CLOSE, SEPARATOR, NEXT, NO_BOX, SWITCH, SINGLE_IMAGE)  # of that form; one token each
-OWN_FORMS = {"internvl": THOUSANDTHS, "qwen2_5_vl": JSON, "qwen3_vl": JSON}  # that a family of LLMs knows; else SPATIAL
+OWN_FORMS = {"internvl": THOUSANDTHS, "qwen2_5_vl": JSON, "qwen3_vl": JSON}  # by LLM; others: SPATIAL
 MAX_PROBLEMS = 20
 
 

@@ -27,6 +27,8 @@ INSTALL = [
 SERVE = ["fastapi>=0.165.0", "uvicorn>=0.54.0"]
 DEMO = ["gradio>=6.31.0"]
 DIFFUSERS = ["diffusers>=0.42.0"]  # scripts/generate_images.py
+BITSANDBYTES = ["bitsandbytes>=0.49.0"]  # the first that is tested; older ones quantise on GPUs only
+SUPERVISION = ["supervision>=0.25.0"]  # Prediction.to_supervision
 EXTRAS = {
     "diffusers": DIFFUSERS,
     "serve": SERVE,
@@ -35,18 +37,21 @@ EXTRAS = {
         *SERVE,
         *DEMO,
         *DIFFUSERS,
+        *BITSANDBYTES,
+        *SUPERVISION,
         "openai>=3.57.0",  # the client that the server is made for
         "selenium>=4.51.0",  # drives Debian's chromium, where it is installed
         "pytest>=8.3.0",
         "pytest-xdist>=3.6.0",
         "pip>=23.2",  # builds and installs the wheel that tests/test_wheel.py predicts with
         "setuptools>=77",
+        "pycocoevalcap>=1.2",  # METEOR and CIDEr, where there is Java
         "sentencepiece>=0.2.0",  # what converted tokenizers are compared with
         "tensorboard>=2.18.0",
         "ruff==0.17.5",  # pinned: another release may format differently
     ],
-    "quantization": ["bitsandbytes>=0.45.0", "torchao>=0.18.0"],  # the LLM in 4 or 8 bits
-    "supervision": ["supervision>=0.25.0"],  # Prediction.to_supervision
+    "quantization": [*BITSANDBYTES, "torchao>=0.18.0"],  # the LLM in 4 or 8 bits
+    "supervision": SUPERVISION,
 }
 
 setup(

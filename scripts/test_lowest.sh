@@ -2,10 +2,18 @@
 # bash scripts/test_lowest.sh [pytest arguments]
 #
 # The lower bounds in setup.py are a promise: this installs exactly those versions into .venv-lowest and runs all tests
-# but the slow ones on them.
+# but the slow ones on them, and but those that are the same on every version:
+# - test_layers.py and tests/commands read source text and the parsers of commands;
+# - test_clip_memory.py, test_tracking.py and test_clip_model.py compare with SAM 2's own package, of which both
+#   environments have the same version; videos and SAM 2's training go through the same code in other tests;
+# - test_relations.py and tests/search are arithmetic of this package alone;
+# - test_demo.py is about gradio and a browser, of which both environments have the same versions.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 
 setup_env .venv-lowest lowest-direct
 say "pytest, on the lowest declared versions"
-run_pytest -m "not slow" "$@"
+skipped=(tests/test_layers.py tests/commands tests/model/test_clip_memory.py tests/model/test_tracking.py
+         tests/training/sam2/test_clip_model.py tests/data/test_relations.py
+         tests/search tests/serving/test_demo.py)
+run_pytest -m "not slow" "${skipped[@]/#/--ignore=}" "$@"

@@ -32,6 +32,8 @@ def photos(folder):
         ImageDraw.Draw(mask).ellipse(box, fill=255)
         image.save(folder / "images" / f"{number}.jpg")
         mask.save(folder / "masks" / f"{number}.png")
+    (folder / "images/broken.jpg").write_bytes(b"no picture")
+    mask.save(folder / "masks/broken.png")
 
 
 def run(command, folder, **variables):
@@ -49,12 +51,14 @@ def test_from_five_photos_to_a_model_on_the_hub(tmp_path, record_property):
     python = Path(sys.executable)
     path = {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     start = time.perf_counter()
-    run(
+    said = run(
         [python, ROOT / "scripts/quickstart.py", "--data", tmp_path / "photos", "--phrase", "the red lesion",
          "--smoke", "--output", tmp_path / "out"],
         tmp_path,
         **path,
     )  # fmt: skip
+    assert "broken.jpg" in said, "the photo that was skipped is named"
+    assert (tmp_path / "out/pictures.png").is_file()
     with stub_hub() as hub:
         model = tmp_path / "out" / "model"
         push = [python, ROOT / "scripts/push_to_hub.py", "--model", model, "--repo", "lesions", "--license", "mit"]

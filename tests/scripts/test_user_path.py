@@ -1,4 +1,5 @@
-"""A new user's path by README: five photos with masks -> quickstart -> Hub -> a process without this repository."""
+"""A new user's path by README: five photos with masks -> quickstart -> Hub -> a process without this repository;
+and the model behind the server and on the demo's page."""
 
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
+from served import ask_server_and_demo
 from stub_hub import environment, stub_hub
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,4 +71,8 @@ def test_from_five_photos_to_a_model_on_the_hub(tmp_path, record_property):
         (elsewhere / "picture.jpg").write_bytes((tmp_path / "photos/images/0.jpg").read_bytes())
         variables = environment(hub) | {"HF_HOME": str(elsewhere / "home"), "PYTHONPATH": ""}
         assert "MODEL transformers_modules.user" in run([python, "-c", RELOAD], elsewhere, **variables)
+    photo, question = tmp_path / "photos/images/0.jpg", "Please segment the red lesion."
+    message, talk = ask_server_and_demo(model, photo, question)
+    assert talk.turns == ((question, message["content"]),), "the page answers what the server answers"
+    assert len(message["masks"]) == message["content"].count("[SEG]") == len(talk.masks)
     record_property("seconds", round(time.perf_counter() - start, 1))

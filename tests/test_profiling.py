@@ -3,20 +3,25 @@
 Run: pytest tests/test_profiling.py -m slow
 """
 
+import multiprocessing
+import os
 import runpy
+import subprocess
 import sys
+import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
-from sa2va_hf.profiling import train
+from sa2va_hf.profiling import gpu_report, train
 
 SCRIPT = Path(__file__).parents[1] / "scripts/benchmark.py"
 SMALLEST = {
     "inference": "--frames 2 --objects 1 2 --lengths 2",
     "data": "--photos 24 --rows 3000",
+    "parity": "",
     "sampler": "--samples 300 --ranks 2 --batch 4",
     "sam2": "--image_size 128 --frames 3 --objects 1",
     "serve": "--clients 1 2 --requests 4 --max_batch 2",
@@ -78,3 +83,42 @@ def test_the_comparison_names_what_it_needs(benchmark, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(SystemExit, match="needs OpenCV: pip install opencv-python-headless"):
         benchmark("metrics")
+
+
+def fake_run(options):
+    yield "| a table |"
+    if options.ends == "raises":
+        raise ValueError("no such thing")
+    if options.ends == "dies":
+        os._exit(7)
+    time.sleep(0 if options.ends == "well" else 60)
+
+
+@pytest.mark.parametrize(
+    ("ends", "last"),
+    [
+        ("well", "| a table |"),
+        ("raises", "failed: ValueError: no such thing"),
+        ("dies", "failed: the process ended with 7"),
+        ("hangs", "stopped after 2 s"),
+    ],
+)
+def test_a_step_of_the_report_is_bounded_and_says_how_it_ended(monkeypatch, ends, last):
+    monkeypatch.setattr(gpu_report, "import_module", lambda name: SimpleNamespace(run=fake_run))
+    context = multiprocessing.get_context("fork")
+    found = list(gpu_report._bounded(context, "any", SimpleNamespace(ends=ends), 2 if ends == "hangs" else 60))
+    assert found[-1] == last
+    if ends != "dies":  # what was queued as it died may be lost
+        assert found[0] == "| a table |"
+
+
+@pytest.mark.slow
+def test_the_report_of_a_gpu_runs_every_step(tmp_path):
+    script, file = SCRIPT.with_name("gpu_report.sh"), tmp_path / "report.md"
+    environment = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(["bash", script, "--smoke", "--output", file], env=environment, check=True, capture_output=True)
+    report = file.read_text()
+    titles = [title for title, *_ in gpu_report.steps(SimpleNamespace(smoke=True, images=None))]
+    assert [line for line in report.splitlines() if line.startswith("## ")][1:] == [f"## {title}" for title in titles]
+    for part in report.split("\n## ")[1:]:
+        assert "\n| " in part and not any(word in part for word in ("failed:", "stopped after", "not run")), part

@@ -1,6 +1,8 @@
 """Measure time and memory, as ratios within one run.
 
     sa2va benchmark inference [--size tiny|large] [--model DIR] [--device cpu|cuda]
+    sa2va benchmark parity
+    sa2va benchmark gpu_report [--smoke] [--images DIR]
     sa2va benchmark data
     sa2va benchmark train [--size tiny|2b|8b]
     sa2va benchmark sampler
@@ -27,6 +29,18 @@ def inference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 3, 8], help="numbers of [SEG] tokens")
     parser.add_argument("--frames", type=int, default=16, help="frames of the clips with several [SEG] tokens")
     parser.add_argument("--lengths", type=int, nargs="+", default=[8, 64, 256], help="frames of the longer clips")
+    parser.add_argument("--compiled", action="store_true", help="with compiled image encoders")
+
+
+def parity(parser: argparse.ArgumentParser) -> None:
+    """Logits and masks of every precision, against float32 on the CPU."""
+    parser.add_argument("--model", default="shapes-tiny")
+
+
+def gpu_report(parser: argparse.ArgumentParser) -> None:
+    """Precision, inference and training on a GPU, in one call of minutes."""
+    parser.add_argument("--smoke", action="store_true", help="every step as small as it can be, also on a CPU")
+    parser.add_argument("--images", type=Path, help="a folder of pictures for the training steps; default: noise")
 
 
 def data(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +71,7 @@ def train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", choices=["tiny", "2b", "8b"], default="tiny", help="2b, 8b: with SAM 2 large")
     parser.add_argument("--batch", type=int, default=4, help="samples of a step")
     parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after one to warm up")
+    parser.add_argument("--images", type=Path, help="a folder of pictures to train on; default: noise")
 
 
 def sam2(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +119,8 @@ def dual_loop(parser: argparse.ArgumentParser) -> None:
 
 MEASUREMENTS = (
     inference,
+    parity,
+    gpu_report,
     data,
     sampler,
     metrics,

@@ -87,6 +87,8 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
         predictor = Sa2VAPredictor.from_pretrained(arguments.model, device)
     else:
         predictor = make_predictor(arguments.size, device)
+    if arguments.compiled:
+        predictor.compile()
     size = (320, 240)
 
     def clip(frames: int, objects: int, mode: str) -> Callable[[], object]:

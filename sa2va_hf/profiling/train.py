@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,12 +24,14 @@ from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.model.configuration_sa2va import IMAGE_CONTEXT, Sa2VAConfig
 from sa2va_hf.model.modeling_sa2va import Sa2VAForConditionalGeneration
 from sa2va_hf.model.processing_sa2va import Sa2VAProcessor
+from sa2va_hf.model.visuals import frame_files, open_image
 from sa2va_hf.profiling.inference import TINY_SAM2, tokenizer
 from sa2va_hf.profiling.report import Memory, operations, table
 from sa2va_hf.training.sa2va.flops import StepFlops, peak_flops
-from sa2va_hf.training.sa2va.speed import compile_layers
+from sa2va_hf.training.sa2va.speed import compile_layers, use_liger
 from sa2va_hf.training.sa2va.trainable import make_trainable
 
+OpenPicture = Callable[[int, tuple[int, int]], Image.Image]
 _VIT = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 _LLMS = {  # Qwen2.5-1.5B and -7B
     "2b": (1536, 28, 12, 2, 8960, 151674),
@@ -39,9 +43,13 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     """Yields the markdown tables one by one."""
     for name, make in (("pictures", picture_sample), ("clips of 5 frames", clip_sample)):
         model, processor = build(arguments.size, arguments.device)
-        examples = [make(number) for number in range(arguments.batch)]
+        open_picture = opener(arguments.images)
+        examples = [make(number, open_picture) for number in range(arguments.batch)]
         rows = []
         for title, options in VARIANTS.items():
+            if missing := _missing(options, arguments.device):
+                rows.append([title, missing, *["-"] * (len(COLUMNS) - 1)])
+                continue
             rows.append([title, *measure_steps(model, processor, examples, arguments, **options).row()])
         yield f"### {arguments.batch} {name} a step\n\n" + table(["", *COLUMNS], rows)
 
@@ -88,6 +96,16 @@ def build(size: str, device: str) -> tuple[nn.Module, Sa2VAProcessor]:
     return model.to(device).train(), processor
 
 
+def opener(folder: Path | None) -> OpenPicture:
+    """(number, size) -> a picture of that size: noise, or one of the folder's."""
+    if folder is None:
+        return _noise
+    files = [*frame_files(folder)]
+    if not files:
+        raise ValueError(f"{folder}: expected pictures in this folder, found none")
+    return lambda number, size: open_image(files[number % len(files)]).resize(size)
+
+
 def _noise(number: int, size: tuple[int, int]) -> Image.Image:
     pixels = np.random.default_rng(number).integers(0, 255, (12, 16, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize(size)
@@ -101,19 +119,19 @@ def _dialogue(visual: dict, turns: int) -> list[dict]:
     return messages
 
 
-def picture_sample(number: int) -> dict:
+def picture_sample(number: int, open_picture: OpenPicture = _noise) -> dict:
     """An image with 1 to 5 expressions, so that the samples of a batch differ."""
     size, turns = [(640, 480), (448, 448), (480, 640)][number % 3], 1 + number % 5
     masks = torch.zeros(turns, 1, size[1], size[0], dtype=torch.bool)
     masks[..., 100:300, 100:300] = True
-    messages = _dialogue({"type": "image", "image": _noise(number, size)}, turns)
+    messages = _dialogue({"type": "image", "image": open_picture(number, size)}, turns)
     return {"messages": messages, "mask_labels": masks, "sample_id": str(number)}
 
 
-def clip_sample(number: int) -> dict:
+def clip_sample(number: int, open_picture: OpenPicture = _noise) -> dict:
     """A clip of 5 frames with 1 to 3 expressions."""
     turns = 1 + number % 3
-    frames = [_noise(10 * number + frame, (640, 360)) for frame in range(5)]
+    frames = [open_picture(10 * number + frame, (640, 360)) for frame in range(5)]
     masks = torch.zeros(turns, 5, 360, 640, dtype=torch.bool)
     masks[..., 100:300, 100:300] = True
     messages = _dialogue({"type": "video", "video": frames}, turns)
@@ -123,15 +141,25 @@ def clip_sample(number: int) -> dict:
 # ---------------------------------------------------------------- what is measured
 
 PARTS = ("data", "ViT", "LLM", "SAM 2 encoder", "decoder", "rest of forward", "backward", "optimiser")
-COLUMNS = ["s/step", *PARTS, "tokens/s", "real tokens", "TFLOP/step", "MFU", "peak MiB"]
+COLUMNS = ["s/step", *PARTS, "tokens/s", "masks/s", "real tokens", "TFLOP/step", "MFU", "peak MiB"]
 
 VARIANTS = {
     "all logits, padded": {"lean": False, "join": False},
     "logits of answers, padded": {"lean": True, "join": False},
     "logits of answers, joined": {"lean": True, "join": True},
-    "the same, layers compiled": {"lean": True, "join": True, "compiled": True},
-    "joined, activations again": {"lean": True, "join": True, "again": True},  # last: it leaves hooks behind
+    "the same, FlashAttention": {"lean": True, "join": True, "attention": "flash_attention_2"},
+    "joined, layers compiled": {"lean": True, "join": True, "compiled": True},
+    "joined, activations again": {"lean": True, "join": True, "again": True},  # it leaves hooks behind
+    "joined, Liger's kernels": {"lean": True, "join": True, "liger": True},  # last: they stay
 }
+
+
+def _missing(options: dict[str, object], device: str) -> str:
+    """What this machine lacks for a variant, or nothing."""
+    for option, package in (("attention", "flash_attn"), ("liger", "liger_kernel")):
+        if option in options and (device != "cuda" or find_spec(package) is None):
+            return "needs a GPU" if device != "cuda" else f"needs {package}"
+    return ""
 
 
 @dataclass
@@ -141,6 +169,7 @@ class Measured:
     seconds: float
     parts: dict[str, float]
     tokens: int
+    masks: int
     real: float
     work: float  # operations that were computed
     needed: float  # operations of the model, without recomputed activations
@@ -151,7 +180,16 @@ class Measured:
         shares = [f"{100 * self.parts[name] / self.seconds:.0f} %" for name in PARTS]
         peak = peak_flops(self.device)
         used = f"{100 * self.needed / self.seconds / peak:.0f} %" if peak else "-"
-        return [self.seconds, *shares, int(self.tokens / self.seconds), self.real, self.work / 1e12, used, self.peak]
+        return [
+            self.seconds,
+            *shares,
+            int(self.tokens / self.seconds),
+            self.masks / self.seconds,
+            self.real,
+            self.work / 1e12,
+            used,
+            self.peak,
+        ]
 
 
 class Clock:
@@ -195,6 +233,8 @@ def measure_steps(
     join: bool,
     again: bool = False,
     compiled: bool = False,
+    liger: bool = False,
+    attention: str | None = None,
 ) -> Measured:
     """Times training steps on the same samples.
 
@@ -203,12 +243,20 @@ def measure_steps(
         join: put the samples of a batch into one row.
         again: recompute activations in the backward pass.
         compiled: see `compile_layers`.
+        liger: see `use_liger`.
+        attention: the attention of the language model, in place of its own.
     """
     device, base = arguments.device, model.get_base_model()
     encoder = base.grounding_encoder
     vision, _ = base.backbone.vision(base.mllm)
     modules = {"ViT": vision, "LLM": base.mllm.model.language_model}
     modules |= {"SAM 2 encoder": encoder.image_encoder, "decoder": encoder.mask_decoder}
+    language_model = base.mllm.model.language_model
+    usual = language_model.config._attn_implementation
+    if attention:
+        language_model.set_attn_implementation(attention)
+    if liger:
+        use_liger(language_model)
     if again:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     else:
@@ -247,6 +295,8 @@ def measure_steps(
             seconds = (clock.now() - start) / arguments.steps
     finally:
         clock.close()
+        if attention:
+            language_model.set_attn_implementation(usual)
         for module in base.modules():
             module._compiled_call_impl = None  # as it was before `compile_layers`
     parts = {name: total / arguments.steps for name, total in clock.seconds.items()}
@@ -254,4 +304,5 @@ def measure_steps(
     tokens = int(inputs["attention_mask"].sum())
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     real = tokens / inputs["input_ids"].numel()
-    return Measured(seconds, parts, tokens, real, work, StepFlops(base).count(inputs), memory.peak, name)
+    masks = sum(len(one) * one.shape[1] for one in inputs["mask_labels"])
+    return Measured(seconds, parts, tokens, masks, real, work, StepFlops(base).count(inputs), memory.peak, name)

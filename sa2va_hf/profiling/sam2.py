@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
 from sa2va_hf.model.grounding import build_sam2
 from sa2va_hf.model.grounding_protocol import PIXEL_MEAN, PIXEL_STD
-from sa2va_hf.profiling.report import measure, operations, table
+from sa2va_hf.profiling.report import measure, table
 from sa2va_hf.training.sam2.clip_model import Sam2ClipModel, set_dropout
 from sa2va_hf.training.sam2.prompting import PromptSettings
 
@@ -48,12 +48,11 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
         rows: list[list[Any]] = []
         for name, make in STEPS.items():
             step = make(arguments, flags, clip)
-            work = operations(step) / 1e9  # warms up as well
-            seconds, peak = measure(step, arguments.device, arguments.repeats, warm_up=False)
-            base = rows[0][1:4] if rows else [seconds, peak, work]
-            rows.append([name, seconds, peak, work, base[0] / seconds, peak / base[1], work / base[2]])
+            seconds, peak = measure(step, arguments.device, arguments.repeats)
+            base = rows[0][1:3] if rows else [seconds, peak]
+            rows.append([name, seconds, peak, base[0] / seconds, peak / base[1]])
             del step
-        columns = ["", "seconds", "peak MiB", "GFLOP", "times as fast", "times the memory", "times the operations"]
+        columns = ["", "seconds", "peak MiB", "times as fast", "times the memory"]
         shape = f"{arguments.frames} frames of {arguments.image_size} px, {arguments.objects} objects"
         yield f"### SAM 2.1 {arguments.size}, {shape}: {title}\n\n" + table(columns, rows)
 

@@ -224,6 +224,13 @@ class Clock:
             handle.remove()
 
 
+def _moved(value: object, device: str) -> object:
+    """Tensors, also of a list, on the device."""
+    if isinstance(value, list):
+        return [_moved(one, device) for one in value]
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
 def measure_steps(
     model: nn.Module,
     processor: Sa2VAProcessor,
@@ -265,13 +272,8 @@ def measure_steps(
     collate = Sa2VACollator(processor, join=join)
     precision = torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
 
-    def move(value: object) -> object:
-        if isinstance(value, list):
-            return [move(one) for one in value]
-        return value.to(device) if isinstance(value, torch.Tensor) else value
-
     def batch() -> dict:
-        inputs = {name: move(value) for name, value in collate(examples).items() if name != "sample_ids"}
+        inputs = {name: _moved(value, device) for name, value in collate(examples).items() if name != "sample_ids"}
         return inputs | {"return_logits": not lean}
 
     def step(clock: Clock) -> dict:

@@ -77,6 +77,13 @@ class SafeTrainer(Trainer):
         with signals_noted(self._note_signal), self._workers_of_this_call():
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As in Trainer, which would take one more step where a run is resumed from the checkpoint of its last one."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in Trainer; outside of a training no data-loading process is left afterwards."""
         with nullcontext() if self.is_in_train else self._workers_of_this_call():

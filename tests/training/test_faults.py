@@ -9,6 +9,7 @@ import logging
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -99,6 +100,14 @@ def test_a_stopped_run_keeps_its_last_checkpoint_beside_the_best(model, tmp_path
     assert sorted(path.name for path in tmp_path.glob("*checkpoint-*")) == ["checkpoint-1", "checkpoint-3"]
     assert trainer.args.load_best_model_at_end and trainer.args.save_total_limit == 1
     assert next(scores) == 0.1, "no evaluation after the signal"
+
+
+def test_a_run_killed_after_its_last_checkpoint_takes_no_further_step(model, whole, tmp_path):
+    shutil.copytree(whole[0] / "checkpoint-4", tmp_path / "checkpoint-4")
+    settings = SETTINGS | {"output_dir": tmp_path, "model": model, "lr_scheduler_type": "constant"}
+    resumed = run(**settings, resume_from_checkpoint="auto")
+    assert resumed.state.global_step == 4 and not records(tmp_path)
+    assert_equal(weights(resumed), whole[1])
 
 
 def test_signals_are_left_alone_outside_the_main_thread():

@@ -7,7 +7,7 @@
 # --wheels: a folder of wheels (`pip download . -d FOLDER`), for a machine without network; default: the Python of
 #   $PYTHON, or `python`, has the package already
 # --images: a folder of pictures for the training steps; default: noise
-# --smoke: every step as small as it can be, also on a CPU, and nothing is compiled
+# --smoke: one size of every kind of step, as small as it can be, also on a CPU, and nothing is compiled
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-python}" wheels="" output="gpu_report.md" limit=540 options=()

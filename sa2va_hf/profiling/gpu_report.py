@@ -34,17 +34,19 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def steps(arguments: argparse.Namespace) -> list[Step]:
-    """The steps in order of what is asked for first. smoke: the same ones, as small as they can be."""
+    """The steps in order of what is asked for first. smoke: one size of each kind, as small as it can be."""
     smoke, images = arguments.smoke, arguments.images
     clip = {"model": None, "objects": [1, 3], "frames": 2 if smoke else 7, "lengths": [2] if smoke else [8, 64]}
     large = "tiny" if smoke else "large"
     side, objects = (128, 1) if smoke else (1024, 3)
     found: list[Step] = [("precision", "parity", 60, {"model": "shapes-tiny"})]
-    for size, model, seconds in (("tiny", "tiny", 40), ("SAM 2 large", large, 60)):
+    sizes = [("tiny", "tiny", 40), ("SAM 2 large", large, 60)]
+    for size, model, seconds in sizes[:1] if smoke else sizes:
         for compiled in (False, True):
             title = f"inference, {size}{', compiled' if compiled else ''}"
             found.append((title, "inference", seconds * (1 + compiled), clip | {"size": model, "compiled": compiled}))
-    for size, batch in (("2b", 8), ("8b", 4)):
+    batches = [("2b", 8), ("8b", 4)]
+    for size, batch in batches[:1] if smoke else batches:
         training = {"size": "tiny" if smoke else size, "batch": 1 if smoke else batch, "steps": 1 if smoke else 3}
         found.append((f"training, {size}", "train", 150, training | {"images": images}))
     sam2 = {"size": large, "image_size": side, "frames": 2 if smoke else 8, "objects": objects}

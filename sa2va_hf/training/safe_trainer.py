@@ -254,6 +254,20 @@ class SafeTrainer(Trainer):
             logs = logs | {name: count for name, count in counts.items() if count}
         super().log(logs, start_time)
 
+    def evaluation_data(self, given: Any = None) -> Any:
+        """The given data, or those of the run.
+
+        Raises:
+            ValueError: if there are neither.
+        """
+        found = self.eval_dataset if given is None else given
+        if found is None:
+            raise ValueError(
+                "eval_data: expected data to evaluate on, got none; set `eval_data`, and `eval_strategy` or `do_eval` "
+                "(with `eval_strategy: no` alone the data are not opened)"
+            )
+        return found
+
     # ---- agreement ----
     def _sums(self, *numbers: float) -> list[float]:
         """Over all ranks. A collective call: every rank must make it."""

@@ -238,7 +238,7 @@ class DualLoopTrainer(Sa2VATrainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Cross-frame scores of the student, see `validation.py`; the ranks share the pairs."""
-        pairs = self.eval_dataset if eval_dataset is None else eval_dataset
+        pairs = self.evaluation_data(eval_dataset)
         was_training = self.model.training
         caller = self.model_wrapped if self.is_fsdp_enabled else self.model
         caller.eval()

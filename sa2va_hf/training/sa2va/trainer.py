@@ -255,11 +255,12 @@ class Sa2VATrainer(SafeTrainer):
         finally:
             self.data_collator = collator
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As in Trainer; its random numbers are its own, so that evaluating more often does not change the run."""
+        self.evaluation_data(eval_dataset)
         cuda = [torch.cuda.current_device()] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
-            return super().evaluate(*args, **kwargs)
+            return super().evaluate(eval_dataset, *args, **kwargs)
 
     def prediction_step(
         self,

@@ -145,7 +145,7 @@ class Sam2Trainer(SafeTrainer):
         The ranks add up their sums after every round of one video each: one that has the longer videos would else keep
         the others waiting for longer than the process group's time-out (`ddp_timeout`).
         """
-        clips = self.eval_dataset if eval_dataset is None else eval_dataset
+        clips = self.evaluation_data(eval_dataset)
         sam2, sums = self.model.sam2, np.zeros(3)
         was_training = self.model.training
         self.model.eval()

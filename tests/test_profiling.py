@@ -18,12 +18,9 @@ import pytest
 from sa2va_hf.profiling import gpu_report, train
 
 SCRIPT = Path(__file__).parents[1] / "scripts/benchmark.py"
-SMALLEST = {
-    "inference": "--frames 2 --objects 1 2 --lengths 2",
+SMALLEST = {  # inference, parity and sam2 are run by the test of the report, which has them as steps
     "data": "--photos 24 --rows 3000",
-    "parity": "",
     "sampler": "--samples 300 --ranks 2 --batch 4",
-    "sam2": "--image_size 128 --frames 3 --objects 1",
     "serve": "--clients 1 2 --requests 4 --max_batch 2",
     "metrics": "--frames 1 --long 12",
     "train": "--batch 1 --steps 1",

@@ -366,7 +366,7 @@ def test_pickles_are_not_read(released, tmp_path):
     ("change", "said"),
     [
         (lambda c: c.pop("template"), ["no template"]),
-        (lambda c: c.update(template="vicuna"), ["template", "vicuna"]),
+        (lambda c: c.update(template="alpaca"), ["template", "alpaca"]),
         (lambda c: c["llm_config"].update(architectures=["GemmaForCausalLM"]), ["GemmaForCausalLM", "InternLM2"]),
         (lambda c: c["llm_config"].pop("architectures"), ["architectures", "None"]),
         (lambda c: c["llm_config"].pop("rope_theta"), ["llm_config", "rope_theta"]),

@@ -315,7 +315,7 @@ def test_rotary_settings_of_transformers_5_are_read_too(kind, released, tmp_path
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda c: c.update(template="vicuna"), ["template", "vicuna"]),
+        (lambda c: c.update(template="alpaca"), ["template", "alpaca"]),
         (lambda c: c["text_config"].update(vocab_size=9), ["text_config.vocab_size is 9", str(TOKENS)]),
         (lambda c: c["text_config"].pop("num_key_value_heads"), ["text_config lacks num_key_value_heads"]),
         (lambda c: c["text_config"].pop("rope_scaling"), ["rope_scaling.mrope_section"]),

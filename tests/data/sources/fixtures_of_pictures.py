@@ -388,7 +388,7 @@ def lvis():
             ),
             "its category_id 99 has no name": put(file, "annotations", 0, "category_id", 99),
             "polygon 0 has 1 points": put(file, "annotations", 0, "segmentation", [[1, 1]]),
-            "image 9: 'height' must be int, got '8'": put(file, "images", 0, "height", "8"),
+            "image 9: 'height' must be int, got 'tall'": put(file, "images", 0, "height", "tall"),
         },
         {"must have a list 'categories'": cut(file, "categories")},
         options={"negatives": 1},

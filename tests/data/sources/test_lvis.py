@@ -116,7 +116,7 @@ BAD = [
     ({"neg_category_ids": [2]}, "neg_category_ids says that there is no dog, but annotations show it"),
     ({"neg_category_ids": [77]}, "image 9: neg_category_ids names [77], which are not among the categories"),
     ({"not_exhaustive_category_ids": 3}, "image 9: 'not_exhaustive_category_ids' must be list, got 3"),
-    ({"height": "8"}, "image 9: 'height' must be int, got '8'"),
+    ({"height": "tall"}, "image 9: 'height' must be int, got 'tall'"),
 ]
 
 

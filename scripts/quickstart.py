@@ -64,7 +64,7 @@ def run(*words: object) -> None:
 def draw_world(output: Path, smoke: bool) -> None:
     """The shifted world of `shapes`: other colours, textures and nouns than the small model was trained on."""
     scenes = {"world": "shifted", "min_objects": 1, "max_objects": 3, "kinds": ["attribute", "several"]}
-    for split, count in (("train", 64 if smoke else 1600), ("val", 8 if smoke else 100)):
+    for split, count in (("train", 64 if smoke else 1600), ("val", 4 if smoke else 100)):
         with tqdm(desc=f"drawing {split}", total=count, unit=" images", mininterval=1) as bar:
             options = scenes | {"count": count}
             prepare("shapes", None, split, output / split, overwrite=True, options=options, progress=bar.update)

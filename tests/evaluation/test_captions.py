@@ -118,13 +118,14 @@ def test_what_is_missing_for_captions_is_said(package, java, message, monkeypatc
         captions.caption_scores({"1": ["a cat"]}, {"1": "a cat"})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(captions.missing_for_captions() is not None, reason=str(captions.missing_for_captions()))
 def test_meteor_and_cider():
+    """Each call starts Java, which reads its tables of synonyms anew."""
     references = {"1": ["a cat on a mat", "the cat sits"], "2": ["two dogs run in the park"]}
     perfect = captions.caption_scores(references, {"1": "a cat on a mat", "2": "two dogs run in the park"})
-    worse = captions.caption_scores(references, {"1": "a cat", "2": "a park"})
+    partly = captions.caption_scores(references, {"1": "", "2": "two dogs in a park"})
     assert perfect["METEOR"] == pytest.approx(1.0)
-    assert perfect["CIDEr"] > worse["CIDEr"] > 0
+    assert perfect["CIDEr"] > partly["CIDEr"] > 0
     assert captions.caption_scores(references, {"1": "", "2": "."}) == {"METEOR": 0.0, "CIDEr": 0.0}
-    partly = captions.caption_scores(references, {"1": "", "2": "two dogs run in the park"})
     assert 0 < partly["METEOR"] < 1

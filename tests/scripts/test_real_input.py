@@ -46,7 +46,7 @@ SETTINGS = {
     "learning_rate": 7e-4,
     "adam_beta2": 0.98,
     "warmup_steps": 10,
-    "max_steps": 420,
+    "max_steps": 160,
     "per_device_train_batch_size": 3,
     "per_device_eval_batch_size": 3,
     "bf16": False,
@@ -128,7 +128,6 @@ def test_both_sets_are_prepared_whole(road):
         assert (manifest["samples"], manifest["expressions"], manifest["rejects"]) == (samples, expressions, [])
 
 
-@pytest.mark.xfail(strict=False, reason="on some processors the run fits eight of nine photos: cIoU 0.79, not 0.85")
 def test_the_reloaded_model_finds_what_it_was_taught(road):
     """Asked as a user asks, by what it then says. On one photo two people are both called "person" and nothing else:
     no mask is right for both of them."""

@@ -131,9 +131,7 @@ def write_pictures(root, pictures=4):
 @pytest.mark.slow
 def test_videos_and_pictures_by_the_shipped_mixture(config, tmp_path):
     """configs/sam2/sav_sa1b.yaml but for paths and sizes, on SA-V (mp4 and frames), SA-1B, COCO and DAVIS from
-    disk: a step is of one dataset, with that dataset's batch size.
-
-    In float32, since convolutions in bfloat16 take a CPU minutes."""
+    disk: a step is of one dataset, with that dataset's batch size, in bfloat16."""
     write_sav(tmp_path / "sav")
     write_pictures(tmp_path)
     sources = {"sav": ("sav", "sav"), "sa1b": ("sa1b", "sa1b"), "coco": ("coco_json", "coco")}
@@ -158,7 +156,6 @@ def test_videos_and_pictures_by_the_shipped_mixture(config, tmp_path):
         "save_strategy": "no",
         "eval_strategy": "no",
         "do_eval": "true",
-        "bf16": "false",
         "report_to": "none",
         "output_dir": tmp_path / "mixed",
     }
@@ -172,7 +169,7 @@ def test_videos_and_pictures_by_the_shipped_mixture(config, tmp_path):
 
     trainer.data_collator = watch
     trainer.train()
-    assert trainer.model.checkpointing
+    assert trainer.args.bf16 and trainer.model.checkpointing
     assert sorted((len(batch), batch[0][0]) for batch in seen) == [(1, 3), (2, 2), (3, 1), (4, 1)]
     films = {name for batch in seen for frames, name in batch if frames == 3}
     assert films <= {"sav_000001_manual", "sav_000002_manual"}

@@ -7,6 +7,8 @@
 # - test_clip_memory.py, test_tracking.py and test_clip_model.py compare with SAM 2's own package, of which both
 #   environments have the same version; videos and SAM 2's training go through the same code in other tests;
 # - test_relations.py and tests/search are arithmetic of this package alone;
+# - tests/data/sources and tests/evaluation read files of datasets and count pixels, with the standard library and numpy;
+#   what they share with the libraries, Arrow rows and generation, is in the tests of preparing, datasets and inference;
 # - test_demo.py is about gradio and a browser, of which both environments have the same versions.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
@@ -15,5 +17,5 @@ setup_env .venv-lowest lowest-direct
 say "pytest, on the lowest declared versions"
 skipped=(tests/test_layers.py tests/commands tests/model/test_clip_memory.py tests/model/test_tracking.py
          tests/training/sam2/test_clip_model.py tests/data/test_relations.py
-         tests/search tests/serving/test_demo.py)
+         tests/search tests/serving/test_demo.py tests/data/sources tests/evaluation)
 run_pytest -m "not slow" "${skipped[@]/#/--ignore=}" "$@"

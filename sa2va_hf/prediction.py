@@ -147,11 +147,7 @@ class Prediction:
         Raises:
             ValueError: an unknown form. OSError: a folder that cannot be written.
         """
-        if form not in FORMATS:
-            raise ValueError(f"form: expected one of {', '.join(FORMATS)}, got {form!r}")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "text.txt").write_text(self.text + "\n", encoding="utf-8")
+        folder = begin_files(folder, form, self.text)
         {"png": self._save_png, "rle": self._save_rle, "coco": self._save_coco}[form](folder, name)
         if self.history.clip is not None:
             self._save_overlay(folder, rate or FOLDER_RATE, as_frames)
@@ -201,6 +197,20 @@ def mask_files(folder: Path) -> Path:
     for stale in masks.glob("object*_frame*.png"):
         stale.unlink()
     return masks
+
+
+def begin_files(folder: Path | str, form: str, text: str) -> Path:
+    """The folder that a prediction is written into, with its text.txt.
+
+    Raises:
+        ValueError: an unknown form. OSError: a folder that cannot be written.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"form: expected one of {', '.join(FORMATS)}, got {form!r}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "text.txt").write_text(text + "\n", encoding="utf-8")
+    return folder
 
 
 def save_masks(folder: Path, index: int, masks: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from .drawing import overlay
 from .masks import RLE, encode
 from .model.visuals import Clip
-from .prediction import FOLDER_RATE, FORMATS, boxes_of, coco_track, mask_files, save_masks, save_overlays
+from .prediction import FOLDER_RATE, begin_files, boxes_of, coco_track, mask_files, save_masks, save_overlays
 
 Step = tuple[int, np.ndarray, np.ndarray]  # frame index, bool (objects, H, W), expected IoU (objects,)
 
@@ -56,11 +56,7 @@ class MaskStream(Iterator[Step]):
         Raises:
             ValueError: an unknown form. OSError: a folder that cannot be written.
         """
-        if form not in FORMATS:
-            raise ValueError(f"form: expected one of {', '.join(FORMATS)}, got {form!r}")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "text.txt").write_text(self.text + "\n", encoding="utf-8")
+        folder = begin_files(folder, form, self.text)
         seen = _Seen(folder, form)
         save_overlays(self._drawn(seen), folder, rate or FOLDER_RATE, as_frames)
         seen.finish(self.text, name)

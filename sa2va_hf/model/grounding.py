@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
+from typing import Any
 
 import torch
 from sam2.modeling.backbones.hieradet import Hiera
@@ -212,29 +213,13 @@ class Sa2VAGroundingEncoder(Sam2Memory, GroundingEncoder):
     def decode(self, features: ImageFeatures, frame_index: Tensor, embeddings: Tensor) -> MaskPrediction:
         """As in the protocol. Masks are not blanked by object score, as in the released SAM 2 models."""
         high, middle, low = features[frame_index].levels
-        image = low + self.sam2_model.no_mem_embed.view(1, -1, 1, 1)
-        return prompt(self.sam2_model, image, [high, middle], embeddings=embeddings)
+        return self.prompted(self.without_memory(low), [high, middle], embeddings=embeddings)
 
-    def prompt(
-        self,
-        features: ImageFeatures,
-        points: tuple[Tensor, Tensor] | None = None,
-        boxes: Tensor | None = None,
-        masks: Tensor | None = None,
-        image: Tensor | None = None,
-    ) -> MaskPrediction:
-        """As in the protocol."""
-        if image is None:
-            pairs = len(next(given for given in (points and points[0], boxes, masks) if given is not None))
-            image = features.levels[-1] + self.sam2_model.no_mem_embed.view(1, -1, 1, 1)
-            image = image.expand(pairs, -1, -1, -1)
-        levels, tracker = features.levels[:2], self.tracker
-        if self.tracking_decoder is not None:
-            high, middle = features.unprojected
-            levels = [tracker.conv_s0(high), tracker.conv_s1(middle)]
-        several = masks is None or points is not None or boxes is not None
-        prompts = {"points": points, "boxes": boxes, "masks": masks}
-        return prompt(self.sam2_model, image, levels, **prompts, decoder=tracker, several=several)
+    def without_memory(self, low: Tensor) -> Tensor:
+        return low + self.sam2_model.no_mem_embed.view(1, -1, 1, 1)
+
+    def prompted(self, image: Tensor, levels: list[Tensor], **prompts: Any) -> MaskPrediction:
+        return prompt(self.sam2_model, image, levels, **prompts)
 
     def trained_beside_decoder(self) -> Iterable[nn.Module | nn.Parameter]:
         sam = self.sam2_model

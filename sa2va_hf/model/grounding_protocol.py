@@ -212,8 +212,25 @@ class GroundingEncoder(Float32):
             boxes: (P, 4) xyxy in pixels of the square input.
             masks: (P, 1, mask_size, mask_size) logits.
             image: (P, C, H, W), the grid with what is remembered of each object; default: that of the frame, without
-                memory. A mask alone gives one candidate; every other prompt gives three.
+                memory. A mask alone gives one candidate; every other prompt gives three. Nothing is blanked.
         """
+        if image is None:
+            pairs = len(next(given for given in (points and points[0], boxes, masks) if given is not None))
+            image = self.without_memory(features.levels[-1]).expand(pairs, -1, -1, -1)
+        levels, tracker = features.levels[:2], self.tracker
+        if self.tracking_decoder is not None:
+            high, middle = features.unprojected
+            levels = [tracker.conv_s0(high), tracker.conv_s1(middle)]
+        several = masks is None or points is not None or boxes is not None
+        prompts = {"points": points, "boxes": boxes, "masks": masks}
+        return self.prompted(image, levels, **prompts, decoder=tracker, several=several)
+
+    def without_memory(self, low: Tensor) -> Tensor:
+        """The coarsest level (F, C, H, W) as the mask decoder takes it where nothing is remembered."""
+        raise NotImplementedError
+
+    def prompted(self, image: Tensor, levels: list[Tensor], **prompts: Any) -> MaskPrediction:
+        """The mask decoder on P pairs of an image and a prompt: the `prompt` function of the SAM's own module."""
         raise NotImplementedError
 
     def forward(

@@ -198,31 +198,14 @@ class Sa2VASam3Encoder(Sam3Memory, GroundingEncoder):
         """As in the protocol. Outside training, masks are blanked by object score: there a blanked mask would learn
         nothing."""
         high, middle, low = features[frame_index].levels
-        prediction = prompt(self.sam3_model, self._without_memory(low), [high, middle], embeddings=embeddings)
+        prediction = self.prompted(self.without_memory(low), [high, middle], embeddings=embeddings)
         return blanked(prediction) if self.config.blank_absent and not self.training else prediction
 
-    def _without_memory(self, low: Tensor) -> Tensor:
+    def without_memory(self, low: Tensor) -> Tensor:
         return low + self.sam3_model.no_memory_embedding.view(1, -1, 1, 1)
 
-    def prompt(
-        self,
-        features: ImageFeatures,
-        points: tuple[Tensor, Tensor] | None = None,
-        boxes: Tensor | None = None,
-        masks: Tensor | None = None,
-        image: Tensor | None = None,
-    ) -> MaskPrediction:
-        """As in the protocol; nothing is blanked."""
-        if image is None:
-            pairs = len(next(given for given in (points and points[0], boxes, masks) if given is not None))
-            image = self._without_memory(features.levels[-1]).expand(pairs, -1, -1, -1)
-        levels, tracker = features.levels[:2], self.tracker
-        if self.tracking_decoder is not None:
-            high, middle = features.unprojected
-            levels = [tracker.conv_s0(high), tracker.conv_s1(middle)]
-        several = masks is None or points is not None or boxes is not None
-        prompts = {"points": points, "boxes": boxes, "masks": masks}
-        return prompt(self.sam3_model, image, levels, **prompts, decoder=tracker, several=several)
+    def prompted(self, image: Tensor, levels: list[Tensor], **prompts: Any) -> MaskPrediction:
+        return prompt(self.sam3_model, image, levels, **prompts)
 
     # ---------------------------------------------------------------- what is trained
     def self_initialized(self) -> Iterable[nn.Module]:

@@ -186,6 +186,20 @@ class SafeTrainer(Trainer):
         finally:
             self.train_dataset, self.data_collator = dataset, collator
 
+    def sampled_batches(self) -> DataLoader:
+        """Batches of this rank for a trainer whose sampler yields whole batches and shares them out itself."""
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self.train_sampler,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            worker_init_fn=partial(begin_worker, None),
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+        )
+
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         loader = super()._get_dataloader(*args, **kwargs)
         for one in {loader, getattr(loader, "base_dataloader", loader)}:  # accelerate keeps the real one inside

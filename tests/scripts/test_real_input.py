@@ -154,6 +154,7 @@ def test_the_reloaded_model_finds_what_it_was_taught(road):
     # Which of the nine photos is learned last depends on the processor's rounding, so one may be missed.
     assert together.ciou() >= 0.65 and together.ciou() >= before.ciou() + 0.3
     assert together.giou() >= 0.5, "the small ones count as well"
+    assert before.ciou() < 0.5, "there was nothing to learn"
     scores = json.loads((road / "run" / "eval_results.json").read_text())
     assert scores["eval_cIoU"] >= 0.65 and scores["eval_masks"] == len(every)
 

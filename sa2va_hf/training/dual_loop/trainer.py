@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from ..ema import Ema
-from ..faults import begin_worker
 from ..meter import Meter
 from ..sa2va.trainer import Sa2VATrainer
 from .arguments import DualLoopTrainingArguments
@@ -98,18 +96,8 @@ class DualLoopTrainer(Sa2VATrainer):
 
     # ---- data ----
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of this rank: the sampler deals them itself, since a micro-batch is of one kind on all ranks."""
-        workers = self.args.dataloader_num_workers
-        return DataLoader(
-            self.train_dataset,
-            batch_sampler=self.train_sampler,
-            collate_fn=self.data_collator,
-            num_workers=workers,
-            worker_init_fn=partial(begin_worker, None),
-            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
-        )
+        """The sampler yields whole batches, since a micro-batch is of one kind on all ranks."""
+        return self.sampled_batches()
 
     # ---- loss ----
     def loss_and_outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Any]:

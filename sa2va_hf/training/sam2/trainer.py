@@ -7,7 +7,6 @@ resumed run.
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from transformers import TrainerCallback
 from ...checkpoints.card import HERE, facts_of_run, sam2_card
 from ...checkpoints.files import CARD, TRAINER_STATE
 from ...data.clips.dataset import ClipBatchSampler, collate
-from ..faults import begin_worker
 from ..meter import Meter
 from ..safe_trainer import SafeTrainer
 from .arguments import Sam2TrainingArguments
@@ -73,18 +71,8 @@ class Sam2Trainer(SafeTrainer):
 
     # ---- data ----
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of this rank: the sampler deals them itself, since their size depends on the dataset."""
-        workers = self.args.dataloader_num_workers
-        return DataLoader(
-            self.train_dataset,
-            batch_sampler=self.train_sampler,
-            collate_fn=self.data_collator,
-            num_workers=workers,
-            worker_init_fn=partial(begin_worker, None),
-            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
-        )
+        """The sampler yields whole batches, since the size of a batch depends on the dataset."""
+        return self.sampled_batches()
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Tensor | int | None]:
         """The batches of a step, and from them what its losses are divided by: objects, averaged over all of its

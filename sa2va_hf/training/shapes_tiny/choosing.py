@@ -43,7 +43,7 @@ class Choosing(Lesson):
             chance that they are one conversation of several turns.
         code, pointing, masks: weights of the losses; 0 leaves SAM 2 out.
         objects: numbers of shapes in a scene, each equally likely. kinds: how often each kind of expression is asked.
-        scenes: which ones are drawn, by a name.
+        scenes: which ones are drawn, by a name. shades: share of them whose background may have any shade.
     """
 
     name = "choosing"
@@ -67,9 +67,10 @@ class Choosing(Lesson):
         objects: Sequence[int] = (1, 2, 2, 3, 3, 3, 4, 5),
         kinds: dict[str, float] | None = None,
         scenes: str = "train",
+        shades: float = 0.0,
     ) -> None:
         super().__init__(model, processor)
-        self.scenes = scenes
+        self.scenes, self.shades = scenes, shades
         unknown = set(train) - set(PARTS)
         if unknown:
             raise ValueError(f"train: expected some of {PARTS}, got {sorted(unknown)}")
@@ -102,11 +103,12 @@ class Choosing(Lesson):
         for clip, count in self.counts.items():
             if count and (not clip or self.clip_every):
                 name = f"{self.scenes}-{'clips' if clip else 'pictures'}-{count}-{'masks' if self.masks else 'tokens'}"
+                name += f"-shades{self.shades:g}" if self.shades else ""
                 file = folder and seen_file(folder.parent, self.model, name)
                 objects = [n for n in self.objects if n <= 3] if clip else self.objects
                 seed = f"{self.scenes}/{clip}"
                 self.seen[clip] = seen_scenes(
-                    self.model, self.processor, seed, count, objects, clip, bool(self.masks), file
+                    self.model, self.processor, seed, count, objects, clip, bool(self.masks), file, self.shades
                 )
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
@@ -167,7 +169,9 @@ class Choosing(Lesson):
     def decisions(self, hidden: Tensor, rows: Rows, chats: list[Chat]) -> tuple[Tensor, Tensor]:
         """Whether the first word of an answer declines or not, as a binary cross-entropy, and the share of errors.
 
-        The words of an answer are sampled from a pool, so their own cross-entropy is mostly noise.
+        The words of an answer are sampled from a pool, so their own cross-entropy is mostly noise. The most probable
+        words of both kinds are compared, because greedy decoding says the one of them that is more probable: the pool
+        of declining answers is spread over more first words than the other.
         """
         kinds = [kind for chat in chats for kind in chat.kinds]
         asked = torch.tensor([kind in WEIGHTS for kind in kinds])
@@ -176,8 +180,8 @@ class Choosing(Lesson):
         row, index = rows.starts[asked].unbind(1)
         first = self.model.mllm.lm_head(hidden[row, index]).float()
         absent = torch.tensor([kind == "no_target" for kind in kinds])[asked]
-        others = first.scatter(1, self.declines.expand(len(first), -1), -torch.inf).logsumexp(1)
-        difference = first[:, self.declines].logsumexp(1) - others
+        others = first.scatter(1, self.declines.expand(len(first), -1), -torch.inf).amax(1)
+        difference = first[:, self.declines].amax(1) - others
         wrong = ((difference > 0) != absent).float().mean()
         return F.binary_cross_entropy_with_logits(difference, absent.float()), wrong
 

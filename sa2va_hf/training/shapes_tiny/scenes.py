@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...data.shapes.scene import Options, Scene, draw
+from ...data.shapes.scene import Options, Scene, draw, render
 from ...data.shapes.text import ATTRIBUTES, FAMILIES
+from ...data.shapes.world import RGB
 from ...model.processing_sa2va import Sa2VAProcessor
 
 COVERED = 0.25  # share of a token's cell that a shape must cover to be what the token is about
+CONTRAST = 48  # of 255: a background differs from every shape's colour by this much in some channel
+TINT, SLOPE = 25, 25  # of 255: how far a background's channels, and its corners, may be from its shade
+SAME = {"tiny": "small", "huge": "large"}  # sizes of the shifted world that are the same lengths
 
 
 @dataclass
@@ -26,10 +31,35 @@ class Drawn:
     masks: np.ndarray
 
 
-def draw_scenes(rng: random.Random, options: Options, count: int) -> list[Drawn]:
-    """`count` scenes, each with its pixels."""
-    drawn = (draw(rng, options) for _ in range(count))
-    return [Drawn(scene, np.stack(frames), np.array(masks)) for scene, frames, masks in drawn]
+def draw_scenes(rng: random.Random, options: Options, count: int, shades: float = 0.0) -> list[Drawn]:
+    """`count` scenes, each with its pixels. shades: share of them whose background may have any shade."""
+    found = []
+    for _ in range(count):
+        scene, frames, masks = draw(rng, options)
+        if shades and rng.random() < shades:
+            scene = replace(scene, background=any_background(rng, scene))
+            frames = [render(scene, frame)[0] for frame in range(scene.num_frames)]
+        found.append(Drawn(scene, np.stack(frames), np.array(masks)))
+    return found
+
+
+def any_background(rng: random.Random, scene: Scene) -> tuple[RGB, RGB, RGB, RGB]:
+    """Corner colours of some shade, from black to white, on which every shape of the scene can be seen.
+
+    The scene's own where no such shade is found, which shapes of many colours may rule out.
+    """
+    colours = [scene.world.palette[shape.colour] for shape in scene.shapes]
+    for _ in range(30):
+        shade, tint = rng.uniform(0, 255), [rng.uniform(-TINT, TINT) for _ in range(3)]
+        slopes = [rng.uniform(-SLOPE, SLOPE) for _ in range(4)]
+        corners = [tuple(min(255, max(0, round(shade + t + slope))) for t in tint) for slope in slopes]
+        if all(_differ(corner, colour) for corner in corners for colour in colours):
+            return tuple(corners)
+    return scene.background
+
+
+def _differ(first: RGB, second: RGB) -> bool:
+    return max(abs(a - b) for a, b in zip(first, second, strict=True)) >= CONTRAST
 
 
 def pixel_values(drawn: list[Drawn], processor: Sa2VAProcessor) -> Tensor:
@@ -58,9 +88,18 @@ class CellLabels:
     cover: Tensor
 
 
-def label_cells(drawn: list[Drawn], grid: int) -> CellLabels:
-    """What each cell of the first frames shows."""
-    words = {name: list(drawn[0].scene.options.words(FAMILIES[name])) for name in ATTRIBUTES}
+def words_of(worlds: Sequence[str]) -> dict[str, list[str]]:
+    """Attribute -> its words in some worlds, each once; sizes of the same lengths are one word."""
+    words: dict[str, dict[str, None]] = {name: {} for name in ATTRIBUTES}
+    for world in worlds:
+        for name, family in FAMILIES.items():
+            words[name] |= dict.fromkeys(SAME.get(word, word) for word in Options(world=world).words(family))
+    return {name: list(found) for name, found in words.items()}
+
+
+def label_cells(drawn: list[Drawn], grid: int, worlds: Sequence[str] = ("default",)) -> CellLabels:
+    """What each cell of the first frames shows, in the words of `worlds`."""
+    words = words_of(worlds)
     centres = torch.stack(torch.meshgrid(*[(torch.arange(grid) + 0.5) / grid] * 2, indexing="xy"), -1).view(-1, 2)
     attributes: dict[str, list[Tensor]] = {name: [] for name in ATTRIBUTES}
     geometry, covers = [], []
@@ -68,7 +107,8 @@ def label_cells(drawn: list[Drawn], grid: int) -> CellLabels:
         cover = cell_cover(one.masks[:, 0], grid)
         share, shape = cover.max(0)
         for name, family in words.items():
-            index = torch.tensor([family.index(getattr(s, name)) for s in one.scene.shapes])[shape]
+            said = [getattr(s, name) for s in one.scene.shapes]
+            index = torch.tensor([family.index(SAME.get(word, word)) for word in said])[shape]
             attributes[name].append(torch.where(share > COVERED, index, -1))
         middle = torch.tensor([s.centre for s in one.scene.shapes])[shape]
         radius = torch.tensor([4 * s.radius for s in one.scene.shapes])[shape]

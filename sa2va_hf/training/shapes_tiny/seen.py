@@ -49,15 +49,17 @@ def seen_scenes(
     clip: bool = False,
     grounding: bool = True,
     file: Path | None = None,
+    shades: float = 0.0,
 ) -> list[Seen]:
     """`count` scenes of default looks, of `objects` shapes each. grounding: whether SAM 2 looks as well. file: keeps
-    the tensors for a run that is resumed; scenes are drawn again, which is quick."""
+    the tensors for a run that is resumed; scenes are drawn again, which is quick. shades: share of the scenes whose
+    background may have any shade."""
     rng, drawn = random.Random(seed), []
     frames = list(SHOWN) if clip else [0]
     for _ in range(count):
         number = rng.choice(objects)
         options = Options(min_objects=number, max_objects=number, num_frames=CLIP_FRAMES if clip else 1)
-        drawn += draw_scenes(rng, options, 1)
+        drawn += draw_scenes(rng, options, 1, shades)
     if file is not None and file.exists():
         parts = torch.load(file, weights_only=True)
     else:

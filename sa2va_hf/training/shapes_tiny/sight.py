@@ -7,19 +7,18 @@ shapes give some thirty labelled tokens per picture, where a mask and its phrase
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...data.shapes.scene import Options
-from ...data.shapes.text import ATTRIBUTES, FAMILIES
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
 from .code import dense_positions
 from .lesson import Lesson
-from .scenes import CellLabels, Drawn, draw_scenes, label_cells, pixel_values
+from .scenes import CellLabels, Drawn, draw_scenes, label_cells, pixel_values, words_of
 
 GEOMETRY = 5  # numbers per cell, see `CellLabels`
 
@@ -50,7 +49,9 @@ class CellReader(nn.Module):
 
 
 class Sight(Lesson):
-    """See the module. options: `shapes` options of the scenes; batch: pictures per step."""
+    """See the module. batch: pictures per step. shades: share of them whose background may have any shade. worlds:
+    the looks that are drawn, each as often; words that no sentence of the other lessons has are only labels here.
+    Further arguments are options of `shapes`."""
 
     name = "sight"
 
@@ -62,14 +63,17 @@ class Sight(Lesson):
         min_objects: int = 4,
         max_objects: int = 10,
         max_overlap: float = 0.3,
+        shades: float = 0.0,
+        worlds: Sequence[str] = ("default",),
     ) -> None:
         super().__init__(model, processor)
-        self.batch, self.grid = batch, processor.pictures.region_grid
-        self.options = Options(min_objects=min_objects, max_objects=max_objects, max_overlap=max_overlap)
+        self.batch, self.grid, self.shades, self.worlds = batch, processor.pictures.region_grid, shades, worlds
+        numbers = {"min_objects": min_objects, "max_objects": max_objects, "max_overlap": max_overlap}
+        self.options = [Options(world=world, **numbers) for world in worlds]
         table = model.get_input_embeddings().weight.detach()
         words = {
-            name: torch.stack([word_embedding(word, table, processor) for word in self.options.words(FAMILIES[name])])
-            for name in ATTRIBUTES
+            name: torch.stack([word_embedding(word, table, processor) for word in family])
+            for name, family in words_of(worlds).items()
         }
         self.helpers["reader"] = CellReader(words, table.shape[1])
         # What SAM 2 adds to its image features: a prompt that says the same is a place to it.
@@ -84,8 +88,8 @@ class Sight(Lesson):
         return self.model.backbone.vision(self.model.mllm)
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
-        drawn = draw_scenes(rng, self.options, self.batch)
-        return self.loss_of(drawn)
+        share = self.batch // len(self.options)
+        return self.loss_of([one for options in self.options for one in draw_scenes(rng, options, share, self.shades)])
 
     def loss_of(self, drawn: list[Drawn]) -> tuple[Tensor, dict[str, float]]:
         """Loss and accuracies on scenes; labels are read off the projected tokens, and off the tower's finer ones."""
@@ -93,10 +97,11 @@ class Sight(Lesson):
         hook = self.tower.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state))
         tokens = self.model.backbone.features(self.model.mllm, pixel_values(drawn, self.processor))
         hook.remove()
-        loss, shown = self.helpers["reader"].loss(tokens, label_cells(drawn, self.grid))
+        loss, shown = self.helpers["reader"].loss(tokens, label_cells(drawn, self.grid, self.worlds))
         cell = F.mse_loss(self.helpers["place"](tokens), self.places.repeat(len(drawn), 1))
         shown["cell"] = cell.item()
-        fine, fine_shown = self.helpers["fine"].loss(seen[0][:, 1:].flatten(0, 1), label_cells(drawn, self.fine_grid))
+        labels = label_cells(drawn, self.fine_grid, self.worlds)
+        fine, fine_shown = self.helpers["fine"].loss(seen[0][:, 1:].flatten(0, 1), labels)
         return loss + fine + 4 * cell, shown | {"fine kind": fine_shown["kind"]}
 
 

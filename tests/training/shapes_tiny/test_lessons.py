@@ -24,7 +24,7 @@ from sa2va_hf.training.shapes_tiny.muon import Muon, orthogonalized
 from sa2va_hf.training.shapes_tiny.ordering import Ordering
 from sa2va_hf.training.shapes_tiny.outlining import Outlining
 from sa2va_hf.training.shapes_tiny.recipe import LESSONS, install, make_model, run, save
-from sa2va_hf.training.shapes_tiny.scenes import COVERED, cell_cover, draw_scenes, label_cells
+from sa2va_hf.training.shapes_tiny.scenes import CONTRAST, COVERED, cell_cover, draw_scenes, label_cells, words_of
 from sa2va_hf.training.shapes_tiny.seen import seen_scenes
 from sa2va_hf.training.shapes_tiny.sight import Sight
 from sa2va_hf.training.shapes_tiny.spoken import Spoken
@@ -100,6 +100,28 @@ def test_cells_are_labelled_with_the_shape_that_covers_them():
             row += 1
 
 
+def test_shapes_can_be_seen_on_backgrounds_of_any_shade():
+    shades = []
+    for one in draw_scenes(random.Random(0), Options(min_objects=2, max_objects=4), 40, shades=1.0):
+        ground = one.frames[0][~one.masks[:, 0].any(0)].reshape(-1, 3).astype(int)
+        shades.append(np.median(ground))
+        for shape in one.scene.shapes:
+            colour = np.array(one.scene.world.palette[shape.colour])
+            corners = np.array(one.scene.background)
+            assert (np.abs(corners - colour).max(1) >= CONTRAST).all() or corners.std(1).max() == 0
+    assert min(shades) < 40 and max(shades) > 215
+
+
+def test_scenes_of_two_worlds_are_labelled_together():
+    words = words_of(("default", "shifted"))
+    assert words["size"] == ["small", "large"] and {"star", "heart"} <= set(words["kind"])
+    (one,) = draw_scenes(random.Random(0), Options(world="shifted", min_objects=1, max_objects=1), 1)
+    labels = label_cells([one], 8, ("default", "shifted"))
+    cell = int(labels.cover.argmax())
+    assert words["colour"][labels.attributes["colour"][cell]] == one.scene.shapes[0].colour
+    assert words["kind"][labels.attributes["kind"][cell]] == one.scene.shapes[0].kind
+
+
 def test_a_chat_has_a_target_for_every_seg_and_a_group_for_every_expression():
     rng, kinds = random.Random(3), set()
     for number in range(60):
@@ -156,6 +178,20 @@ def test_threads_read_the_image_and_themselves_as_alone(made):
             at += len(own)
 
 
+def test_a_decision_is_what_greedy_decoding_says(made):
+    lesson = Choosing(*made, pictures=1, clips=0)
+    (one,) = seen_scenes(*made, "a", 1, [3], grounding=False)
+    chats = referring_chats(one.scene, random.Random(1), 5, WEIGHTS)
+    with torch.no_grad():
+        rows = lesson.rows([one], [chats])
+        hidden = lesson.read([one], rows)
+        hidden = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)) + hidden
+        first = made[0].mllm.lm_head(hidden[rows.starts[:, 0], rows.starts[:, 1]]).argmax(1)
+        declined = torch.isin(first, lesson.declines)
+        absent = torch.tensor([chat.kinds[0] == "no_target" for chat in chats])
+        assert lesson.decisions(hidden, rows, chats)[1].item() == pytest.approx((declined != absent).float().mean())
+
+
 def test_threads_are_written_as_the_processor_writes_conversations(made):
     model, processor = made
     (one,) = draw_scenes(random.Random(2), Options(min_objects=3, max_objects=3), 1)
@@ -192,7 +228,7 @@ def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adamw():
     ("kind", "options"),
     [
         (Words, {"batch": 4}),
-        (Sight, {"batch": 4, "min_objects": 2, "max_objects": 3}),
+        (Sight, {"batch": 4, "min_objects": 2, "max_objects": 3, "shades": 0.5, "worlds": ("default", "shifted")}),
         (Choosing, {"train": ("llm", "prompts", "decoder"), "batch": 2, "pictures": 2, "clips": 1, "masks": 1.0}),
         (Ordering, {"pictures": 2, "looks_per_step": 8}),
         (Outlining, {"masks_per_step": 4, "pictures": 2, "clips": 1}),

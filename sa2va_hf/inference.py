@@ -248,22 +248,22 @@ class Sa2VAPredictor:
 
     def locate(
         self,
-        image: Picture | None = None,
+        image: Picture | list[Picture | None] | None = None,
         video: Any = None,
-        text: str = "",
+        text: str | list[str] = "",
         question: str | None = None,
         masks: bool = False,
         num_frames: int | None = None,
         max_new_tokens: int = 512,
         **generation: Any,
-    ) -> Prediction:
+    ) -> Prediction | list[Prediction]:
         """The boxes that the model writes of what a text means, on the frames that it reads.
 
         A model trained to answer with boxes is asked once; every other one in the form of its family of LLMs, about
         the frames of a clip one by one (see `locating.styles`). What cannot be read is in `Prediction.problems`.
 
         Args:
-            text: what is to be located, "the dog".
+            text: what is to be located, "the dog". A list makes a batch, as in a call of the predictor.
             question: how it is asked, with {} in the place of the text; default: the form of the model.
             masks: also predict masks, as `segment_boxes`. Without them a prediction has none.
             num_frames: how many frames of a clip the LLM reads; default the predictor's.
@@ -275,8 +275,15 @@ class Sa2VAPredictor:
         Raises:
             ValueError: an empty text, not exactly one of image and video, or an LLM whose form is not known.
         """
-        given = {"num_frames": num_frames or self.num_frames, "max_new_tokens": max_new_tokens} | generation
-        return locate(self, image, video, text, question, masks, **given)
+        texts, images, videos = (
+            _texts("text", text, text),
+            _listed("image", image, text),
+            _listed("video", video, text),
+        )
+        count = self.num_frames if num_frames is None else num_frames
+        asked_for = list(zip(texts, images, videos, strict=True))
+        found = locate(self, asked_for, question, masks, count, max_new_tokens=max_new_tokens, **generation)
+        return found if isinstance(text, list) else found[0]
 
     def segment_boxes(self, image: Picture | None = None, video: Any = None, boxes: Any = None) -> Prediction:
         """The masks that SAM 2 makes of boxes, followed through the clip; the LLM is not asked.

@@ -47,20 +47,18 @@ class Locating:
         return {"prompts": [MASK_PROMPT]} if settings.answer_with == "boxes_of_masks" else {}
 
     def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
-        return [self._ask(predictor, item, settings) for item in items]
-
-    def _ask(self, predictor: Sa2VAPredictor, item: Item, settings: Settings) -> Answer:
-        frames = Frames(item.sample)
-        is_clip = item.sample.num_frames > 1
-        shown = {"video": frames} if is_clip else {"image": frames[0]}
-        asked = {**shown, "num_frames": settings.num_frames, "max_new_tokens": settings.max_new_tokens}
+        opened = {item.media: Frames(item.sample) for item in items}
+        is_clip = items[0].sample.num_frames > 1  # a batch has clips or pictures
+        shown = [opened[item.media] if is_clip else opened[item.media][0] for item in items]
+        asked = {"video" if is_clip else "image": shown}
+        asked |= {"num_frames": settings.num_frames, "max_new_tokens": settings.max_new_tokens}
+        texts = [item.question for item in items]
         if settings.answer_with == "boxes_of_masks":
-            found = predictor(text=MASK_PROMPT.format(item.question), video_mode=settings.video_mode, **asked)
+            texts = [MASK_PROMPT.format(text) for text in texts]
+            found = predictor(text=texts, video_mode=settings.video_mode, **asked)
         else:
-            found = predictor.locate(text=item.question, **asked)
-        boxes = {index: _boxes_on(found, index) for index in frames_read(item.sample, settings)}
-        more = {"boxes": {str(index): rows for index, rows in boxes.items()}}
-        return Answer(found.text, more=more | {"problems": list(getattr(found, "problems", ()))})
+            found = predictor.locate(text=texts, **asked)
+        return [_answer(item, one, settings) for item, one in zip(items, found, strict=True)]
 
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
         tubes = BoxTubes()
@@ -115,6 +113,11 @@ def true_boxes(item: Item, index: int) -> list[Box] | None:
         if box is not None and box[2] > box[0] and box[3] > box[1]:
             found.append(tuple(box))
     return found
+
+
+def _answer(item: Item, found: Prediction, settings: Settings) -> Answer:
+    boxes = {str(index): _boxes_on(found, index) for index in frames_read(item.sample, settings)}
+    return Answer(found.text, more={"boxes": boxes, "problems": list(found.problems)})
 
 
 def _boxes_on(found: Prediction, index: int) -> list[list[float]]:

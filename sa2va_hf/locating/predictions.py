@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from sa2va_hf.boxes import Box, BoxAnswer, read
 from sa2va_hf.locating.segments import Boxes
-from sa2va_hf.locating.styles import asked, sides, style_of
+from sa2va_hf.locating.styles import BoxStyle, asked, sides, style_of
 from sa2va_hf.locating.tracks import track_boxes
 from sa2va_hf.model.answering import full_masks
 from sa2va_hf.model.frames import check_count, uniform_frames
@@ -22,47 +23,66 @@ from sa2va_hf.prediction import History, Prediction, packed_boxes
 Predictor = Any  # a `Sa2VAPredictor`, whose module imports this one
 
 
+@dataclass(frozen=True)
+class _Question:
+    """One text to locate. frames: those that are read; shown: what the LLM sees, pictures or lists of frames."""
+
+    clip: Clip
+    is_video: bool
+    wording: str
+    frames: list[int]
+    shown: list[Any]
+
+
 def locate(
     predictor: Predictor,
-    image: Any,
-    video: Any,
-    text: str,
+    asked_for: Sequence[tuple[str, Any, Any]],
     question: str | None,
     masks: bool,
     num_frames: int,
     **generation: Any,
-) -> Prediction:
-    """See `Sa2VAPredictor.locate`."""
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"text: expected what is to be located, got {text!r}")
-    clip = _clip(image, video)
-    processor = predictor.processor
-    style = style_of(processor)
-    wording = asked(style, text, video is not None, question)
-    frames = [0] if video is None else uniform_frames(len(clip), check_count("num_frames", num_frames))
-    if video is None or style.clips:
-        # the frames themselves: which ones a clip's mode of masks has the LLM read is another matter
-        seen = {"video": [clip[index] for index in frames], "num_frames": len(frames)}
-        shown = {"image": image} if video is None else seen
-        texts = [predictor(**shown, text=wording, **generation).text]
-        answers = [_read(texts[0], clip[0], style, processor, len(frames))]
-    else:
-        pictures = [clip[index] for index in frames]
-        said = predictor(image=pictures, text=[wording] * len(pictures), **generation)
-        texts = [one.text for one in said]
-        answers = [_read(one, picture, style, processor, 1) for one, picture in zip(texts, pictures, strict=True)]
+) -> list[Prediction]:
+    """See `Sa2VAPredictor.locate`. asked_for: (text, image, video), one of the last two None."""
+    style, count = style_of(predictor.processor), check_count("num_frames", num_frames)
+    questions = [_question(style, *one, question, count) for one in asked_for]
+    shown = [seen for one in questions for seen in one.shown]
+    wordings = [one.wording for one in questions for _ in one.shown]
+    pictures = [None if isinstance(seen, list) else seen for seen in shown]
+    clips = [seen if isinstance(seen, list) else None for seen in shown]
+    # the frames themselves are given: which ones a clip's mode of masks has the LLM read is another matter
+    said = iter(predictor(image=pictures, video=clips, text=wordings, num_frames=count, **generation))
+    return [_located(predictor, style, one, [next(said).text for _ in one.shown], masks) for one in questions]
+
+
+def _question(style: BoxStyle, text: str, image: Any, video: Any, question: str | None, count: int) -> _Question:
+    clip, is_video = _clip(image, video), video is not None
+    frames = uniform_frames(len(clip), count)
+    pictures = [clip[index] for index in frames]
+    shown = [pictures] if is_video and style.clips else pictures
+    return _Question(clip, is_video, asked(style, text, is_video, question), frames, shown)
+
+
+def _located(predictor: Predictor, style: BoxStyle, question: _Question, texts: list[str], masks: bool) -> Prediction:
+    """What the texts say: one of all frames, or one per frame."""
+    clip, size = question.clip, len(question.frames) // len(texts)
+    seen = (seen[0] if isinstance(seen, list) else seen for seen in question.shown)
+    answers = [
+        _read(text, picture, style, predictor.processor, size) for text, picture in zip(texts, seen, strict=True)
+    ]
     found = [boxes for answer in answers for boxes in answer.frames]
-    problems = tuple(problem for answer in answers for problem in answer.problems)
     boxes = {
-        index: _with_area(of_frame) for index, of_frame in zip(frames, found, strict=True) if of_frame is not None
+        index: _with_area(of_frame)
+        for index, of_frame in zip(question.frames, found, strict=True)
+        if of_frame is not None
     }
-    history = History(clip, video is not None, turns=((wording, "\n".join(texts)),))
+    text = "\n".join(texts)
+    history = History(clip, question.is_video, turns=((question.wording, text),))
     if masks and any(any(box is not None for box in of_frame) for of_frame in boxes.values()):
         prediction = _masks_of(predictor, clip, boxes, history)
-        prediction.text, prediction.boxes = "\n".join(texts), _array(boxes, len(clip))
+        prediction.text, prediction.boxes = text, _array(boxes, len(clip))
     else:
-        prediction = _without_masks(predictor, "\n".join(texts), _array(boxes, len(clip)), history)
-    prediction.problems = problems
+        prediction = _without_masks(predictor, text, _array(boxes, len(clip)), history)
+    prediction.problems = tuple(problem for answer in answers for problem in answer.problems)
     return prediction
 
 

@@ -82,25 +82,40 @@ class Predictor:
     """Writes one box on the first frame that it reads; its masks have another one."""
 
     def locate(self, text, num_frames, video=None, image=None, **more):
-        self.asked = text
-        boxes = np.full((1, 1 if video is None else len(video), 4), np.nan, np.float32)
-        boxes[0, 0] = BOX
-        return Prediction("said", None, boxes, None, None, None, problems=("frame 2: expected 4 numbers",))
+        self.asked, self.seen = text, video or image
+        problems = ("frame 2: expected 4 numbers",)
+        return [self._found(BOX, 1 if video is None else len(seen), problems) for seen in self.seen]
 
     def __call__(self, text, **more):
         self.asked = text
-        return Prediction("said", None, np.array([[OTHER]], np.float32), None, None, None)
+        return [self._found(OTHER, 1, ()) for _ in text]
+
+    def _found(self, box, frames, problems):
+        boxes = np.full((1, frames, 4), np.nan, np.float32)
+        boxes[0, 0] = box
+        return Prediction("said", None, boxes, None, None, None, problems=problems)
+
+
+@pytest.fixture
+def no_files(monkeypatch):
+    monkeypatch.setattr("sa2va_hf.evaluation.locating.Frames", lambda sample: ["frame"] * sample.num_frames)
 
 
 @pytest.mark.parametrize(
     ("answer_with", "box", "text"), [(None, BOX, "it"), ("boxes_of_masks", OTHER, "Please segment it.")]
 )
-def test_boxes_are_those_that_are_written_or_those_of_the_masks(monkeypatch, answer_with, box, text):
-    monkeypatch.setattr("sa2va_hf.evaluation.locating.Frames", lambda sample: ["frame"] * sample.num_frames)
+def test_boxes_are_those_that_are_written_or_those_of_the_masks(no_files, answer_with, box, text):
     predictor, (item,) = Predictor(), items(Expression("it", [0]))
     (found,) = TASK.ask(predictor, [item], Settings(answer_with=answer_with))
-    assert found.more["boxes"] == {"0": [list(box)]} and predictor.asked == text
+    assert found.more["boxes"] == {"0": [list(box)]} and predictor.asked == [text]
     assert len(found.more["problems"]) == (answer_with is None)
+
+
+def test_a_batch_is_asked_at_once_and_opens_a_clip_once(no_files):
+    predictor, asked = Predictor(), items(Expression("it", [0]), Expression("the other", [1]), frames=3)
+    found = TASK.ask(predictor, asked, Settings())
+    assert predictor.asked == ["it", "the other"] and predictor.seen[0] is predictor.seen[1]
+    assert [one.more["boxes"] for one in found] == [{"0": [list(BOX)], "1": [], "2": []}] * 2
 
 
 def test_any_benchmark_with_expressions_can_be_answered_with_boxes():

@@ -101,15 +101,32 @@ def test_an_answer_that_is_cut_gives_the_frames_that_can_be_read(predictor, clip
     assert any("cut at max_new_tokens" in problem for problem in found.problems)
 
 
+@pytest.mark.parametrize("form", [None, "spatial"])  # asked frame by frame, and about all frames at once
+def test_a_batch_is_answered_as_each_text_alone(predictor, clip, monkeypatch, form):
+    monkeypatch.setattr(predictor.processor, "box_form", form)
+    written = ["<box>[[100, 200, 600, 700]]</box>", "nothing", "<box>[[1, 2, 300, 400]]</box>", "<box>[[1, 2]]</box>"]
+    looks = {"text": ["the dog", "it", "a cat"], "image": [None, clip[0], None], "video": [clip[:2], None, clip[2:3]]}
+    calls = said(predictor, monkeypatch, *written)
+    together = predictor.locate(**looks)
+    assert len(calls) == 1
+    said(predictor, monkeypatch, *written)
+    alone = [predictor.locate(*look, text) for text, *look in zip(*looks.values(), strict=True)]
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+        assert (one.text, one.problems, one.history.turns) == (other.text, other.problems, other.history.turns)
+    assert [one.boxes.shape[1] for one in together] == [2, 1, 1]
+
+
 BAD = [
     (lambda p, c: p.locate(image=c[0], text="left of [9, 9, 9, 20]"), r"\[9, 9, 9, 20\]: expected a box .* x0 < x1"),
     (lambda p, c: p.locate(image=c[0], text="left of [9, 9, 1200, 20]"), "in thousandths of the picture's sides"),
-    (lambda p, c: p.locate(image=c[0], text=" "), "text: expected what is to be located, got ' '"),
+    (lambda p, c: p.locate(image=c[0], text=" "), r"text: expected a text that is not empty .* got \[' '\]"),
     (lambda p, c: p.locate(text="dog"), "give one of image and video"),
     (
         lambda p, c: p.locate(video=c, text="dog", num_frames=-1),
         "num_frames: expected a whole number from 1",
     ),
+    (lambda p, c: p.locate(image=c, text=["dog", "cat"]), "image: text is a list of 2, so expected None or a list of"),
     (lambda p, c: p.segment_boxes(video=c, boxes={7: [BOX]}), "the clip has frames 0 to 4, got boxes on frames 7"),
     (lambda p, c: p.segment_boxes(video=c, boxes={}), "expected boxes on at least one frame, got none"),
     (lambda p, c: p.segment_boxes(video=c, boxes=[BOX]), r"expected \{frame: \[box, ...\]\} for a video, got list"),

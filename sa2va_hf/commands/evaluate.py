@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("evaluate")
 MODES = ("generate", "teacher")
-BASELINES = ("box",)
+POSITIONS = ("position", "position_of_phrase")
+BASELINES = ("box", *POSITIONS)
 ANSWERS_WITH = ("boxes", "boxes_of_masks")
 VIDEO_MODES = ("consistent", "memory", "per_frame")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -64,7 +65,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=Path("metrics.json"))
     parser.add_argument("--predictions", type=Path, help="score these predictions instead of running a model")
     parser.add_argument("--mode", choices=MODES, help="default: generate; teacher: the answer is given to the model")
-    parser.add_argument("--baseline", choices=BASELINES, help="box: the box that the model writes, segmented by SAM 2")
+    parser.add_argument(
+        "--baseline",
+        choices=BASELINES,
+        help="box: the box that the model writes, segmented by SAM 2; position, position_of_phrase: no model, but the "
+        "most frequent box of --positions_of, or that of the same phrase",
+    )
+    parser.add_argument("--positions_of", metavar="DIR", help="a prepared dataset, for --baseline position")
     parser.add_argument("--split", help="default: the benchmark's")
     parser.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the data; YAML value"
@@ -120,6 +127,8 @@ def settings_now(arguments: argparse.Namespace) -> Settings:
         return Settings(
             **{"video_mode": config.video_mode} | given, box_style=style, text_encoder=arguments.text_encoder
         )
+    if arguments.positions_of is not None:
+        return Settings(**given, positions_of=arguments.positions_of)
     if arguments.baseline is not None:
         raise ValueError("--baseline asks a model: give --model instead of --predictions")
     note = read_note(arguments.predictions)
@@ -146,8 +155,11 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any] | None:
     from sa2va_hf.evaluation.runner import Files, rescore
     from sa2va_hf.prediction import writable
 
-    if (arguments.model is None) == (arguments.predictions is None):
-        raise ValueError("give --model, or --predictions to score what was predicted before")
+    sources = (arguments.model, arguments.predictions, arguments.positions_of)
+    if sum(source is not None for source in sources) != 1:
+        raise ValueError(
+            "give --model, or --predictions to score what was predicted before, or --positions_of for a baseline"
+        )
     Files(arguments.output)  # its name is checked before anything is read
     writable(arguments.output.parent).mkdir(parents=True, exist_ok=True)
     benchmark = get_benchmark(arguments.benchmark)
@@ -203,10 +215,13 @@ def answered(
     from tqdm import tqdm
 
     from sa2va_hf import Sa2VAPredictor
+    from sa2va_hf.evaluation.position_baseline import FrequentBoxes
     from sa2va_hf.evaluation.runner import run, weights_of
     from sa2va_hf.model.configuration_sa2va import bundled
 
-    def load(device: torch.device) -> Sa2VAPredictor:
+    def load(device: torch.device) -> Sa2VAPredictor | FrequentBoxes:
+        if arguments.positions_of is not None:
+            return FrequentBoxes.of(settings)
         dtype = arguments.dtype and getattr(torch, arguments.dtype)
         place = device if arguments.device in (None, "cuda") else arguments.device  # each process has its own GPU
         try:
@@ -221,7 +236,8 @@ def answered(
             bar.total = total
             bar.update(count - bar.n)
 
-        how = (arguments.batch_size, progress, arguments.device == "cpu", weights_of(bundled(arguments.model)))
+        read = arguments.positions_of or bundled(arguments.model)
+        how = (arguments.batch_size, progress, arguments.device == "cpu", weights_of(read))
         return run(*common, load, settings, recipe, arguments.output, *how)
 
 

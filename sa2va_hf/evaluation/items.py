@@ -9,18 +9,22 @@ from typing import Any
 
 import numpy as np
 
+from sa2va_hf.boxes import Box
 from sa2va_hf.data.schema import Sample
-from sa2va_hf.masks import RLE, decode, encode
+from sa2va_hf.masks import RLE, decode, encode, rle_to_box
 
 MODES = ("generate", "teacher")
-BASELINES = ("box",)
+POSITIONS = ("position", "position_of_phrase")  # baselines that see nothing: boxes of other data
+BASELINES = ("box", *POSITIONS)
 ANSWERS_WITH = ("boxes", "boxes_of_masks")
 
 
 @dataclass(frozen=True)
 class Settings:
     """How a model is asked. mode: "teacher" gives it the answer, so that only its masks are scored.
-    baseline: "box" replaces the model's masks with SAM 2's masks of the boxes that the LLM writes.
+    baseline: "box" replaces the model's masks with SAM 2's masks of the boxes that the LLM writes; "position" and
+    "position_of_phrase" answer every question with the most frequent box of `positions_of`, a prepared dataset, or
+    with that of the same phrase (`evaluation.position_baseline`).
     box_style: how it is asked for a box, a name of `box_baseline.BOX_STYLES`.
     text_encoder: a folder of a BERT that compares phrases (grounded captions).
     search: targets of a question are searched first (V*Bench).
@@ -36,6 +40,7 @@ class Settings:
     text_encoder: str | None = None
     search: bool = False
     answer_with: str | None = None
+    positions_of: str | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("mode", MODES), ("baseline", (None, *BASELINES)), ("answer_with", (None, *ANSWERS_WITH))):
@@ -44,6 +49,8 @@ class Settings:
                 raise ValueError(f"{name}: expected one of {', '.join(map(str, known))}, got {value!r}")
         if self.baseline is not None and self.mode != "generate":
             raise ValueError(f"baseline {self.baseline!r} needs mode 'generate', got {self.mode!r}")
+        if (self.baseline in POSITIONS) != (self.positions_of is not None):
+            raise ValueError(f"positions_of, a prepared dataset, goes with a baseline of {', '.join(POSITIONS)}")
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,24 @@ def checked_mask(track: list[RLE], item: Item, frame: int) -> np.ndarray:
     if size != wanted:
         raise ValueError(f"expected a mask of {wanted} (height, width), got {size}")
     return decode(track[frame])
+
+
+def true_boxes(item: Item, index: int) -> list[Box] | None:
+    """The boxes of what is meant on a frame; None where they are not known."""
+    if not item.targets:
+        return []
+    if index not in item.sample.annotated:
+        return None
+    at, found = item.sample.annotated.index(index), []
+    for target in item.targets:
+        one = item.sample.objects[target]
+        box = one.boxes[at]
+        if box is None and one.masks[at] is None:
+            return None
+        box = rle_to_box(one.masks[at]) if box is None else box
+        if box is not None and box[2] > box[0] and box[3] > box[1]:
+            found.append(tuple(box))
+    return found
 
 
 def encode_tracks(masks: np.ndarray) -> list[list[RLE]]:

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from sa2va_hf import masks
-from sa2va_hf.boxes import Box
 from sa2va_hf.data.media import Frames
 from sa2va_hf.data.relations import ordinal
 from sa2va_hf.data.schema import Sample
 from sa2va_hf.evaluation.boxes import BoxTubes
-from sa2va_hf.evaluation.items import Answer, Item, Settings, percent
+from sa2va_hf.evaluation.items import POSITIONS, Answer, Item, Settings, percent, true_boxes
 from sa2va_hf.evaluation.metrics import mean
+from sa2va_hf.evaluation.position_baseline import FrequentBoxes
 from sa2va_hf.inference import Prediction, Sa2VAPredictor
 from sa2va_hf.model.frames import uniform_frames
 
@@ -42,11 +41,17 @@ class Locating:
 
     def record(self, settings: Settings) -> dict[str, Any]:
         """How it is asked. ValueError for a setting that does not apply."""
-        if settings.mode != "generate" or settings.baseline is not None or settings.search:
-            raise ValueError("boxes are not scored with --mode teacher, --baseline or --search")
+        if settings.mode != "generate" or settings.baseline == "box" or settings.search:
+            raise ValueError("boxes are not scored with --mode teacher, --baseline box or --search")
+        if settings.baseline is not None:
+            return {"prompts": []}
         return {"prompts": [MASK_PROMPT]} if settings.answer_with == "boxes_of_masks" else {}
 
-    def ask(self, predictor: Sa2VAPredictor, items: Sequence[Item], settings: Settings) -> list[Answer]:
+    def ask(
+        self, predictor: Sa2VAPredictor | FrequentBoxes, items: Sequence[Item], settings: Settings
+    ) -> list[Answer]:
+        if settings.baseline in POSITIONS:
+            return [_constant(item, predictor.of_item(item), settings) for item in items]
         opened = {item.media: Frames(item.sample) for item in items}
         is_clip = items[0].sample.num_frames > 1  # a batch has clips or pictures
         shown = [opened[item.media] if is_clip else opened[item.media][0] for item in items]
@@ -97,27 +102,15 @@ def frames_read(sample: Sample, settings: Settings) -> list[int]:
     return uniform_frames(sample.num_frames, settings.num_frames)
 
 
-def true_boxes(item: Item, index: int) -> list[Box] | None:
-    """The boxes of what is meant on a frame; None where they are not known."""
-    if not item.targets:
-        return []
-    if index not in item.sample.annotated:
-        return None
-    at, found = item.sample.annotated.index(index), []
-    for target in item.targets:
-        one = item.sample.objects[target]
-        box = one.boxes[at]
-        if box is None and one.masks[at] is None:
-            return None
-        box = masks.rle_to_box(one.masks[at]) if box is None else box
-        if box is not None and box[2] > box[0] and box[3] > box[1]:
-            found.append(tuple(box))
-    return found
-
-
 def _answer(item: Item, found: Prediction, settings: Settings) -> Answer:
     boxes = {str(index): _boxes_on(found, index) for index in frames_read(item.sample, settings)}
     return Answer(found.text, more={"boxes": boxes, "problems": list(found.problems)})
+
+
+def _constant(item: Item, box: Sequence[float], settings: Settings) -> Answer:
+    """The same box on every frame."""
+    row = [round(value, 3) for value in box]
+    return Answer("", more={"boxes": {str(i): [row] for i in frames_read(item.sample, settings)}, "problems": []})
 
 
 def _boxes_on(found: Prediction, index: int) -> list[list[float]]:

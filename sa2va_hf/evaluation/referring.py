@@ -14,7 +14,7 @@ from sa2va_hf.data.media import Frames
 from sa2va_hf.data.schema import Expression, Sample
 from sa2va_hf.evaluation import video_conventions
 from sa2va_hf.evaluation.box_baseline import ask_for_boxes, box_prompt
-from sa2va_hf.evaluation.items import Answer, Item, Settings, encode_tracks, percent
+from sa2va_hf.evaluation.items import POSITIONS, Answer, Item, Settings, encode_tracks, percent
 from sa2va_hf.evaluation.metrics import CumulativeIoU, GeneralizedIoU, intersection_union, mean, ratio
 from sa2va_hf.inference import Prediction, Sa2VAPredictor
 from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
@@ -76,6 +76,8 @@ class Referring:
 
     def record(self, settings: Settings) -> dict[str, Any]:
         """What the questions were, for metrics.json."""
+        if settings.baseline in POSITIONS:
+            raise ValueError(f"--baseline {settings.baseline} is of boxes: give --answer_with boxes")
         prompts = (box_prompt(settings),) if settings.baseline == "box" else self.prompts
         return {"prompts": list(prompts)} | ({"answer": GIVEN_ANSWER} if settings.mode == "teacher" else {})
 

@@ -16,8 +16,7 @@ from PIL import Image
 
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.drawing import PAPER, contact_sheet, overlay
-from sa2va_hf.evaluation.items import Answer, Item
-from sa2va_hf.evaluation.locating import true_boxes
+from sa2va_hf.evaluation.items import Answer, Item, true_boxes
 from sa2va_hf.masks import decode
 
 SHOWN = 6  # worst samples, and as many of the best

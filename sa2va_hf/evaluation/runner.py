@@ -98,7 +98,7 @@ def run(
     state.wait_for_everyone()  # everyone has read what is known: from here on files grow
     if own:
         predictor = load(state.device)
-        if predictor.model.device.type == "cpu":
+        if state.device.type == "cpu":
             torch.set_num_threads(CPU_THREADS)
         with _append(files.parts / f"{state.process_index:05d}.jsonl") as file:
             for count, batch in enumerate(own, start=1):

@@ -18,6 +18,7 @@ from PIL import Image
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_hf.arguments import ModelArguments
 from sa2va_hf.checkpoints.convert import convert
+from sa2va_hf.model.grounding_protocol import ImageFeatures
 from sa2va_hf.model.losses import mask_losses, uncertain_points
 from sa2va_hf.training.sa2va.trainable import add_lora
 
@@ -45,12 +46,28 @@ def checkpoint(golden, tmp_path_factory) -> Path:
     return ours
 
 
+@pytest.fixture(scope="module")
+def encoded() -> list:
+    """What the frozen image encoder, SAM 2 large, makes of the frames: half a minute, and the same in every test."""
+    return []
+
+
 @pytest.fixture
-def model(checkpoint) -> Sa2VAForConditionalGeneration:
+def model(checkpoint, encoded) -> Sa2VAForConditionalGeneration:
     """Trainable as the original was: all but SAM 2, and of that the mask decoder."""
     model = Sa2VAForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-    model.grounding_encoder.requires_grad_(False)
-    model.grounding_encoder.sam2_model.sam_mask_decoder.requires_grad_(True)
+    encoder = model.grounding_encoder
+    encoder.requires_grad_(False)
+    encoder.sam2_model.sam_mask_decoder.requires_grad_(True)
+    encode = encoder.encode
+
+    def once(frames: torch.Tensor) -> ImageFeatures:
+        if not encoded:
+            encoded.append((frames, encode(frames)))
+        assert torch.equal(frames, encoded[0][0])
+        return encoded[0][1]
+
+    encoder.encode = once
     return model
 
 

@@ -10,8 +10,8 @@ import pytest
 # Before transformers is imported: tests never ask the Hub, and a failing test's output is not buried in progress bars.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-# Before torch is imported, here and in every process that a test starts: MKL's fastest products depend on the alignment
-# of their operands in memory, which differs between processes, so last bits would differ too.
+# Before torch is imported, here and in every process that a test starts: MKL's fastest products depend on how their
+# operands are aligned in memory, which differs between processes, so last bits would differ too.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 # What is cached goes where it harms nobody; processes that a test starts share it.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="sa2va-tests-")

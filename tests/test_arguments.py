@@ -203,7 +203,7 @@ def test_each_trainer_declares_only_arguments_that_it_reads():
 REFUSED = {
     "ddp": {},
     "zero2": {},
-    "zero3": {"count_flops": "ZeRO-3", "compile_layers": "ZeRO-3", "bad_samples": "ZeRO-3"},
+    "zero3": {"count_flops": "ZeRO-3", "compile_layers": "ZeRO-3"},
     "fsdp": {"count_flops": "FSDP"},
 }
 FLAGS = {"count_flops": True, "compile_layers": True, "bad_samples": "skip", "nonfinite_loss": "skip"}

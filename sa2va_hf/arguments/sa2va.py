@@ -288,11 +288,6 @@ class Sa2VATrainingArguments(BaseTrainingArguments):
                 "`compile_layers`: not with ZeRO-3 (the weights are exchanged while a layer runs); remove it, or use "
                 "ZeRO-2 or FSDP"
             )
-        if self.bad_samples == "skip" and zero3:
-            raise ValueError(
-                "`bad_samples: skip`: not with ZeRO-3 (a rank with no readable sample left in its micro-batch gathers "
-                "other weights than the others, and the run fails); set `bad_samples: raise`, or use ZeRO-2 or FSDP"
-            )
         if self.use_liger_kernel and self.device.type == "cpu":
             raise ValueError("`use_liger_kernel`: its kernels need a GPU, and this run is on a CPU; remove it")
 

@@ -103,6 +103,16 @@ def read_messages(
     return conversation
 
 
+def check_last_turn(chat: Conversation, add_generation_prompt: bool, continue_final_message: bool) -> None:
+    """Raises: ValueError where the last turn is answered and should not be, or the other way round."""
+    answered = chat.turns[-1][1] is not None
+    if answered != (continue_final_message or not add_generation_prompt):
+        state = "answered" if answered else "not answered"
+        raise ValueError(
+            f"messages: the last turn is {state}, but {add_generation_prompt=}, {continue_final_message=}"
+        )
+
+
 def _kind(item: Any, where: str) -> str:
     if not isinstance(item, Mapping) or "type" not in item:
         raise ValueError(f"{where}: expected content items with a type, got {item!r:.80}")

@@ -28,7 +28,7 @@ from .configuration_sa2va import (
     bundled,
     check_side,
 )
-from .conversations import TEMPLATES, Conversation, Template, get_template, read_messages
+from .conversations import TEMPLATES, Conversation, Template, check_last_turn, get_template, read_messages
 from .pictures import PICTURES, InternVLPictures, LlavaPictures, QwenVLPictures
 from .postprocessing import PostProcessingMixin
 from .prompts import PromptMixin, check_options
@@ -324,12 +324,7 @@ class Sa2VAProcessor(PromptMixin, PostProcessingMixin, ProcessorMixin):
         single = isinstance(conversation[0], dict)
         chats = [self.read_messages(chat) for chat in ([conversation] if single else conversation)]
         for chat in chats:
-            answered = chat.turns[-1][1] is not None
-            if answered != (continue_final_message or not add_generation_prompt):
-                state = "answered" if answered else "not answered"
-                raise ValueError(
-                    f"messages: the last turn is {state}, but {add_generation_prompt=}, {continue_final_message=}"
-                )
+            check_last_turn(chat, add_generation_prompt, continue_final_message)
         blocks = [[self.pictures.block(*frame.size, chat.is_video) for frame in chat.frames] for chat in chats]
         cells = [[self.region_cells(mask) for mask in chat.regions] for chat in chats]
         visual = [self._visual_text(b, [int(c.sum()) for c in r]) for b, r in zip(blocks, cells, strict=True)]
@@ -337,9 +332,7 @@ class Sa2VAProcessor(PromptMixin, PostProcessingMixin, ProcessorMixin):
         if continue_final_message:
             pieces = [[*p[:-2], (p[-2][0].removesuffix(get_template(self.template).suffix), True)] for p in pieces]
         if not tokenize:
-            texts = ["".join(text for text, _ in p) for p in pieces]
-            if any(CONTROL_BREAK in text for text in texts):
-                raise ValueError("messages: a text contains a control token of the model; that needs tokenize=True")
+            texts = [_prompt_text(p) for p in pieces]
             return texts[0] if single else texts
         rows = [self._tokenize(p, join_history=not return_labels) for p in pieces]
         data = self._pad(rows, return_labels, options["padding"], options["padding_side"])
@@ -391,6 +384,14 @@ class Sa2VAProcessor(PromptMixin, PostProcessingMixin, ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values", "grounding_pixel_values", "num_frames"]
+
+
+def _prompt_text(pieces: Pieces) -> str:
+    """The prompt as one text. Raises: ValueError for texts of the user that would be read as control tokens in it."""
+    text = "".join(piece for piece, _ in pieces)
+    if CONTROL_BREAK in text:
+        raise ValueError("messages: a text contains a control token of the model; that needs tokenize=True")
+    return text
 
 
 def _broken(text: str) -> str:

@@ -186,7 +186,7 @@ class Sa2VATrainer(SafeTrainer):
         inputs["return_logits"] = False  # they are not used
         sample_ids = inputs.pop("sample_ids", None)
         loss, outputs = Trainer.compute_loss(self, model, inputs, return_outputs=True)
-        parts = {name: getattr(outputs, name) for name in PARTS}
+        parts = loss_parts(outputs)
         if model.training and self.args.loss_normalization == "global":
             loss = self._normalized(parts, inputs)
         zero = loss.new_zeros(())
@@ -225,7 +225,12 @@ class Sa2VATrainer(SafeTrainer):
         device = self.args.device
         words = torch.arange(4, device=device).unsqueeze(0)  # in every vocabulary
         empty = [torch.zeros(0, 1, 1, 1, dtype=torch.bool, device=device)]
-        loss = model(input_ids=words, attention_mask=torch.ones_like(words), labels=words, mask_labels=empty).loss
+        given = {"input_ids": words, "attention_mask": torch.ones_like(words), "labels": words, "mask_labels": empty}
+        outputs = model(**given, return_logits=False)
+        # ZeRO-3 expects the order in which a forward's outputs are differentiated to be the same on every rank: where
+        # other batches' losses are sums of the parts, so is this one.
+        of_parts = self.args.loss_normalization == "global"
+        loss = sum(part for part in loss_parts(outputs).values() if part is not None) if of_parts else outputs.loss
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"step {self.state.global_step}: the loss is {loss.item()} on any text, so the weights are not "
@@ -333,6 +338,11 @@ class Sa2VATrainer(SafeTrainer):
     def _is_sharded(self, folder: str) -> bool:
         """Whether FSDP saved the weights in pieces alone (FSDP_STATE_DICT_TYPE SHARDED_STATE_DICT)."""
         return self.is_fsdp_enabled and not any(Path(folder).glob("model*.safetensors"))
+
+
+def loss_parts(outputs: Sa2VAOutput) -> dict[str, Tensor | None]:
+    """What the loss is the sum of, by name; None where a batch has nothing for a part."""
+    return {name: getattr(outputs, name) for name in PARTS}
 
 
 def _load_weights(model: nn.Module, folder: str) -> None:

@@ -23,6 +23,7 @@ from sa2va_hf.evaluation.describing import Choice, GroundedCaption, RegionCaptio
 from sa2va_hf.evaluation.following import Following
 from sa2va_hf.evaluation.items import Answer, Item, Settings
 from sa2va_hf.evaluation.locating import Locating
+from sa2va_hf.evaluation.presence import Presence
 from sa2va_hf.evaluation.referring import Referring
 from sa2va_hf.evaluation.submission import submission
 from sa2va_hf.inference import Sa2VAPredictor
@@ -131,6 +132,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     },
     "vos_relations": Benchmark(SOURCES["vos_relations"], "val", Locating()),  # of any videos with masks
     "shapes_relations": Benchmark(_shapes_relations, "val", Locating(), needs_root=False),
+    "target_crops": Benchmark(SOURCES["target_crops"], "val", Presence()),  # of any pictures with named objects
     "vos": Benchmark(SOURCES["vos_folders"], "valid", Following("sa_v")),  # MOSE, LVOS, your own
 }
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import test_coco_json
 import test_grefcoco
 import test_reason_seg
 import test_refcoco
@@ -32,8 +33,9 @@ from sa2va_hf.evaluation import describing
 from sa2va_hf.evaluation.benchmarks import BENCHMARKS, load_items
 from sa2va_hf.evaluation.describing import Choice, GroundedCaption, RegionCaption
 from sa2va_hf.evaluation.following import Following
-from sa2va_hf.evaluation.items import Settings
-from sa2va_hf.evaluation.locating import Locating, frames_read, true_boxes
+from sa2va_hf.evaluation.items import Settings, true_boxes
+from sa2va_hf.evaluation.locating import Locating, frames_read
+from sa2va_hf.evaluation.presence import Presence
 from sa2va_hf.evaluation.report import flat
 from sa2va_hf.evaluation.submission import Submission
 
@@ -77,6 +79,15 @@ def referring_pictures(name, split, split_by):
     return Root(
         refcoco(name, split, split_by), ("<image>\n Please segment left dog. in this image.",), {"expressions": 4}
     )
+
+
+def coco(root):
+    annotations = [
+        test_coco_json.annotation(1),
+        test_coco_json.annotation(2),
+        test_coco_json.annotation(3, image_id=2),
+    ]
+    test_coco_json.write(root, annotations, "annotations/instances_val.json", "val")
 
 
 def region_caption(root):
@@ -341,6 +352,13 @@ ROOTS = {
         arguments=("--option", "kinds=[absolute]", "--option", "per_clip=2"),
     ),
     "shapes_relations": Root(lambda root: None, ("the ",), {}, arguments=SHAPES_RELATIONS),
+    "target_crops": Root(
+        coco,
+        ("Please segment the dog in this image.", "Please segment every dog in this image."),
+        {"crops": 4, "with_target": 2},
+        {"threshold": 0.0, "calibration_error": 0.0},
+        ("--option", "minimum_size=16"),
+    ),
     "vos": Root(mose, ("",), {"clips": 1, "objects": 2}),
     "shapes": Root(lambda root: None, ("Please segment ",), {}, arguments=SHAPES),
 }
@@ -460,6 +478,8 @@ def truth(task, item):
         return answer | {
             "more": json.dumps({"boxes": {key: rows or [] for key, rows in boxes.items()}, "problems": []})
         }
+    if isinstance(task, Presence):
+        return answer | {"more": json.dumps({"confidence": float(bool(true_boxes(item, 0)))})}
     tracks = [thing.masks for thing in sample.objects]
     if isinstance(task, GroundedCaption):
         said = sample.turns[0].answer

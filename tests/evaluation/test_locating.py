@@ -8,8 +8,8 @@ import pytest
 
 from sa2va_hf.data.schema import Expression, Object, Sample
 from sa2va_hf.evaluation.benchmarks import BENCHMARKS, answered_with
-from sa2va_hf.evaluation.items import Answer, Settings
-from sa2va_hf.evaluation.locating import Locating, frames_read, true_boxes
+from sa2va_hf.evaluation.items import Answer, Settings, true_boxes
+from sa2va_hf.evaluation.locating import Locating, frames_read
 from sa2va_hf.prediction import Prediction
 
 BOX, OTHER, ABSENT = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0), (0.0, 0.0, 0.0, 0.0)

@@ -38,6 +38,7 @@ from sa2va_hf.data.sources.sa1b import sa1b
 from sa2va_hf.data.sources.sav import sav
 from sa2va_hf.data.sources.semantic_png import semantic_png
 from sa2va_hf.data.sources.spatial_relations import spatial_relations
+from sa2va_hf.data.sources.target_crops import target_crops
 from sa2va_hf.data.sources.video_referring import video_referring
 from sa2va_hf.data.sources.vos_folders import vos_folders
 from sa2va_hf.data.sources.vos_relations import vos_relations
@@ -102,6 +103,7 @@ SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "spatial_switch": partial(spatial_relations, kind="switch"),
     "prepared": prepared,
 }
-SOURCES["vos_relations"] = partial(vos_relations, SOURCES)  # of any of the others
+SOURCES["vos_relations"] = partial(vos_relations, SOURCES)  # these two are of any of the others
+SOURCES["target_crops"] = partial(target_crops, SOURCES)
 
 __all__ = ["SOURCES"]

@@ -6,7 +6,6 @@
 Published relation files need boxes and masks of five datasets merged into one; this needs one dataset.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 
 from sa2va_hf.data.relations import KINDS, MARGIN, WINDOWS, relate
 from sa2va_hf.data.schema import Reject, Sample
-from sa2va_hf.data.sources.portions import Portion, in_portions, portions_of
+from sa2va_hf.data.sources.derived import base_records
+from sa2va_hf.data.sources.portions import Portion, in_portions
 
 NAME = "vos_relations"
 
@@ -42,15 +42,6 @@ def vos_relations(
     every object that would be counted is annotated.
     Raises ValueError for a base, a kind or an option that is not there, and whatever the base raises.
     """
-    if base not in sources or base == NAME:
-        raise ValueError(f"base must be a source that gives masks, as vos_folders or sav, got {base!r}")
-    parameters = inspect.signature(sources[base]).parameters
-    own = [name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY]
-    open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-    if (unknown := sorted(set(options) - set(own))) and not open_ended:
-        raise ValueError(f"base {base!r} has no option {', '.join(unknown)}; it has {', '.join(own)}")
-    if root is None and parameters["root"].default is inspect.Parameter.empty:
-        raise ValueError(f"base {base!r} reads files: a root folder is needed")
     if isinstance(kinds, str) or not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f"kinds must be a list of some of {', '.join(KINDS)}, got {kinds!r}")
     if per_clip < 1 or not 0 < margin < 1:
@@ -59,7 +50,7 @@ def vos_relations(
         raise ValueError(
             f"window must be one of {', '.join(WINDOWS)} and negatives not below 0, got {window!r} and {negatives}"
         )
-    for item in portions_of(sources[base])(root, split, **options):
+    for item in base_records(sources, NAME, base, root, split, options, "vos_folders or sav"):
         yield partial(_records, item, kinds, per_clip, margin, window, negatives)
 
 

@@ -1,5 +1,6 @@
 """Pictures with masks: referring expressions, classes, instances and parts."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -37,7 +38,7 @@ from on_disk import (
 from PIL import Image
 
 from sa2va_hf import masks
-from sa2va_hf.data.schema import Sample, Turn
+from sa2va_hf.data.schema import Object, Sample, Turn
 
 SMALL = (40, 30)
 NO_PIXEL = {"size": [30, 40], "counts": [1200]}
@@ -458,6 +459,38 @@ def coco_json():
     )
 
 
+def target_crops():
+    """Of the pictures of `coco_json`, which are black; the places of the crops are sampled by the ids."""
+    size, file = (30, 25), "annotations/instances_train.json"
+
+    def pair(number, texts, *things):
+        shown = io.BytesIO()
+        Image.new("RGB", size).save(shown, "JPEG", quality=95)
+        for kind, objects in (
+            ("present", things),
+            ("absent", [Object([masks.empty(25, 30)], [None], "dog") for _ in things]),
+        ):
+            expressions = said((texts, *range(len(things))), kind=kind)
+            name = f"{number}/0-{kind}"
+            yield plain(name, size, "", list(objects), expressions, "target_crops", frames=[shown.getvalue()])
+
+    def expected(root):
+        first = [thing(size, (2, 0, 12, 8), "dog"), thing(size, (6, 2, 16, 12), "dog")]
+        return [*pair(1, "every dog", *first), *pair(2, "dog", thing(size, (0, 5, 10, 15), "dog"))]
+
+    return Fixture(
+        coco_json().make,
+        expected,
+        {},
+        {
+            "must have a list 'annotations'": cut(file, "annotations"),
+            "base must be a source that gives masks": with_options(base="target_crops"),
+            "absent one of mask, words": with_options(absent="silence"),
+        },
+        options={"minimum_size": 16},
+    )
+
+
 def sa1b():
     module, size = test_sa1b, (test_sa1b.WIDTH, test_sa1b.HEIGHT)
 
@@ -541,4 +574,5 @@ PICTURES = {
     "folder_parts": folder_parts(),
     "sa1b": sa1b(),
     "coco_json": coco_json(),
+    "target_crops": target_crops(),
 }

@@ -102,3 +102,9 @@ def test_the_published_shares():
     assert sum(vstar.values()) == pytest.approx(2500 * 64)
     assert vstar["objects365_train"] == pytest.approx(160000 * 15 / 38 / 2)
     assert vstar["llava_80k_train"] == pytest.approx(160000 * 15 / 38 / 3)
+    crops = {
+        part.path.rsplit("/")[-1]: part.samples for part in mixture(str(MIXTURES[0].parent / "vstar_crops.yaml"), "x")
+    }
+    halves = {name.replace("_crops", ""): count for name, count in crops.items() if "_crops" in name}
+    assert len(halves) == 3 and all(2 * count == pytest.approx(vstar[name]) for name, count in halves.items())
+    assert sum(crops.values()) == pytest.approx(sum(vstar.values()))

@@ -90,7 +90,9 @@ def test_every_shipped_mixture_is_read_and_names_no_folder_twice(path):
     paths = [part.path for part in mixture(str(path), "train_data")]
     assert paths and len(paths) == len(set(paths))
     # A source that is prepared in several forms has each of them behind the split.
-    names = [re.sub("_train(_phrases|_explained|_told|_crops)?$", "", one.removeprefix("data/prepared/")) for one in paths]
+    names = [
+        re.sub("_train(_phrases|_explained|_told|_crops)?$", "", one.removeprefix("data/prepared/")) for one in paths
+    ]
     assert {re.sub(r"^llava_\d+k$", "llava", name) for name in names} <= set(SOURCES)
 
 

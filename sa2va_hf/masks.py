@@ -6,6 +6,7 @@ so every RLE is parsed and checked here before it is used.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, TypedDict
 
 import numpy as np
@@ -22,6 +23,7 @@ class RLE(TypedDict):
 
 
 MAX_RUN_CHARACTERS = 7  # 5 bits each: 2**34 pixels, more than any mask has
+LAST_DIGITS = np.arange(32, dtype=np.int64) - 32 * (np.arange(32) > 15)  # the fifth bit is the sign of the number
 
 
 # ---------------------------------------------------------------- RLE <-> array
@@ -44,42 +46,64 @@ def decode(rle: dict) -> np.ndarray:
     ValueError when it is garbage, with the reason: the runs must fill the size exactly.
     """
     height, width = _size(rle)
-    runs = _runs(rle)
     mask = np.zeros((height, width), dtype=bool)
+    first, columns = decode_columns(rle)
+    mask[:, first : first + len(columns)] = columns.T
+    return mask
+
+
+def decode_columns(rle: dict) -> tuple[int, np.ndarray]:
+    """The columns that the mask covers, which are few as a rule: the index of the first, and bool (n, height).
+    ValueError as `decode`."""
+    height, width = _size(rle)
+    runs = _runs(rle)
     behind = int(runs[-1]) if len(runs) % 2 else 0  # background after the last pixel
     first, last = int(runs[0]) // height, width - behind // height
     if first >= last:
-        return mask
-    runs = runs.copy()  # of the columns that the mask covers: an object is small as a rule
+        return 0, np.zeros((0, height), dtype=bool)
+    runs = runs.copy()
     runs[0] -= first * height
     runs[-1] -= (width - last) * height
     values = np.zeros(len(runs), dtype=bool)
     values[1::2] = True
-    mask[:, first:last] = np.repeat(values, runs).reshape(last - first, height).T
-    return mask
+    return first, values.repeat(runs).reshape(last - first, height)
 
 
-def decode_at(rle: dict, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """`decode(rle)[np.ix_(rows, columns)]`, bool (len(rows), len(columns)), without painting the mask.
+class Picks:
+    """Some rows or columns of a mask, as `decode_at` reads them: worked out once for a size.
 
-    rows, columns: indices that never fall. What it costs is the runs, and a byte per value.
+    indices: of rows or columns among `side`, never falling; one may come several times.
     """
+
+    def __init__(self, indices: np.ndarray, side: int):
+        self.count = len(indices)
+        once, again = np.unique(indices, return_inverse=True)
+        self.once = len(once)
+        self.again = None if len(once) == len(indices) else again
+        pixels = np.arange(side + 1)  # of each, and of the end: how many indices are lower, and whether it is one
+        self.lower = np.searchsorted(indices, pixels)
+        self.lower_once = np.searchsorted(once, pixels)
+        self.is_picked = np.isin(pixels, once).astype(np.int64)
+
+
+@lru_cache(maxsize=4096)
+def spread(side: int, count: int) -> Picks:
+    """The first pixel of each of `count` equal parts of a side."""
+    return Picks(np.arange(count) * side // count, side)
+
+
+def decode_at(rle: dict, rows: Picks, columns: Picks) -> np.ndarray:
+    """The values of a mask in these rows and columns, bool (rows.count, columns.count): `decode(rle)[np.ix_(...)]`
+    without painting the mask. What it costs is the runs, and a byte per value."""
     height, _ = _size(rle)
-    ends = np.cumsum(_runs(rle))
-    once, again = columns, None
-    if (columns[1:] == columns[:-1]).any():
-        once, again = np.unique(columns, return_inverse=True)
     # how many of the values, down one column after the other, come before the end of each run
-    at, rest = np.divmod(ends, height)
-    first = np.searchsorted(once, at)
-    inside = first < len(once)
-    inside[inside] = once[first[inside]] == at[inside]
-    before = first * len(rows) + np.where(inside, np.searchsorted(rows, rest), 0)
-    mask = np.zeros((len(once), len(rows)), dtype=bool)
-    values = np.zeros(len(ends) - 1, dtype=bool)  # of the runs behind the first, which is background
+    at, rest = np.divmod(_runs(rle).cumsum(), height)
+    before = columns.lower_once[at] * rows.count + columns.is_picked[at] * rows.lower[rest]
+    mask = np.zeros((columns.once, rows.count), dtype=bool)
+    values = np.zeros(len(before) - 1, dtype=bool)  # of the runs behind the first, which is background
     values[0::2] = True
-    mask.reshape(-1)[before[0] :] = np.repeat(values, np.diff(before))
-    return (mask if again is None else mask[again]).T
+    mask.reshape(-1)[before[0] :] = values.repeat(before[1:] - before[:-1])
+    return (mask if columns.again is None else mask[columns.again]).T
 
 
 def area(rle: dict) -> int:
@@ -133,7 +157,7 @@ def _runs(rle: dict) -> np.ndarray:
             raise ValueError(f"RLE garbage: its runs are from {min(counts)} to {max(counts)} pixels long") from error
     else:
         raise ValueError(f"an RLE's counts must be a str, bytes or a list of integers, got {type(counts).__name__}")
-    if (runs < 0).any():
+    if runs.min() < 0:
         raise ValueError(f"RLE garbage: run {int(np.argmax(runs < 0))} has the negative length {int(runs.min())}")
     if (total := int(runs.sum())) != height * width:
         raise ValueError(
@@ -154,20 +178,22 @@ def _unpack(counts: str | bytes) -> np.ndarray:
         raise ValueError(
             f"RLE garbage: byte {raw[position : position + 1]!r} at {position} is not of the RLE alphabet"
         )
-    last = (digits & 32) == 0  # the sixth bit says that the number continues
-    if not last[-1]:
+    ends = (digits < 32).nonzero()[0]  # the sixth bit says that the number continues
+    if digits[-1] >= 32:
         raise ValueError(f"RLE garbage: counts of {len(raw)} characters ends within a number (cut off?)")
-    ends = np.flatnonzero(last)
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    lengths = ends - starts + 1
-    if lengths.max() > MAX_RUN_CHARACTERS:
-        raise ValueError(f"RLE garbage: a run is written with {lengths.max()} characters, more than a mask can need")
-    place = np.arange(len(digits)) - np.repeat(starts, lengths)
-    digits = digits.astype(np.int64)
-    runs = np.add.reduceat((digits & 31) << (5 * place), starts)
-    runs -= np.where(digits[ends] & 16, np.int64(1) << (5 * lengths), 0)  # sign bit of the last digit
+    lengths = ends.copy()
+    lengths[0] += 1
+    lengths[1:] -= ends[:-1]
+    longest = int(lengths.max())
+    if longest > MAX_RUN_CHARACTERS:
+        raise ValueError(f"RLE garbage: a run is written with {longest} characters, more than a mask can need")
+    runs = LAST_DIGITS.take(digits.take(ends))
+    longer = (lengths > 1).nonzero()[0]
+    for behind in range(1, longest):
+        runs[longer] = (runs[longer] << 5) + (digits[ends[longer] - behind] & 31)
+        longer = longer[lengths[longer] > behind + 1]
     for first in (1, 2):  # run 2 is written as it is, so the differences start at 3 and 4
-        runs[first::2] = np.cumsum(runs[first::2])
+        np.add.accumulate(runs[first::2], out=runs[first::2])
     return runs
 
 

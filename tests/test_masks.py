@@ -167,10 +167,12 @@ def test_a_segmentation_of_another_size_is_refused():
 @pytest.mark.parametrize("density", [0.0, 0.1, 0.5, 1.0])
 def test_single_pixels_are_read_from_the_runs(density):
     mask = np.random.default_rng(1).random((37, 53)) < density
-    rows, columns = np.arange(16) * 37 // 16, np.arange(16) * 53 // 16
     rle = masks.encode(mask)
-    assert np.array_equal(masks.decode_at(rle, rows, columns), mask[np.ix_(rows, columns)])
-    assert np.array_equal(masks.decode_at(rle, np.arange(37), np.arange(53)), mask)
+    for count in (16, 37, 60):  # fewer than there are, all but a few columns, some twice
+        rows, columns = np.arange(count) * 37 // count, np.arange(count) * 53 // count
+        read = masks.decode_at(rle, masks.spread(37, count), masks.spread(53, count))
+        assert np.array_equal(read, mask[np.ix_(rows, columns)])
+    assert np.array_equal(masks.decode_at(rle, masks.spread(37, 37), masks.spread(53, 53)), mask)
 
 
 # ---------------------------------------------------------------- boxes and overlap

@@ -225,8 +225,7 @@ def region_cells(row: Row, grid: int) -> list[np.ndarray]:
     cells = []
     for item in row["regions"]:
         rle = row.mask(item, 0)
-        rows, columns = (np.arange(grid) * side // grid for side in rle["size"])
-        cells.append(masks.decode_at(rle, rows, columns))
+        cells.append(masks.decode_at(rle, *(masks.spread(side, grid) for side in rle["size"])))
     return cells
 
 

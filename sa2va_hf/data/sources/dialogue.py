@@ -65,5 +65,4 @@ def region_mask(segmentation: Any, height: int, width: int, min_cells: int) -> m
 
 def covered_cells(rle: masks.RLE) -> int:
     """Cells of the grid whose upper left pixel is of the mask: nearest sampling, as the model's processor has it."""
-    rows, columns = (np.arange(GRID) * side // GRID for side in rle["size"])
-    return int(masks.decode_at(rle, rows, columns).sum())
+    return int(masks.decode_at(rle, *(masks.spread(side, GRID) for side in rle["size"])).sum())

@@ -45,6 +45,8 @@ def gpu_report(parser: argparse.ArgumentParser) -> None:
 
 def data(parser: argparse.ArgumentParser) -> None:
     """Preparing datasets, reading them, and starting a run on a large one."""
+    parts = ["preparing", "reading", "starting", "counting", "ordering"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="tables to measure; default: all")
     parser.add_argument("--source", nargs=3, action="append", default=[], metavar=("NAME", "ROOT", "SPLIT"))
     parser.add_argument("--photos", type=int, default=400, help="images that are made for the measurement")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the large synthetic dataset")

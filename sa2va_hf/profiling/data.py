@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -34,19 +35,17 @@ from sa2va_hf.inference import Sa2VAPredictor
 from sa2va_hf.profiling.report import Memory, measure, table
 
 SIDE = 448
+CLIP = 5  # frames
 GRID = 256  # of the mask decoder at 1024 px
 SAMPLED_FROM = 10  # items of a row whose question is sampled
 ONE_BY_ONE = 2000  # items that the processor counts
 
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
-    """Yields the markdown tables one by one."""
+    """Yields the markdown tables of the chosen parts one by one."""
     with tempfile.TemporaryDirectory(prefix="sa2va-benchmark-") as folder:
-        own = _make_files(Path(folder) / "raw", arguments.photos)
-        yield _preparing([*own, *arguments.source], Path(folder) / "prepared")
-        yield _reading(Path(folder), arguments.photos, arguments.repeats)
-        yield _starting(Path(folder) / "large", arguments.rows)
-    yield _ordering(arguments.rows)
+        for part in arguments.parts:
+            yield PARTS[part](arguments, Path(folder))
 
 
 # ---------------------------------------------------------------- preparing
@@ -94,13 +93,13 @@ def _make_files(root: Path, photos: int) -> list[tuple[str, str, str]]:
     return [(name, str(root / name), "train") for name in ("finetune_json", "coco_json", "png_masks", "vos_folders")]
 
 
-def _preparing(sources: list, folder: Path) -> str:
-    rows = []
-    for name, root, split in sources:
+def _preparing(arguments: argparse.Namespace, root: Path) -> str:
+    rows, folder, own = [], root / "prepared", _make_files(root / "raw", arguments.photos)
+    for name, place, split in [*own, *arguments.source]:
         rates = []
         for num_proc in (1, 2):
             start = time.perf_counter()
-            manifest = prepare(name, root, split, folder / f"{name}-{num_proc}", num_proc=num_proc, skip_bad=True)
+            manifest = prepare(name, place, split, folder / f"{name}-{num_proc}", num_proc=num_proc, skip_bad=True)
             rates.append((manifest.samples / (time.perf_counter() - start), manifest.frames))
         (one, frames), (two, _) = rates
         rows.append([name, manifest.samples, frames, one, one * frames / manifest.samples, two, two / one])
@@ -111,33 +110,57 @@ def _preparing(sources: list, folder: Path) -> str:
 # ---------------------------------------------------------------- reading
 
 
-def _reading(folder: Path, photos: int, repeats: int) -> str:
-    """Random reads of 448 px images: with Pillow, as samples from Arrow, as samples with masks, as items."""
+def _reading(arguments: argparse.Namespace, root: Path) -> str:
+    """Random reads of 448 px images and clips: with Pillow, as samples from Arrow, as training items."""
     paths = []
-    for number in range(photos):
-        paths.append(folder / f"{number:06d}.jpg")
+    for number in range(arguments.photos):
+        paths.append(root / f"{number:06d}.jpg")
         _photo(number, (SIDE, SIDE)).save(paths[-1], quality=90)
-    disc = np.hypot(*np.indices((SIDE, SIDE)) - SIDE / 2) < 100
-    masked = {"objects": [Object([masks.encode(disc)], [None])], "expressions": [Expression("the disc", [0])]}
-    kinds = {"a question": {"turns": [Turn("What is it?", "Noise.")]}, "a phrase and its mask": masked}
     processor = Sa2VAPredictor.from_pretrained("shapes-tiny").processor
-    ways: dict[str, Callable[[int], object]] = {"Pillow alone": lambda number: _opened(paths[number])}
-    for name, fields in kinds.items():
-        samples = [Sample(str(n), "referring", SIDE, SIDE, [str(path)], **fields) for n, path in enumerate(paths)]
-        cache = folder / name.replace(" ", "_")
-        _write_cache(cache, [[to_row(sample) for sample in samples]])
-        dataset = datasets.load_from_disk(str(cache))
-        rows = Rows(dataset)
-        ways[f"{name}: the row as a sample, its picture"] = partial(_read_sample, rows)
-        if "objects" in fields:
-            ways[f"{name}: that and the mask painted"] = partial(_read_sample, rows, paint=True)
-        ways[f"{name}: a training item"] = Sa2VADataset([(dataset, 1)], processor).__getitem__
-        if "objects" in fields:
-            read = Sa2VADataset([(dataset, 1)], processor, mask_grid=MaskGrid(GRID)).__getitem__
-            ways[f"{name}: a training item, masks on the grid of {GRID}"] = read
-    found = _in_turn(ways, np.random.default_rng(0).permutation(photos).tolist(), repeats)
-    rows = [[name, photos / seconds, share] for name, (seconds, share) in found.items()]
-    return f"### Random reading at {SIDE} px\n\n" + table(["", "samples/s", "times Pillow alone"], rows)
+    disc = masks.encode(np.hypot(*np.indices((SIDE, SIDE)) - SIDE / 2) < 100)
+    images, clips = [[path] for path in paths], [paths[at : at + CLIP] for at in range(0, len(paths) - CLIP + 1, CLIP)]
+    masked = {"expressions": [Expression("the disc", [0])]}
+    kinds = [
+        ("a question", images, {"turns": [Turn("What is it?", "Noise.")]}),
+        ("a phrase and its mask", images, masked | {"objects": [Object([disc], [None])]}),
+        (
+            f"a clip of {CLIP} frames, a phrase and its masks",
+            clips,
+            masked | {"objects": [Object([disc] * CLIP, [None] * CLIP)]},
+        ),
+    ]
+    rows = []
+    for name, files, fields in kinds:
+        samples = [
+            Sample(str(n), "referring", SIDE, SIDE, list(map(str, some)), **fields) for n, some in enumerate(files)
+        ]
+        ways = {"Pillow alone": partial(_open_all, files)} | _ways(root / name.replace(" ", "_"), samples, processor)
+        order = np.random.default_rng(0).permutation(len(files)).tolist()
+        found = _in_turn(ways, order, arguments.repeats)
+        rows += [[f"{name}: {way}", len(files) / seconds, share] for way, (seconds, share) in found.items()]
+    return f"### Random reading at {SIDE} px\n\n" + table(["", "samples per CPU second", "times Pillow alone"], rows)
+
+
+def _ways(folder: Path, samples: list[Sample], processor: Any) -> dict[str, Callable[[int], object]]:
+    """How samples are read from Arrow, by what is made of them."""
+    _write_cache(folder, [[to_row(sample) for sample in samples]])
+    dataset = datasets.load_from_disk(str(folder))
+    ways: dict[str, Callable[[int], object]] = {
+        "the row as a sample, its pictures": partial(_read_sample, Rows(dataset))
+    }
+    grids: dict[str, MaskGrid | None] = {"a training item": None}
+    if samples[0].objects:
+        ways["that and the masks painted"] = partial(_read_sample, Rows(dataset), paint=True)
+        grids = {f"a training item, {how} cells of {GRID}": MaskGrid(GRID, how) for how in ("nearest", "area")}
+        grids["a training item, masks of full size"] = None
+    items = {
+        name: Sa2VADataset([(dataset, 1)], processor, num_frames=CLIP, mask_grid=grid) for name, grid in grids.items()
+    }
+    return ways | {name: dataset.__getitem__ for name, dataset in items.items()}
+
+
+def _open_all(files: list[list[Path]], number: int) -> list[Image.Image]:
+    return [_opened(path) for path in files[number]]
 
 
 def _opened(path: Path) -> Image.Image:
@@ -154,17 +177,17 @@ def _read_sample(rows: Rows, number: int, paint: bool = False) -> object:
 
 
 def _in_turn(ways: dict[str, Callable[[int], object]], order: list[int], repeats: int) -> dict[str, tuple]:
-    """Per method: the median time in seconds for all indices, and the median speed relative to the first method.
+    """Per method: the median CPU time in seconds for all indices, and the median speed relative to the first method.
 
     The methods alternate, so that other load on the machine slows all of them alike.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(1 + repeats):  # the first round warms up
         for name, read in ways.items():
-            start = time.perf_counter()
+            start = time.process_time()
             for number in order:
                 read(number)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     times = {name: np.array(found[1:]) for name, found in seconds.items()}
     first = next(iter(times.values()))
     return {name: (float(np.median(own)), float(np.median(first / own))) for name, own in times.items()}
@@ -191,7 +214,8 @@ def _talks(rows: int) -> Iterator[list[dict]]:
         ]
 
 
-def _starting(folder: Path, rows: int) -> str:
+def _starting(arguments: argparse.Namespace, root: Path) -> str:
+    rows, folder = arguments.rows, root / "large"
     _write_cache(folder, _talks(rows))
     processor = Sa2VAPredictor.from_pretrained("shapes-tiny").processor
     found = []
@@ -208,29 +232,43 @@ def _starting(folder: Path, rows: int) -> str:
     for _ in range(200):
         next(batches)
     found.append(["each worker's own memory, MiB", max(map(_private, (one.pid for one in batches._workers)))])
-    return f"### A cache of {rows:,} rows\n\n" + table(["", ""], found) + "\n\n" + _counting(folder, dataset)
+    return f"### A cache of {rows:,} rows\n\n" + table(["", ""], found)
 
 
-def _counting(folder: Path, talks: Sa2VADataset) -> str:
-    """Token counts of an epoch, against the processor's own count of single conversations."""
-    rows = max(1, len(talks) // SAMPLED_FROM)
-    _write_cache(folder.with_name("phrases"), _phrases(rows))
-    phrases = datasets.load_from_disk(str(folder.with_name("phrases")))
-    sampled = Sa2VADataset([(phrases, SAMPLED_FROM)], talks.processor, max_expressions=1)
+def _counting(arguments: argparse.Namespace, root: Path) -> str:
+    """Token counts of an epoch, against the processor's own count of single conversations, in CPU time: other load
+    changes it least."""
+    processor = Sa2VAPredictor.from_pretrained("shapes-tiny").processor
+    rows = arguments.rows
+    kinds = {
+        "a fixed dialogue": (_talks(rows), 1),
+        "a sampled question": (_phrases(rows // SAMPLED_FROM), SAMPLED_FROM),
+    }
     found = []
-    for name, dataset in {"a fixed dialogue": talks, "a sampled question": sampled}.items():
+    for number, (name, (batches, repeats)) in enumerate(kinds.items()):
+        _write_cache(root / f"counted-{number}", batches)
+        cache = datasets.load_from_disk(str(root / f"counted-{number}"))
+        dataset = Sa2VADataset([(cache, repeats)], processor, max_expressions=1)
         some = range(0, len(dataset), max(1, len(dataset) // ONE_BY_ONE))
-        start = time.perf_counter()
-        for number in some:
-            plan = dataset.plan(number)
-            talks.processor.num_tokens(plan.turns, plan.size)
-        single = (time.perf_counter() - start) / len(some)
-        start = time.perf_counter()
+        start = _cpu_seconds()
+        for item in some:
+            plan = dataset.plan(item)
+            processor.num_tokens(plan.turns, plan.size)
+        single = (_cpu_seconds() - start) / len(some)
+        start, wall = _cpu_seconds(), time.perf_counter()
         dataset.lengths(0)
-        seconds = time.perf_counter() - start
-        found.append([name, f"{len(dataset):,}", single * len(dataset), seconds, single * len(dataset) / seconds])
-    columns = ["an item is", "items", "one by one, s (from a part)", "all, s", "times as fast"]
+        seconds, wall = _cpu_seconds() - start, time.perf_counter() - wall
+        times = single * len(dataset) / seconds
+        found.append([name, f"{len(dataset):,}", single * 1e6, seconds / len(dataset) * 1e6, times, seconds, wall])
+    columns = ["an item is", "items", "one by one, CPU µs an item", "all at once, CPU µs an item", "times as fast"]
+    columns += ["all, CPU s", "all, s by the clock"]
     return f"### Token counts of an epoch, {len(os.sched_getaffinity(0))} cores\n\n" + table(columns, found)
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of those that it started and that have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def _phrases(rows: int) -> Iterator[list[dict]]:
@@ -297,8 +335,8 @@ def sampler_of(lengths: np.ndarray, modalities: np.ndarray, **options: int) -> S
     return Sa2VASampler(lambda epoch: lengths, lambda epoch: modalities, **options)
 
 
-def _ordering(rows: int) -> str:
-    found = []
+def _ordering(arguments: argparse.Namespace, root: Path) -> str:
+    rows, found = arguments.rows, []
     heavy = heavy_tailed(50_000)
     cases = {"heavy tail, 50,000": (heavy, np.zeros_like(heavy)), "three modalities, 30,000": three_modalities(30_000)}
     for name, (lengths, modalities) in cases.items():
@@ -316,3 +354,12 @@ def _ordering(rows: int) -> str:
     seconds, peak = measure(lambda: build().order(), "cpu", 3)
     parts.append(f"The order of {rows:,} samples takes {seconds:.2f} s and {peak:.0f} MiB.")
     return "\n\n".join(parts)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Path], str]] = {
+    "preparing": _preparing,
+    "reading": _reading,
+    "starting": _starting,
+    "counting": _counting,
+    "ordering": _ordering,
+}

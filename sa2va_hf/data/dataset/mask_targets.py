@@ -1,5 +1,6 @@
 """The masks of an item: at the size of the image, or as the loss reads them, on the grid of the mask decoder."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -42,7 +43,7 @@ def mask_labels(plan: Plan, grid: MaskGrid | None = None) -> dict[str, torch.Ten
     positions = {number: position for position, number in enumerate(plan.row.annotated().tolist())}
     meant = sorted({instance for instances in plan.targets for instance in instances})
     targets, ignored = None, None  # memory that nothing is written to is not asked for
-    flags, boxes = torch.ones(shape[:2], dtype=torch.bool), []
+    flags, boxes = np.ones(shape[:2], dtype=bool), []
     for frame, number in enumerate(plan.frames):
         position = positions.get(number)
         if position is None:  # of a clip without masks
@@ -65,7 +66,7 @@ def mask_labels(plan: Plan, grid: MaskGrid | None = None) -> dict[str, torch.Ten
             ignored = _placed(ignored, torch.from_numpy(_read(rle, grid)), shape[1:], torch.bool, (frame,))
     labels = {"mask_labels": torch.zeros(shape, dtype=kind) if targets is None else targets}
     labels |= {} if ignored is None else {"ignore_labels": ignored}
-    labels |= {} if bool(flags.all()) else {"mask_known": flags}
+    labels |= {} if flags.all() else {"mask_known": torch.from_numpy(flags)}
     return labels | ({"box_labels": torch.tensor(boxes, dtype=torch.float32)} if boxes else {})
 
 
@@ -73,7 +74,7 @@ def _placed(
     whole: torch.Tensor | None, mask: torch.Tensor, shape: tuple[int, ...], kind: torch.dtype, index: tuple[int, ...]
 ) -> torch.Tensor:
     """`whole`, zeros of the shape at first, with the mask at the index; a mask that is all of it is not copied."""
-    if mask.numel() == torch.Size(shape).numel():
+    if math.prod(shape) == mask.numel():
         return mask.reshape(shape)
     whole = torch.zeros(shape, dtype=kind) if whole is None else whole
     whole[index] = mask
@@ -124,8 +125,8 @@ def _parts(side: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _summed(values: np.ndarray, first: int, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Sums over the stretches (starts, lengths) of an axis: (n, m) -> (stretches, m). The values are those from `first`
-    on, all others are zero."""
+    """Sums over the stretches (starts, lengths) of an axis: (n, m) -> (stretches, m). The values are those from
+    `first` on, all others are zero."""
     kind = np.min_scalar_type(int(lengths.max()) * int(values.max(initial=0)))
     size = len(values)
     padded = np.concatenate([values, np.zeros_like(values[:1], shape=(1, values.shape[1]))]).astype(kind, copy=False)

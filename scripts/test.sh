@@ -15,4 +15,4 @@ ruff check .
 ruff format --check .
 say "pytest ${arguments[*]-}"
 # Files in the order of tests/conftest.py, the long ones first; pytest-xdist would begin with those of most tests.
-run_pytest --no-loadscope-reorder "${arguments[@]+"${arguments[@]}"}"
+run_pytest --no-loadscope-reorder --durations=30 "${arguments[@]+"${arguments[@]}"}"

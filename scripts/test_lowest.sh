@@ -7,9 +7,12 @@
 # - test_clip_memory.py, test_tracking.py and test_clip_model.py compare with SAM 2's own package, of which both
 #   environments have the same version; videos and SAM 2's training go through the same code in other tests;
 # - test_relations.py and tests/search are arithmetic of this package alone;
-# - tests/data/sources and tests/evaluation read files of datasets and count pixels, with the standard library and numpy;
-#   what they share with the libraries, Arrow rows and generation, is in the tests of preparing, datasets and inference;
-# - test_demo.py is about gradio and a browser, of which both environments have the same versions.
+# - tests/data/sources, tests/data/shapes and tests/evaluation read files of datasets, draw shapes and count pixels, with
+#   the standard library and numpy; what they share with the libraries, Arrow rows and generation, is in the tests of
+#   preparing, datasets and inference;
+# - tests/serving and test_generated_images.py are about gradio, FastAPI, diffusers and a browser, of which both
+#   environments have the same versions; generation itself is in test_inference.py;
+# - test_sam2.py in tests/checkpoints converts between files of the sam2 package; test_docs.py runs the documentation.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 
@@ -17,5 +20,6 @@ setup_env .venv-lowest lowest-direct
 say "pytest, on the lowest declared versions"
 skipped=(tests/test_layers.py tests/commands tests/model/test_clip_memory.py tests/model/test_tracking.py
          tests/training/sam2/test_clip_model.py tests/data/test_relations.py
-         tests/search tests/serving/test_demo.py tests/data/sources tests/evaluation)
+         tests/search tests/serving tests/test_generated_images.py tests/data/sources tests/data/shapes
+         tests/evaluation tests/checkpoints/test_sam2.py tests/test_docs.py)
 run_pytest -m "not slow" "${skipped[@]/#/--ignore=}" "$@"

@@ -22,8 +22,14 @@ Step = tuple[str, str, int, dict[str, Any]]  # title, module of profiling/, seco
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
     """Yields titles and markdown tables one by one."""
-    context = multiprocessing.get_context("forkserver")  # a forked CUDA does not work; spawning imports all anew
-    context.set_forkserver_preload([f"sa2va_hf.profiling.{name}" for name in MODULES])
+    modules = [f"sa2va_hf.profiling.{name}" for name in MODULES]
+    # A forked CUDA does not work, and spawning imports all anew. On a CPU this process imports, once for all steps.
+    context = multiprocessing.get_context("fork" if arguments.device == "cpu" else "forkserver")
+    if arguments.device == "cpu":
+        for name in modules:
+            import_module(name)
+    else:
+        context.set_forkserver_preload(modules)
     patience = 20 if arguments.smoke else 1  # the CPU of a test may be busy
     end = time.monotonic() + TOTAL * patience
     for title, module, seconds, options in steps(arguments):

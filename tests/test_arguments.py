@@ -204,9 +204,9 @@ REFUSED = {
     "ddp": {},
     "zero2": {},
     "zero3": {"count_flops": "ZeRO-3", "compile_layers": "ZeRO-3"},
-    "fsdp": {"count_flops": "FSDP"},
+    "fsdp": {"count_flops": "FSDP", "optim": "FSDP"},
 }
-FLAGS = {"count_flops": True, "compile_layers": True, "bad_samples": "skip", "nonfinite_loss": "skip"}
+FLAGS = {"count_flops": True, "compile_layers": True, "bad_samples": "skip", "nonfinite_loss": "skip", "optim": "sgd"}
 
 
 @pytest.mark.parametrize("flag", FLAGS)

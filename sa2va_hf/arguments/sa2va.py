@@ -288,6 +288,11 @@ class Sa2VATrainingArguments(BaseTrainingArguments):
                 "`compile_layers`: not with ZeRO-3 (the weights are exchanged while a layer runs); remove it, or use "
                 "ZeRO-2 or FSDP"
             )
+        if fsdp and self.optim == "sgd" and "momentum" not in str(self.optim_args):
+            raise ValueError(
+                "`optim: sgd`: not with FSDP and no momentum (the optimiser has no state, and a checkpoint of none "
+                "cannot be resumed from); set `optim_args: momentum=0.9`, or use DDP or ZeRO-2"
+            )
         if self.use_liger_kernel and self.device.type == "cpu":
             raise ValueError("`use_liger_kernel`: its kernels need a GPU, and this run is on a CPU; remove it")
 

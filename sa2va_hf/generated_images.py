@@ -97,6 +97,7 @@ def generate(
     batch_size: int = 1,
     options: Mapping[str, Any] | None = None,
     control: Image.Image | None = None,
+    control_name: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Make the pictures that are not there, and write the manifest.
@@ -104,18 +105,22 @@ def generate(
     Args:
         pipeline: a diffusers pipeline, called with prompt and generator, that returns `images`.
         options: further arguments of its call, such as num_inference_steps or height.
-        control: a picture that a ControlNet pipeline is given for every image.
+        control: a picture that a ControlNet pipeline is given for every image. control_name: of that ControlNet.
         progress: called with the number of pictures that are done.
 
     Returns:
-        The manifest, ROOT/generated_images.json: model, options, and by path part, object, prompt and seed.
+        The manifest, ROOT/generated_images.json: model, options, what conditions the pictures, and by path part,
+        object, prompt and seed.
 
     Raises:
-        ValueError: a picture was made by another model, prompt or seed.
+        ValueError: a picture was made by another model, condition, prompt or seed.
     """
     root, options = Path(root), dict(options or {})
     root.mkdir(parents=True, exist_ok=True)
-    manifest = _continued(root / NAME, model_name, options)
+    settings = {"model": model_name, "options": options}
+    if control is not None:
+        settings["control"] = {"model": control_name, "picture": _digest(control)}
+    manifest = _continued(root / NAME, settings)
     missing = [one for one in wanted if not _is_done(root, one, manifest["images"])]
     if progress is not None:
         progress(len(wanted) - len(missing))
@@ -155,14 +160,18 @@ def _is_done(root: Path, one: Request, images: dict[str, dict]) -> bool:
     return True
 
 
-def _continued(file: Path, model_name: str, options: dict[str, Any]) -> dict[str, Any]:
+def _digest(picture: Image.Image) -> str:
+    return hashlib.sha256(f"{picture.mode} {picture.size}".encode() + picture.tobytes()).hexdigest()
+
+
+def _continued(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The manifest of an earlier run with the same settings, or an empty one."""
-    settings = {"model": model_name, "options": options}
     if not file.is_file():
         return settings | {"images": {}}
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        before = {name: manifest[name] for name in settings}
+        before = {name: manifest[name] for name in ("model", "options")}
+        before |= {name: manifest[name] for name in ("control",) if name in manifest}
         images = dict(manifest["images"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: not a manifest of generated images ({error}); choose another folder") from error

@@ -198,12 +198,12 @@ class Sa2VAPredictor:
             batch_size: regions that the LLM answers together.
 
         Raises:
-            ValueError: no region, or one that the model cannot read (of another size, or below a cell of its grid).
+            ValueError: no region, or one that the model cannot read (of another size, or below a cell of its grid);
+                before any is described.
         """
-        regions = list(regions)
-        if not regions:
-            raise ValueError("regions: expected at least one mask (H, W), got none")
         clip, captions = Clip([image]), []
+        regions = list(regions)
+        self._check_regions(regions, clip.size)
         for start in range(0, len(regions), check_count("batch_size", batch_size)):
             asked = [
                 _Request(History(clip, regions=(mask,)), text, []) for mask in regions[start : start + batch_size]
@@ -212,6 +212,20 @@ class Sa2VAPredictor:
             answers = self.model.answer(self.processor, inputs, max_new_tokens=max_new_tokens, **generation)
             captions += [answer.text.replace(SEG_TOKEN, "").strip() for answer in answers]
         return captions
+
+    def _check_regions(self, regions: list[np.ndarray], size: tuple[int, int]) -> None:
+        """Raises: ValueError naming the mask that is wrong for a picture of `size` (width, height)."""
+        if not regions:
+            raise ValueError("regions: expected at least one mask (H, W), got none")
+        for number, mask in enumerate(regions):
+            if np.shape(mask) != size[::-1]:
+                raise ValueError(
+                    f"regions[{number}]: expected a mask of the picture's size (H, W), {size[::-1]}, got {np.shape(mask)}"
+                )
+            try:
+                self.processor.check_region(mask)
+            except ValueError as error:
+                raise ValueError(f"regions[{number}]: {error}") from error
 
     @torch.no_grad()
     def stream(

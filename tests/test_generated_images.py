@@ -150,3 +150,36 @@ def test_the_command_with_a_pipeline_of_diffusers(diffusion, tmp_path, capsys):
     config.write_text("parts: {lid: [pot]}\nimages: 3\n")
     with pytest.raises(SystemExit, match="unknown key `images`; known: parts"):
         main(arguments)
+
+
+def test_a_controlnet_conditions_every_picture(diffusion, tmp_path):
+    """Tiny and random: its output layers, which begin as 0, are made not to be."""
+    diffusers = pytest.importorskip("diffusers")
+    import torch
+
+    from sa2va_hf.commands.generate_images import main
+
+    unet = diffusers.UNet2DConditionModel.from_pretrained(diffusion, subfolder="unet")
+    controlnet = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4))
+    with torch.no_grad():
+        for number, block in enumerate(controlnet.controlnet_down_blocks):
+            block.weight.fill_(0.1 * (number + 1))
+        controlnet.controlnet_cond_embedding.conv_out.weight.fill_(0.1)
+    controlnet.save_pretrained(tmp_path / "controlnet")
+    config = tmp_path / "parts.yaml"
+    config.write_text(yaml.safe_dump({"parts": {"lid": ["pot"]}, "options": OPTIONS}))
+    arguments = [str(config), "--model", diffusion, "--images", "2", "--batch_size", "2", "--device", "cpu"]
+    shown = {}
+    for name, grey in (("plain", None), ("black", 0), ("white", 255)):
+        given = ["--output", str(tmp_path / name)]
+        if grey is not None:
+            Image.new("RGB", (16, 16), (grey,) * 3).save(tmp_path / f"{name}.png")
+            given += ["--controlnet", str(tmp_path / "controlnet"), "--control_image", str(tmp_path / f"{name}.png")]
+        main([*arguments, *given])
+        shown[name] = [np.asarray(Image.open(tmp_path / name / f"lid/pot/000{number}.png")) for number in range(2)]
+    for one, other in (("plain", "black"), ("black", "white")):
+        assert all(not np.array_equal(*pictures) for pictures in zip(shown[one], shown[other], strict=True))
+    with pytest.raises(SystemExit, match="the folder was begun with .*'control'"):
+        main([*arguments, *given[:-1], str(tmp_path / "black.png"), "--output", str(tmp_path / "white")])
+    with pytest.raises(SystemExit):
+        main([*arguments, "--output", str(tmp_path / "other"), "--controlnet", str(tmp_path / "controlnet")])

@@ -398,8 +398,13 @@ def test_regions_are_described_one_by_one(predictor):
     )
     try:
         predictor.describe(image=picture(0), regions=regions, batch_size=2)
+        for wrong, message in (
+            ([], "regions: expected at least one mask"),
+            ([*regions, regions[0][:50]], r"regions\[3\]: expected .*, \(60, 100\), got \(50, 100\)"),
+            ([*regions, np.zeros((60, 100), bool)], r"regions\[3\]: the region mask covers no cell"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                predictor.describe(image=picture(0), regions=wrong, batch_size=2)
     finally:
         del predictor.model.answer
-    assert [len(inputs["region_masks"]) for inputs in seen] == [2, 1]
-    with pytest.raises(ValueError, match="regions: expected at least one mask"):
-        predictor.describe(image=picture(0), regions=[])
+    assert [len(inputs["region_masks"]) for inputs in seen] == [2, 1], "all are checked before any is described"

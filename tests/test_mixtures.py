@@ -99,7 +99,8 @@ def test_every_shipped_mixture_is_read_and_names_no_folder_twice(path):
 def test_the_published_shares():
     lisa = mixture(str(MIXTURES[0].parent / "lisa.yaml"), "train_data")
     assert sum(part.samples for part in lisa) == pytest.approx(500 * 160)
-    assert [round(part.samples * 16 / 80000, 6) for part in lisa] == [1.8] * 5 + [0.75] * 4 + [3, 1]
+    assert [round(part.samples * 16 / 80000, 6) for part in lisa] == [1.8] * 5 + [0.75] * 4 + [3, 0.45, 0.45, 0.1]
+    assert all(part.replacement for part in lisa), "LISA samples with replacement"
     vstar = {part.path.rsplit("/")[-1]: part.samples for part in mixture(str(MIXTURES[0].parent / "vstar.yaml"), "x")}
     assert sum(vstar.values()) == pytest.approx(2500 * 64)
     assert vstar["objects365_train"] == pytest.approx(160000 * 15 / 38 / 2)

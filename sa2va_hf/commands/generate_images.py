@@ -71,6 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
             batch_size=arguments.batch_size,
             options=config.get("options"),
             control=control,
+            control_name=arguments.controlnet,
             progress=bar.update,
         )
     print(f"{len(wanted)} pictures in {arguments.output}")

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+from collections import defaultdict
 from pathlib import Path
 
 import forks
@@ -26,7 +27,7 @@ from sa2va_hf.training.sa2va.trainable import load
 from sa2va_hf.training.saving import find_checkpoint
 
 LOOP = {"caption_length": 5, "top_k": 16, "on_collapse": "warn"}
-NAMES = ("the red disc", "the blue disc")
+NAMES = ("the red disc", "the blue disc")  # of as many tokens, so that a batch of both is the mean of two of one
 
 
 def discs(name, frames):
@@ -116,7 +117,11 @@ def launch(folder, processes, expect=0, environment=None, **settings):
 
 
 if __name__ == "__main__":
+    import deepspeed
+
     torch.set_num_threads(1)
+    # On CPUs DeepSpeed would try which kernels can be built, and for minutes build one that training does not use.
+    deepspeed.ops.__compatible_ops__ = defaultdict(bool)
     run(**json.loads(Path(sys.argv[1]).read_text()))
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -84,6 +84,7 @@ class ToyDataset(torch.utils.data.Dataset):
         return {
             "messages": messages,
             "mask_labels": masks,
+            "seg_classes": names,
             "sample_id": self.sample_id(virtual),
             "nan": index in self.nan,
         }
@@ -184,7 +185,7 @@ def build(
     trainer = RecordingTrainer(
         model=live,
         args=arguments,
-        data_collator=Collate(processor, join=join),
+        data_collator=Collate(processor, join=join, classes=arguments.contrastive_weight > 0),
         train_dataset=ToyDataset(processor, size, **of_data),
         eval_dataset=ToyDataset(processor, 7) if evaluate else None,
         processing_class=processor,

@@ -234,6 +234,14 @@ class Sa2VATrainingArguments(BaseTrainingArguments):
             "means over all tokens and all masks of a step, whatever the ranks and accumulation steps."
         },
     )
+    contrastive_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Ties the embedding of each [SEG] to the names of its object's class, over all ranks "
+            "(training/sa2va/contrastive.py); default: off."
+        },
+    )
+    contrastive_temperature: float = field(default=0.07, metadata={"help": "Of the contrastive term's cosines."})
     nonfinite_loss: Literal["stop", "skip"] = field(
         default="stop",
         metadata={
@@ -267,6 +275,15 @@ class Sa2VATrainingArguments(BaseTrainingArguments):
             raise ValueError(
                 "`recompute_every`: expected 1, or more together with `gradient_checkpointing: true`, got "
                 f"{self.recompute_every}"
+            )
+        if not self.contrastive_weight >= 0:
+            raise ValueError(f"`contrastive_weight`: expected 0 or more, got {self.contrastive_weight}")
+        if not self.contrastive_temperature > 0:
+            raise ValueError(f"`contrastive_temperature`: expected more than 0, got {self.contrastive_temperature}")
+        if self.contrastive_weight and self.bad_samples == "skip":
+            raise ValueError(
+                "`contrastive_weight`: not with `bad_samples: skip` (a rank with no readable sample left in its "
+                "micro-batch would not take part); set `bad_samples: raise`"
             )
         if isinstance(self.learning_rate_scales, str):
             self.learning_rate_scales = json.loads(self.learning_rate_scales)

@@ -117,7 +117,10 @@ def dual_loop(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=8, help="samples of a step")
     parser.add_argument("--learning_rate", type=float, default=5e-4)
     parser.add_argument("--first_rate", type=float, help="learning rate of the shared steps; default: the same")
-    parser.add_argument("--arms", nargs="+", default=["supervised", "loop", "cosine"], help="some of the three")
+    parser.add_argument("--arms", nargs="*", default=["supervised", "loop", "cosine"], help="some of the three")
+    parser.add_argument(
+        "--begun", type=Path, help="the model after the shared steps: read, or written if it is not there"
+    )
 
 
 MEASUREMENTS = (

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from sa2va_hf.model.configuration_sa2va import IGNORE_INDEX
 
+NO_CLASS = "object"  # is embedded where no [SEG] of a batch has a class, and not used
 OPTIONAL = ("ignore_labels", "mask_known", "box_labels")  # of an example, see `Sa2VADataset`
 
 
@@ -22,13 +24,25 @@ class Sa2VACollator:
 
     masks: False: without the pixels for SAM 2, in a run that has no masks.
 
+    classes: also the names of the classes in the batch: `class_ids` and `class_mask` (C, T), a row per class (one at
+    least, so that all ranks make the same calls), and lists: `class_index`, the row of each [SEG] or None, and
+    `class_names`.
+
     Raises:
         ValueError: naming the sample that the processor refuses, or that has more than `max_length` tokens: nothing is
             cut off, since that could cut a [SEG] or a picture.
     """
 
-    def __init__(self, processor: Any, max_length: int | None = None, join: bool = False, masks: bool = True):
+    def __init__(
+        self,
+        processor: Any,
+        max_length: int | None = None,
+        join: bool = False,
+        masks: bool = True,
+        classes: bool = False,
+    ):
         self.processor = processor
+        self.classes = classes
         self.max_length = max_length
         self.join = join
         self.masks = masks
@@ -52,8 +66,20 @@ class Sa2VACollator:
             given: list[torch.Tensor | None] = [example.get(name) for example in examples]
             if any(labels is not None for labels in given):
                 batch[name] = given
+        if self.classes:
+            batch |= self._classes([one for example in examples for one in example.get("seg_classes", [])])
         batch["sample_ids"] = names
         return batch
+
+    def _classes(self, of_segs: list[str | None]) -> dict[str, Any]:
+        known = sorted({one for one in of_segs if one is not None})
+        rows = [torch.tensor(self.processor.tokenizer(phrase_of(one)).input_ids) for one in known or [NO_CLASS]]
+        return {
+            "class_ids": pad_sequence(rows, batch_first=True),
+            "class_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+            "class_index": [None if one is None else known.index(one) for one in of_segs],
+            "class_names": known,
+        }
 
     def _encode(self, examples: Sequence[dict[str, Any]], names: Sequence[str]) -> Any:
         try:
@@ -76,6 +102,12 @@ class Sa2VACollator:
             padding=True,
             return_labels=True,
         )
+
+
+def phrase_of(category: str) -> str:
+    """ "mug:handle" -> "handle of the mug"."""
+    whole, _, part = category.partition(":")
+    return f"{part} of the {whole}" if part else whole
 
 
 def _joined(batch: dict[str, Any], seg_token_id: int) -> dict[str, torch.Tensor]:

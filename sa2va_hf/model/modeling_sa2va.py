@@ -41,6 +41,7 @@ class Sa2VAOutput(ModelOutput):
         seg_hidden_states: (total [SEG], D) after the LLM's last norm (before it with `config.seg_before_norm`), where
             [SEG] is the input token.
         seg_embeddings: (total [SEG], C) after `text_hidden_fcs`.
+        class_embeddings: (number of classes, C), see `embed_classes`.
     """
 
     loss: Tensor | None = None
@@ -54,6 +55,7 @@ class Sa2VAOutput(ModelOutput):
     pred_scores: list[Tensor] | None = None
     seg_hidden_states: Tensor | None = None
     seg_embeddings: Tensor | None = None
+    class_embeddings: Tensor | None = None
 
 
 def _complete_stops(model: PreTrainedModel) -> None:
@@ -287,6 +289,12 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
         embeddings = self.text_hidden_fcs(seg_hidden.to(device_of(self.text_hidden_fcs), torch.float32))
         return embeddings.to(self.grounding_encoder.device)
 
+    def embed_classes(self, class_ids: Tensor, class_mask: Tensor) -> Tensor:
+        """Names (N, T), right-padded -> (N, C): `text_hidden_fcs` of the LLM's states at their last tokens."""
+        _, states = self.read(class_ids, class_mask)
+        last = class_mask.sum(1) - 1
+        return self.project(states[torch.arange(len(last), device=states.device), last.to(states.device)])
+
     # ---------------------------------------------------------------- hidden states -> masks
     def predict_masks(
         self, embeddings: Tensor, seg_counts: Tensor, frames: Tensor | None, num_frames: Tensor
@@ -329,6 +337,8 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
         box_labels: list[Tensor | None] | None = None,
         position_ids: Tensor | None = None,
         seg_counts: Tensor | None = None,
+        class_ids: Tensor | None = None,
+        class_mask: Tensor | None = None,
         return_logits: bool = True,
     ) -> Sa2VAOutput:
         """Logits, masks and losses of a batch; see `Sa2VAProcessor.apply_chat_template` for the inputs.
@@ -342,6 +352,7 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
                 the picture. They teach the masks that are not known; an object may have several on a frame.
             position_ids, seg_counts: of samples joined into one row without padding, as `Sa2VACollator(join=True)`
                 makes them: (1, L) positions, each sample's from 0, and (B,) [SEG] tokens of each.
+            class_ids, class_mask: of `embed_classes`, names that are embedded beside the batch.
             return_logits: False: `logits` is None, and the LM head runs only where `labels` ask for a token, a few
                 positions at a time. The loss is the same.
         """
@@ -355,6 +366,8 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
         num_frames = torch.zeros_like(seg_counts) if num_frames is None else num_frames
         prediction, zero = self.predict_masks(embeddings, seg_counts, grounding_pixel_values, num_frames)
         output = Sa2VAOutput(seg_hidden_states=seg_hidden, seg_embeddings=embeddings)
+        if class_ids is not None:
+            output.class_embeddings = self.embed_classes(class_ids, class_mask)
         output.pred_masks, output.pred_scores = self._per_sample(prediction, seg_counts, num_frames, embeddings)
         if return_logits:
             output.logits = self.mllm.lm_head(hidden)

@@ -51,17 +51,22 @@ COLUMNS = ["model", "steps", "attributes named", "cross-frame cIoU", "from true 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
     logging.getLogger("sa2va_hf").setLevel(logging.INFO)
     processor = Sa2VAProcessor.from_pretrained(arguments.model)
-    model = Sa2VAForConditionalGeneration.from_pretrained(arguments.model)
+    begun = arguments.begun if arguments.begun and (arguments.begun / "config.json").is_file() else None
+    model = Sa2VAForConditionalGeneration.from_pretrained(begun or arguments.model)
     world = _World(arguments, processor)
-    first = arguments.first_steps
-    rows = [["as it ships", 0, *world.score(model), 0.0]]
-    seconds = world.train(model, None, first, arguments.first_rate or arguments.learning_rate)
-    rows.append(["labels", first, *world.score(model), seconds])
-    logger.info("%s", rows)
+    rows = []
+    if begun is None:
+        first = arguments.first_steps
+        rows.append(["as it ships", 0, *world.score(model), 0.0])
+        seconds = world.train(model, None, first, arguments.first_rate or arguments.learning_rate)
+        rows.append(["labels", first, *world.score(model), seconds])
+        logger.info("%s", rows)
+        if arguments.begun:
+            model.save_pretrained(arguments.begun)
     for arm in arguments.arms:
         one = copy.deepcopy(model)
         seconds = world.train(one, arm, arguments.steps, arguments.learning_rate)
-        rows.append([f"then {arm}", first + arguments.steps, *world.score(one), seconds])
+        rows.append([f"then {arm}", arguments.first_steps + arguments.steps, *world.score(one), seconds])
         logger.info("%s", rows[-1])
     yield table(COLUMNS, rows)
 

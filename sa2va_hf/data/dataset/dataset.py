@@ -22,7 +22,7 @@ from sa2va_hf.data.dataset.length_cache import cached, fingerprint, processor_fi
 from sa2va_hf.data.dataset.mask_targets import MaskGrid, mask_labels
 from sa2va_hf.data.dataset.planning import Plan, Planner, is_located, region_masks
 from sa2va_hf.data.dataset.processes import in_processes
-from sa2va_hf.data.dataset.rows import Rows, scan
+from sa2va_hf.data.dataset.rows import Row, Rows, scan
 from sa2va_hf.data.dataset.token_counts import TokenCounter
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.schema import Media, Reject, Sample
@@ -58,6 +58,8 @@ class Sa2VADataset(torch.utils.data.Dataset):
 
     mask_grid: the masks as the loss of a model reads them (`MaskGrid.of(model)`) instead of at the size of the image.
 
+    classes: examples say the class of each [SEG], for a contrastive term.
+
     length_cache: a folder where `lengths` are kept from run to run (`length_cache.default_folder()`); None: they are
     not kept.
 
@@ -78,8 +80,10 @@ class Sa2VADataset(torch.utils.data.Dataset):
         train: bool = True,
         length_cache: Path | str | None = None,
         mask_grid: MaskGrid | None = None,
+        classes: bool = False,
     ):
         self.processor, self.seed, self.train, self.mask_grid = processor, seed, train, mask_grid
+        self.classes = classes
         self.length_cache = None if length_cache is None else Path(length_cache)
         self.planner = Planner(TokenCounter(processor), num_frames, max_expressions, max_length, train)
         self.rejected: list[Reject] = []
@@ -128,7 +132,8 @@ class Sa2VADataset(torch.utils.data.Dataset):
         """{"messages", "mask_labels": bool (num_seg, num_frames, H, W), "sample_id"}, and where pixels do not count
         "ignore_labels": bool (num_frames, H, W); where not all masks are known "mask_known": bool (num_seg,
         num_frames), and "box_labels" of the others, see `Sa2VAForConditionalGeneration.forward`. For text only
-        mask_labels is (0, 1, 1, 1).
+        mask_labels is (0, 1, 1, 1). With `classes`, "seg_classes": the class of each [SEG], None where its objects
+        have none, or several.
 
         With a `mask_grid` H and W are its size, and shares of cells (`how` "area") are float.
 
@@ -143,6 +148,8 @@ class Sa2VADataset(torch.utils.data.Dataset):
             visual = {"type": "video", "video": pictures} if plan.is_video else {"type": "image", "image": pictures[0]}
             visuals = [visual, *({"type": "region", "mask": mask} for mask in region_masks(plan.row))]
             labels = mask_labels(plan, self.mask_grid)
+        if self.classes:
+            labels["seg_classes"] = [_class_of(plan.row, instances) for instances in plan.targets]
         return {"messages": _messages(plan, visuals), **labels, "sample_id": plan.sample_id}
 
     def plan(self, index: int) -> Plan:
@@ -353,6 +360,11 @@ def _open_media(plan: Plan) -> list[Image.Image]:
             frames[number] = plan.row.frame(number)
     sample = Sample(plan.sample_id, "", *plan.size, frames, video, num_frames=count, annotated=[])
     return load_frames(sample, plan.frames)
+
+
+def _class_of(row: Row, instances: Sequence[int]) -> str | None:
+    found = {row.category(instance) for instance in instances}
+    return found.pop() if len(found) == 1 else None
 
 
 def _messages(plan: Plan, visuals: list[dict[str, Any]]) -> list[dict[str, Any]]:

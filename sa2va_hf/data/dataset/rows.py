@@ -237,6 +237,9 @@ class Row:
         found = self._objects.field("boxes")[instance].values[position].as_py()
         return None if found is None else tuple(found)
 
+    def category(self, instance: int) -> str | None:
+        return self._objects.field("category")[instance].as_py()
+
     def visible(self) -> np.ndarray:
         """Which object has pixels on which annotated frame: bool (objects, annotated). Decodes nothing."""
         counts = self._masks.field("counts")

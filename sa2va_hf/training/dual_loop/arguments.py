@@ -149,6 +149,7 @@ class DualLoopTrainingArguments(Sa2VATrainingArguments):
     _FIXED: ClassVar[dict[str, tuple[Any, str]]] = Sa2VATrainingArguments._FIXED | {
         "loss_normalization": ("batch", "the losses of a pair are means over a micro-batch"),
         "bad_samples": ("raise", "a micro-batch of pairs must stay whole"),
+        "contrastive_weight": (0.0, "the loops have no classes; see `cosine_weight`"),
         "count_flops": (False, "the two loops have no count"),
         "prediction_loss_only": (False, "evaluation measures masks, no loss"),
     }

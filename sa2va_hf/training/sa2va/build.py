@@ -85,10 +85,13 @@ def build_trainer(
     model = load_model(model_arguments, training, len(processor.tokenizer), masks)
     if datasets["train_data"] is not None:  # evaluation compares at the size of the image
         datasets["train_data"].mask_grid = MaskGrid.of(model)
+        datasets["train_data"].classes = training.contrastive_weight > 0
     return Sa2VATrainer(
         model=model,
         args=training,
-        data_collator=Sa2VACollator(processor, data.max_length, data.join_samples, masks),
+        data_collator=Sa2VACollator(
+            processor, data.max_length, data.join_samples, masks, classes=training.contrastive_weight > 0
+        ),
         train_dataset=datasets["train_data"],
         eval_dataset=datasets["eval_data"],
         processing_class=processor,

@@ -41,10 +41,10 @@ def processor_of(*given: Any) -> Sa2VAProcessor | None:
     return None
 
 
-def default_collator(processor: Sa2VAProcessor | None) -> Sa2VACollator:
+def default_collator(processor: Sa2VAProcessor | None, classes: bool = False) -> Sa2VACollator:
     if processor is None:
         raise ValueError("`processing_class`: expected the model's Sa2VAProcessor, which makes the batches; got None")
-    return Sa2VACollator(processor)
+    return Sa2VACollator(processor, classes=classes)
 
 
 def as_dataset(given: Any, name: str, processor: Sa2VAProcessor | None, arguments: Sa2VATrainingArguments) -> Any:
@@ -60,7 +60,8 @@ def as_dataset(given: Any, name: str, processor: Sa2VAProcessor | None, argument
                 f"`processing_class`: expected the model's Sa2VAProcessor for the rows in `{name}`, got None"
             )
         seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
-        return Sa2VADataset([(given, 1.0)], processor, seed=seed, train=training)
+        classes = training and arguments.contrastive_weight > 0
+        return Sa2VADataset([(given, 1.0)], processor, seed=seed, train=training, classes=classes)
     if isinstance(given, dict):
         return {key: as_dataset(one, name, processor, arguments) for key, one in given.items()}
     missing = [method for method in NEEDED if training and given is not None and not hasattr(given, method)]

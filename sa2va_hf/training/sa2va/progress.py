@@ -10,6 +10,7 @@ import torch
 from .flops import peak_flops
 
 # What is counted per micro-batch, and per step: seconds of wall time, and of them seconds of waiting for data.
+CONTRASTIVE = "contrastive_loss"  # the loss part that the trainer adds to the model's
 COUNTS = ("batches", "mask_batches", "box_batches", "masks", "boxes")
 COUNTS = (*COUNTS, "tokens", "padded", "samples", "seconds", "waiting", "flops")
 
@@ -56,7 +57,7 @@ def logged(totals: Mapping[str, float], steps: int, processes: int, device: torc
     if not batches:
         return {}
     parts = {name: total for name, total in totals.items() if name not in COUNTS and total}
-    batches_of = {"lm_loss": batches, "box_loss": totals["box_batches"]}
+    batches_of = {"lm_loss": batches, CONTRASTIVE: batches, "box_loss": totals["box_batches"]}
     means = {name: total / max(batches_of.get(name, totals["mask_batches"]), 1) for name, total in parts.items()}
     seconds = max(totals["seconds"] / processes, 1e-9)
     return means | {

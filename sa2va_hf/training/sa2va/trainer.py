@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -32,9 +33,10 @@ from ..meter import Meter
 from ..progress import LossBar
 from ..safe_trainer import SafeTrainer
 from ..saving import mend
+from .contrastive import contrastive_over_ranks
 from .flops import StepFlops
 from .given import as_dataset, default_collator, processor_of, refuse_undecided, settle_metric
-from .progress import COUNTS, batch_counts, box_counts, logged, mask_counts
+from .progress import CONTRASTIVE, COUNTS, batch_counts, box_counts, logged, mask_counts
 from .pushing import push_checkpoint, push_run
 from .scores import first_tokens, predicted_ids, sample_sums, scores
 from .speed import RecomputeEvery
@@ -42,7 +44,8 @@ from .trainable import mark_zero3_leaves, name_fsdp_units
 
 logger = logging.getLogger(__name__)
 
-PARTS = tuple(item.name for item in fields(Sa2VAOutput) if item.name.endswith("_loss"))
+MODEL_PARTS = tuple(item.name for item in fields(Sa2VAOutput) if item.name.endswith("_loss"))
+PARTS = (*MODEL_PARTS, CONTRASTIVE)
 
 
 class Sa2VATrainer(SafeTrainer):
@@ -51,7 +54,8 @@ class Sa2VATrainer(SafeTrainer):
     Logged with the loss, over all ranks and the steps since the last log:
         lm_loss: mean over micro-batches. mask_loss, dice_loss, ...: mean over the micro-batches that have masks, whose
         share is mask_batches; so loss = lm_loss + mask_batches * (mask_loss + dice_loss + ...). box_loss: mean over
-        those with masks that are known by boxes alone. masks, boxes: masks (an object on a frame) per step.
+        those with masks that are known by boxes alone. contrastive_loss (with `contrastive_weight`): mean over
+        micro-batches. masks, boxes: masks (an object on a frame) per step.
         padding_efficiency: real tokens / tokens after padding.
         tokens_per_second (real ones), samples_per_second, masks_per_second: wall time, without evaluation and saving.
         With `count_flops`, tflops: of one device, per second; mfu: its share of the bfloat16 peak (`flops.py`).
@@ -185,10 +189,13 @@ class Sa2VATrainer(SafeTrainer):
             return self._loss_of_nothing(model), None
         inputs["return_logits"] = False  # they are not used
         sample_ids = inputs.pop("sample_ids", None)
+        classes = self._classes(inputs, model.training)
         loss, outputs = Trainer.compute_loss(self, model, inputs, return_outputs=True)
         parts = loss_parts(outputs)
         if model.training and self.args.loss_normalization == "global":
             loss = self._normalized(parts, inputs)
+        parts[CONTRASTIVE] = None if classes is None else self._contrastive(outputs, *classes)
+        loss = loss if classes is None else loss + parts[CONTRASTIVE]
         zero = loss.new_zeros(())
         tokens = inputs["attention_mask"].sum()
         numbers = [loss, tokens, *(zero if part is None else part for part in parts.values())]
@@ -209,6 +216,36 @@ class Sa2VATrainer(SafeTrainer):
                 self.step_flops = self.step_flops or StepFlops(self._unwrapped())
                 self.meter.add({"flops": self.step_flops.count(inputs)})
         return loss, outputs
+
+    def _classes(self, inputs: dict[str, Any], training: bool) -> tuple[list[int | None], list[str]] | None:
+        """The class of each [SEG] and the classes' names, with a contrastive term; the model is given neither."""
+        index, names = inputs.pop("class_index", None), inputs.pop("class_names", None)
+        if training and self.args.contrastive_weight:
+            if index is None:
+                raise ValueError(
+                    "`contrastive_weight`: expected batches with classes; use Sa2VACollator(classes=True)"
+                )
+            return index, names
+        for name in ("class_ids", "class_mask"):
+            inputs.pop(name, None)
+        return None
+
+    def _contrastive(self, outputs: Sa2VAOutput, index: list[int | None], names: list[str]) -> Tensor:
+        known = [seg for seg, one in enumerate(index) if one is not None]
+        rows = [index[seg] for seg in known]
+        return (
+            self.args.contrastive_weight
+            * contrastive_over_ranks(
+                outputs["seg_embeddings"][known],
+                outputs["class_embeddings"][rows],
+                [names[row] for row in rows],
+                self.args.contrastive_temperature,
+                gather_object,
+                self.args.process_index,
+                self.args.world_size,
+            )
+            + 0.0 * outputs["class_embeddings"].sum()
+        )
 
     def _loss_of_nothing(self, model: nn.Module) -> Tensor:
         """The loss, 0, of a micro-batch without a sample that could be read; all ranks make the same collective calls
@@ -341,8 +378,8 @@ class Sa2VATrainer(SafeTrainer):
 
 
 def loss_parts(outputs: Sa2VAOutput) -> dict[str, Tensor | None]:
-    """What the loss is the sum of, by name; None where a batch has nothing for a part."""
-    return {name: getattr(outputs, name) for name in PARTS}
+    """What the model's loss is the sum of, by name; None where a batch has nothing for a part."""
+    return {name: getattr(outputs, name) for name in MODEL_PARTS}
 
 
 def _load_weights(model: nn.Module, folder: str) -> None:

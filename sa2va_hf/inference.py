@@ -220,7 +220,7 @@ class Sa2VAPredictor:
         for number, mask in enumerate(regions):
             if np.shape(mask) != size[::-1]:
                 raise ValueError(
-                    f"regions[{number}]: expected a mask (H, W) of the picture's size {size[::-1]}, got {np.shape(mask)}"
+                    f"regions[{number}]: expected a mask of the picture's (H, W), {size[::-1]}, got {np.shape(mask)}"
                 )
             try:
                 self.processor.check_region(mask)

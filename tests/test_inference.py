@@ -400,7 +400,7 @@ def test_regions_are_described_one_by_one(predictor):
         predictor.describe(image=picture(0), regions=regions, batch_size=2)
         for wrong, message in (
             ([], "regions: expected at least one mask"),
-            ([*regions, regions[0][:50]], r"regions\[3\]: expected .* \(60, 100\), got \(50, 100\)"),
+            ([*regions, regions[0][:50]], r"regions\[3\]: expected .*, \(60, 100\), got \(50, 100\)"),
             ([*regions, np.zeros((60, 100), bool)], r"regions\[3\]: the region mask covers no cell"),
         ):
             with pytest.raises(ValueError, match=message):

@@ -1,6 +1,7 @@
 """scripts/train_dual_loop.py as it is used: prepared folders and a YAML file -> an adapter, and scores."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,19 +11,43 @@ from sa2va_hf.checkpoints.merge import check_adapter, find_base
 from sa2va_hf.commands.train_dual_loop import main
 from sa2va_hf.data.prepare.run import prepare
 
+CONFIG = Path(__file__).parents[2] / "configs/dual_loop_tiny.yaml"
 
-def test_a_run_from_prepared_folders(tmp_path, tmp_path_factory, monkeypatch):
-    monkeypatch.delenv("SA2VA_TRACEBACK", raising=False)
-    model = tiny_folder(str(tmp_path_factory.getbasetemp() / "toy_runs"))
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_folder(str(tmp_path_factory.getbasetemp() / "toy_runs"))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("moving") / "clips"
     moving = {"count": 3, "clip_fraction": 1.0, "num_frames": 4, "max_objects": 2}
-    prepare("shapes", None, "train", tmp_path / "clips", options=moving)
+    prepare("shapes", None, "train", folder, options=moving)
+    return str(folder)
+
+
+def test_the_tiny_config_runs(model, clips, tmp_path):
+    """As it stands, but for two steps, with a random model and fewer clips."""
+    chosen = {"model_name_or_path": str(model), "train_data": clips, "output_dir": str(tmp_path)}
+    chosen |= {"max_steps": "2", "save_steps": "2", "logging_steps": "1", "per_device_train_batch_size": "2"}
+    main([str(CONFIG), *(word for name, value in chosen.items() for word in (f"--{name}", value))])
+    state = json.loads((tmp_path / "checkpoint-2/trainer_state.json").read_text())
+    logged = [entry for entry in state["log_history"] if "loops" in entry]
+    assert len(logged) == 2 and all(0 < entry["caption_length"] <= 24 for entry in logged)
+    assert (tmp_path / "checkpoint-2/ema.safetensors").is_file()
+    check_adapter(tmp_path)
+
+
+def test_a_run_from_prepared_folders(model, clips, tmp_path, monkeypatch):
+    monkeypatch.delenv("SA2VA_TRACEBACK", raising=False)
     prepare("shapes", None, "train", tmp_path / "captions", options={"count": 3, "tasks": ["region_caption"]})
     settings = {
         "model_name_or_path": str(model),
-        "train_data": [{"path": str(tmp_path / "clips")}, {"path": "gone"}],
+        "train_data": [{"path": clips}, {"path": "gone"}],
         "caption_data": str(tmp_path / "captions"),
-        "supervised_data": str(tmp_path / "clips"),
-        "eval_data": str(tmp_path / "clips"),
+        "supervised_data": clips,
+        "eval_data": clips,
         "use_captions": False,
         "caption_length": 4,
         "top_k": 8,

@@ -93,7 +93,7 @@ class Sa2VATrainer(SafeTrainer):
             model=model,
             args=args,
             **{name: as_dataset(one, name, processing_class, args) for name, one in given.items()},
-            data_collator=data_collator or default_collator(processing_class),
+            data_collator=data_collator or default_collator(processing_class, args.contrastive_weight > 0),
             processing_class=processing_class,
             **kwargs,
         )
@@ -102,6 +102,8 @@ class Sa2VATrainer(SafeTrainer):
                 f"one process sees {self.args.n_gpu} GPUs: start one process per GPU with accelerate launch "
                 "--multi_gpu, or show it a single one with CUDA_VISIBLE_DEVICES=0"
             )
+        if self.args.contrastive_weight and not getattr(self.data_collator, "classes", False):
+            raise ValueError("`contrastive_weight`: expected batches with classes; use Sa2VACollator(classes=True)")
         if self.compute_metrics is scores:
             settle_metric(self.args, self.eval_dataset)
         mark_zero3_leaves(self.model)
@@ -221,10 +223,6 @@ class Sa2VATrainer(SafeTrainer):
         """The class of each [SEG] and the classes' names, with a contrastive term; the model is given neither."""
         index, names = inputs.pop("class_index", None), inputs.pop("class_names", None)
         if training and self.args.contrastive_weight:
-            if index is None:
-                raise ValueError(
-                    "`contrastive_weight`: expected batches with classes; use Sa2VACollator(classes=True)"
-                )
             return index, names
         for name in ("class_ids", "class_mask"):
             inputs.pop(name, None)

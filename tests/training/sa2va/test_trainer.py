@@ -213,6 +213,18 @@ def test_evaluating_does_not_change_the_training(model, tmp_path):
     assert losses(often.args.output_dir) == losses(plain.args.output_dir)
 
 
+def test_evaluation_alone_is_the_trainers_own_to_the_last_digit(model, tmp_path):
+    """Of the same live model; tests/scripts/test_train.py loads it anew, which may change the last bits."""
+    trainer = run(output_dir=tmp_path, model=model, evaluate=True, max_steps=1)
+    timed = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+    own, alone = (
+        {name: score for name, score in found.items() if name not in timed}
+        for found in (trainer.evaluate(), trainer.only_evaluate(None))
+    )
+    assert "eval_cIoU" in own and alone == own
+    assert json.loads((tmp_path / "eval_results.json").read_text())["eval_loss"] == own["eval_loss"]
+
+
 def test_the_best_checkpoint_is_chosen_by_ciou_and_loaded(model, tmp_path):
     trainer = build(
         output_dir=tmp_path, model=model, evaluate=True, max_steps=2, eval_strategy="steps", eval_steps=1,

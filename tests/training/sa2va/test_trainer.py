@@ -3,6 +3,7 @@
 The slow ones start processes: pytest -m slow tests/training/sa2va/test_trainer.py
 """
 
+import json
 import math
 
 import pytest

@@ -7,11 +7,16 @@ import math
 
 import pytest
 import torch
+from clips import rows
+from loop_run import captioned
 from safetensors.torch import load_file
+from tiny import tiny_processor
 from toy_run import EXACT, FSDP2, PRESETS, launch, losses, run, tiny_folder
 
 from sa2va_hf.arguments import Sa2VATrainingArguments
 from sa2va_hf.data.collator import Sa2VACollator, phrase_of
+from sa2va_hf.data.dataset.dataset import Sa2VADataset
+from sa2va_hf.data.schema import Expression
 from sa2va_hf.training.sa2va.contrastive import contrastive_over_ranks, labels_of, multi_label_contrastive
 
 CATEGORIES = ["mug:handle", "mug", "pot:Handle", "dog", "dog"]
@@ -55,6 +60,18 @@ def test_the_mean_gradient_of_the_ranks_is_that_of_all_objects_together(cuts):
             total += gradient / len(shares)
     for gradient, total in zip(expected, found, strict=True):
         assert torch.allclose(gradient, total, rtol=1e-4, atol=1e-6)
+
+
+def test_examples_and_batches_say_the_class_of_each_seg():
+    made = captioned("picture")
+    made.objects[0].category = "mug:handle"
+    made.expressions.append(Expression("all of them", [0, 1]))
+    processor = tiny_processor()
+    dataset = Sa2VADataset([(rows(made), 1)], processor, train=False, classes=True)
+    assert dataset[0]["seg_classes"] == ["mug:handle", None, None]
+    batch = Sa2VACollator(processor, classes=True)([dataset[0]])
+    assert (batch["class_names"], batch["class_index"]) == (["mug:handle"], [0, None, None])
+    assert processor.tokenizer.decode(batch["class_ids"][0]) == "handle of the mug"
 
 
 @pytest.fixture(scope="module")

@@ -300,6 +300,8 @@ class Sa2VATrainingArguments(BaseTrainingArguments):
                 f"`count_flops`: not with {'ZeRO-3' if zero3 else 'FSDP'} (one rank measures parts of the model, "
                 "whose weights are spread over all ranks); remove it, or use DDP or ZeRO-2"
             )
+        if self.contrastive_weight and zero3:
+            raise ValueError("`contrastive_weight`: not with ZeRO-3 (not tested there); use ZeRO-2, FSDP2 or DDP")
         if self.compile_layers and zero3:
             raise ValueError(
                 "`compile_layers`: not with ZeRO-3 (the weights are exchanged while a layer runs); remove it, or use "

@@ -203,10 +203,11 @@ def test_each_trainer_declares_only_arguments_that_it_reads():
 REFUSED = {
     "ddp": {},
     "zero2": {},
-    "zero3": {"count_flops": "ZeRO-3", "compile_layers": "ZeRO-3"},
+    "zero3": {"count_flops": "ZeRO-3", "compile_layers": "ZeRO-3", "contrastive_weight": "ZeRO-3"},
     "fsdp": {"count_flops": "FSDP", "optim": "FSDP"},
 }
 FLAGS = {"count_flops": True, "compile_layers": True, "bad_samples": "skip", "nonfinite_loss": "skip", "optim": "sgd"}
+FLAGS |= {"contrastive_weight": 0.1}
 
 
 @pytest.mark.parametrize("flag", FLAGS)

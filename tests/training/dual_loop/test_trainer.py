@@ -141,7 +141,7 @@ def state(folder):
 
 
 TWO_STEPS = SLOW | {"share": 0, "max_steps": 2, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0}
-TWO_STEPS |= {"weight_decay": 0.0, "lr_scheduler_type": "constant"}
+TWO_STEPS |= {"weight_decay": 0.0, "lr_scheduler_type": "constant", "optim_args": "momentum=0.9"}
 SURGERY = {"gradient_surgery": True, "surgery_on_conflict_only": False, "ema_decay": 0.9}
 ENGINES = {
     "ddp": {},
@@ -171,7 +171,7 @@ def in_one_process(model, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_processes_end_with_the_weights_of_one(model, in_one_process, tmp_path, engine):
-    """Two steps of plain SGD, so that a weight changes by its gradients: one process with batches of 2, and two with
+    """Two steps of SGD, so that a weight changes by its gradients: one process with batches of 2, and two with
     batches of 1. Tolerance: 1e-4 of what a tensor has changed at most (float32 sums in another order)."""
     start, one = in_one_process["surgery" in engine]
     two = state(launch(tmp_path / "two", 2, model=model, **TWO_STEPS | ENGINES[engine]))

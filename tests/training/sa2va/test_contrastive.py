@@ -81,7 +81,7 @@ def model(tmp_path_factory):
 
 STEPS = {"model_arguments": EXACT, "max_steps": 2, "loss_normalization": "global", "contrastive_weight": 0.5}
 STEPS |= {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0, "weight_decay": 0.0}
-STEPS |= {"lr_scheduler_type": "constant", "warmup_steps": 0}
+STEPS |= {"lr_scheduler_type": "constant", "warmup_steps": 0, "optim_args": "momentum=0.9"}
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ ENGINES = {"ddp": {}, "fsdp2": {"environment": FSDP2}}
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_processes_learn_as_one_with_the_same_objects(model, in_one_process, tmp_path, engine):
-    """Two steps of plain SGD; tolerance as in test_engines.py."""
+    """Two steps of SGD; tolerance as in test_engines.py."""
     trainer, one = in_one_process
     assert trainer.state.log_history[0]["contrastive_loss"] > 0.1
     two = launch(tmp_path / "two", 2, model=model, per_device_train_batch_size=2, **STEPS | ENGINES[engine])

@@ -118,10 +118,10 @@ def test_strokes_of_the_brush_that_touch_are_one_region(files):
 def test_a_region_that_the_model_cannot_see_is_refused_when_it_is_drawn(batcher, files):
     page = Page(batcher)
     talk, *_ = page.load(str(files / "shapes.png"))
-    for points, kept in (([[0.3, 0.3], [0.4, 0.4]], 0), ([[0.2, 0.2], [0.4, 0.4]], 1)):
-        event = SimpleNamespace(
-            tool="Box", points=points, width=0.05
-        )  # the grid of shapes-tiny has cells of a quarter
+    cell = 1 / batcher.predictor.processor.pictures.region_grid
+    for start, kept in ((1.2 * cell, 0), (0.8 * cell, 1)):
+        points = [[start, start], [1.6 * cell, 1.6 * cell]]
+        event = SimpleNamespace(tool="Box", points=points, width=0.05)
         drawn, view, conversation = page.draw(talk, 0, event)
         assert len(drawn.regions) == kept and view.size == (640, 640)
         assert ("too small for this model: draw a larger box, or use a wider brush" in conversation) == (not kept)

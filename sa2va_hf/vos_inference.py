@@ -1,5 +1,5 @@
-"""SAM 2 on videos: frames or video files with first masks -> a mask image per frame, in the layouts of DAVIS (an image
-with an id per object) and SA-V (a folder per object).
+"""SAM 2 or SAM 3 on videos: frames or video files with first masks -> a mask image per frame, in the layouts of
+DAVIS (an image with an id per object) and SA-V (a folder per object).
 
 Frames are read and masks are written one by one, so memory does not grow with the length of a video. A video is
 written to a temporary folder that is renamed at the end: an output folder that exists is complete.
@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
 from .components import components
 from .data.clips.vos import MaskFolder, to_square
 from .data.media import decode_video, load_image, video_shape
 from .data.sources.clips import numbered_frames
+from .model.grounding_protocol import GroundingEncoder
 from .model.postprocessing import object_masks
 from .model.tracking import follow_objects
 
@@ -63,7 +63,7 @@ class VideoFiles:
 
 
 def follow_video(
-    sam2: SAM2Base, files: VideoFiles, output: Path, options: VosOptions, device: torch.device | str
+    encoder: GroundingEncoder, files: VideoFiles, output: Path, options: VosOptions, device: torch.device | str
 ) -> None:
     """Track the objects of one video and write the folder `output`, atomically.
 
@@ -85,7 +85,7 @@ def follow_video(
     partial.mkdir(parents=True)
 
     def open_frame(index: int) -> Tensor:
-        return to_square(files.open(numbers[index]), sam2.image_size, options.resample).to(device)
+        return to_square(files.open(numbers[index]), encoder.image_size, options.resample).to(device)
 
     given = {
         object_id: {numbers.index(n): torch.from_numpy(mask).to(device) for n, mask in masks.items()}
@@ -98,7 +98,7 @@ def follow_video(
         put(partial, files.stems[numbers[index]], masks, list(prompts), (height, width), palette)
 
     waiting = 0
-    for index, logits in follow_objects(sam2, open_frame, len(numbers), given):
+    for index, logits in follow_objects(encoder, open_frame, len(numbers), given):
         for empty in range(waiting, index):  # before the first object
             write(empty, {})
         waiting = index + 1

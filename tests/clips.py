@@ -10,7 +10,8 @@ from sa2va_hf import masks
 from sa2va_hf.data.schema import FEATURES, Object, Sample, to_row
 from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
 from sa2va_hf.model.grounding import build_sam2
-from sa2va_hf.training.sam2.clip_model import Sam2ClipModel, set_dropout
+from sa2va_hf.training.sam2.clip_model import Sam2ClipModel
+from sa2va_hf.training.sam2.networks import set_dropout
 from sa2va_hf.training.sam2.prompting import PromptSettings
 
 COLOURS = ((220, 40, 40), (40, 60, 220), (40, 180, 60))

@@ -12,6 +12,9 @@ from torch import nn
 from sa2va_hf import Sa2VAConfig, Sa2VAForConditionalGeneration
 from sa2va_hf.model.configuration_sam3 import Sa2VASam3Config
 from sa2va_hf.model.sam3 import Sa2VASam3Encoder
+from sa2va_hf.training.sam2.clip_model import Sam2ClipModel
+from sa2va_hf.training.sam2.networks import set_dropout
+from sa2va_hf.training.sam2.prompting import PromptSettings
 
 SIDE, LOW = 112, 32  # of the input, and of the masks
 FIELDS = {
@@ -72,3 +75,10 @@ def tiny_sam3_model(backbone: str = "internvl", **overrides: object) -> Sa2VAFor
         model = Sa2VAForConditionalGeneration(tiny_sam3_config(backbone, **overrides)).eval()
     vary(model.grounding_encoder)
     return model
+
+
+def tiny_sam3_clip_model(**settings: object) -> Sam2ClipModel:
+    """As `tiny_clip_model`, with SAM 3."""
+    encoder = tiny_sam3()
+    set_dropout(encoder.network, 0.0, 0.0)
+    return Sam2ClipModel(encoder, encoder.config, PromptSettings(**settings)).train()

@@ -56,7 +56,7 @@ MAY_IMPORT = {
         "arguments",
         "mixtures",
         "yaml_values",
-        "checkpoints.sam2",
+        "checkpoints.trackers",
         "evaluation.metrics",
         "evaluation.video_metrics",
         "checkpoints.card",

@@ -37,7 +37,7 @@ def video(tmp_path):
 
 @pytest.fixture(scope="module")
 def sam2():
-    return tiny_clip_model().sam2.eval()
+    return tiny_clip_model().sam.eval()
 
 
 def save(path, ids):
@@ -240,7 +240,7 @@ def script(monkeypatch, tmp_path, capsys):
     """The script in this process: (exit code, what it printed)."""
     model = tiny_clip_model()
     (tmp_path / "model").mkdir()
-    save_file(model.sam2.state_dict(), tmp_path / "model/model.safetensors")
+    save_file(model.sam.state_dict(), tmp_path / "model/model.safetensors")
     model.config.save_pretrained(tmp_path / "model")
 
     def run(*arguments, rank=0, world=1):
@@ -315,7 +315,7 @@ def test_the_script_goes_on_and_lists_what_it_could_not_do(tmp_path):
     write_davis(tmp_path, ["a", "b", "c"], frames=3)
     (tmp_path / "Annotations/480p/b/00000.png").unlink()
     model = tiny_clip_model()
-    save_file(model.sam2.state_dict(), tmp_path / "model.safetensors")
+    save_file(model.sam.state_dict(), tmp_path / "model.safetensors")
     model.config.save_pretrained(tmp_path)
     finished = tmp_path / "out/a"
     finished.mkdir(parents=True)

@@ -96,15 +96,15 @@ _SAM2 = """\
 
 # {title}
 
-SAM 2, fine-tuned on prompted masks of images and videos. {origin}
+{network}, fine-tuned on prompted masks of images and videos. {origin}
 
 ## Usage
 
-With `scripts/convert_checkpoint.py` of `sa2va_hf`, as a checkpoint of the package `sam2`:
+With `scripts/convert_checkpoint.py` of `sa2va_hf`, as {form}:
 
 ```bash
-hf download {model_id} --local-dir sam2_finetuned
-python scripts/convert_checkpoint.py --source sam2_finetuned --output sam2_pt --to sam2
+hf download {model_id} --local-dir finetuned
+python scripts/convert_checkpoint.py --source finetuned --output converted --to {layout}
 ```
 {training}{scores}"""
 
@@ -212,13 +212,29 @@ def model_card(facts: Facts, *, title: str, model_id: str = HERE, is_adapter: bo
     )
 
 
-def sam2_card(facts: Facts, *, title: str, model_id: str = HERE) -> str:
-    """The card of a fine-tuned SAM 2, whose scores are J and F of videos."""
+# Of a SAM alone: what its card says, and the library that reads it once it is converted.
+_SAMS = {
+    False: ("sam2", {"network": "SAM 2", "form": "a checkpoint of the package `sam2`", "layout": "sam2"}),
+    True: (
+        "transformers",
+        {
+            "network": "The tracker of SAM 3",
+            "form": "a folder for `Sam3TrackerVideoModel` of transformers",
+            "layout": "transformers",
+        },
+    ),
+}
+
+
+def sam2_card(facts: Facts, *, title: str, model_id: str = HERE, is_sam3: bool = False) -> str:
+    """The card of a fine-tuned SAM 2, or SAM 3, whose scores are J and F of videos."""
+    library, words = _SAMS[is_sam3]
     scores = [replace(score, dataset="evaluation videos of the run") for score in facts.scores]
     facts = replace(facts, scores=scores)
-    head = _data_of(facts, title, is_adapter=False) | {"library_name": "sam2", "pipeline_tag": "mask-generation"}
+    head = _data_of(facts, title, is_adapter=False) | {"library_name": library, "pipeline_tag": "mask-generation"}
     return _SAM2.format(
-        head=_yaml(head | {"tags": ["sam2", "video-segmentation"]}),
+        **words,
+        head=_yaml(head | {"tags": ["sam3" if is_sam3 else "sam2", "video-segmentation"]}),
         title=title,
         origin=_origin(facts, is_adapter=False),
         model_id=model_id,

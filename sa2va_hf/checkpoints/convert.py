@@ -26,6 +26,7 @@ from .layouts import Layout, layout_of_ours, layout_of_release
 from .layouts.common import MAX_PADDING
 from .moving import cut, join, moved_shapes
 from .rules import SAM2, Move, moves
+from .trackers import holds_sam3, into_sa2va
 from .weights import Stored, audit, read_folder, read_pickle, write_folder
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ def convert(
             "transformers" (SAM 2 alone as its `Sam2VideoModel`, SAM 3 as its `Sam3TrackerVideoModel`).
         grounding_config: the SAM 2 or SAM 3 that must be inside; default: whichever of the published ones it is,
             except for "sa2va" and SAM 2, where it is 2.0 large, the only one that the released code builds.
-        with_sam2: a `.pt` of SAM 2 or a folder with one (fine-tuned, say), which replaces that of a model of
-            this package; only to "ours".
+        with_sam2: a `.pt` of SAM 2 or SAM 3 or a folder with one (fine-tuned, say), which replaces that of a model of
+            this package, of the same kind; only to "ours".
         max_shard_size: larger models are written in several files, with an index. The tensors of one written file are
             in memory at a time.
         base_model: Hub id of the release, for the model card of a folder of ours.
@@ -75,9 +76,9 @@ def convert(
         if (kind, to) != ("a model of this package", "ours"):
             raise ValueError(
                 f"{source} is {kind} to be written as {to!r}: only a model of this package, written as "
-                "'ours', gets another SAM 2; convert it to ours first"
+                "'ours', gets another SAM; convert it to ours first"
             )
-        sam2.into_sa2va(source, with_sam2, output, max_shard_size)
+        into_sa2va(source, with_sam2, output, max_shard_size)
     elif (kind, to) == ("a released folder", "ours"):
         from_released(source, output, grounding_config, max_shard_size, base_model)
     elif (kind, to) == ("a model of this package", "sa2va"):
@@ -86,7 +87,7 @@ def convert(
         _from_pt(source, output, grounding_config, max_shard_size)
     elif (kind, to) == ("a SAM 3 of transformers", "ours"):
         sam3.from_transformers(source, output, max_shard_size)
-    elif to in ("sam3", "transformers") and _has_sam3(source):
+    elif to in ("sam3", "transformers") and source.is_dir() and holds_sam3(source):
         (sam3.to_pt if to == "sam3" else sam3.to_transformers)(source, output)
     elif kind in ("a model of this package", "SAM 2 alone") and to == "sam2":
         sam2.to_pt(source, output, grounding_config)
@@ -108,13 +109,6 @@ def _kind(source: Path) -> str:
     ours |= dict.fromkeys(("sam2_video", "sam2"), "a SAM 2 of transformers")
     ours |= dict.fromkeys(("sam3_video", "sam3_tracker_video"), "a SAM 3 of transformers")
     return ours.get(read_json(source / "config.json").get("model_type"), "a released folder")
-
-
-def _has_sam3(folder: Path) -> bool:
-    """Whether a folder of ours is SAM 3, or a model with it."""
-    fields = read_json(folder / "config.json") if folder.is_dir() else {}
-    grounding = fields.get("grounding_config") or {}
-    return Sa2VASam3Config.model_type in (fields.get("model_type"), grounding.get("model_type"))
 
 
 def _from_pt(source: Path, output: Path, asked: GroundingConfig | None, max_shard_size: str) -> None:

@@ -6,7 +6,6 @@ The names inside are those of the `sam2` package in both. Which SAM 2 it is, is 
 from __future__ import annotations
 
 import logging
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 from ..listings import listed
 from ..model.configuration_sa2va import SAM2_TRUNKS, Sa2VAConfig, Sa2VAGroundingConfig
 from ..model.grounding import build_sam2
-from .files import INDEX, read_json
+from .files import read_json
 from .rules import SAM2, TRACKER
 from .weights import Stored, audit, read_folder, read_pickle, write_folder
 
@@ -86,51 +85,19 @@ def to_pt(source: Path | str, output: Path | str, asked: Sa2VAGroundingConfig | 
     logger.info("%d tensors of %s written to %s", len(tensors), source, path)
 
 
-def into_sa2va(source: Path | str, given: Path | str, output: Path | str, max_shard_size: str = "5GB") -> None:
-    """A whole Sa2VA of ours with the SAM 2 of `given` (a `.pt`, or a folder) in the place of its own -> `output`.
-
-    What `to_pt` takes out is what is put in: of two mask decoders SAM 2's own is replaced and the one that draws [SEG]
-    stays; a single one is replaced, and has to learn [SEG] again. Everything else keeps its bits, config included.
-
-    Raises:
-        ValueError: naming the tensors where the two SAM 2 are not of one version, size and width.
-    """
-    source, given, output = Path(source), Path(given), Path(output)
-    stored, config = read_folder(source), Sa2VAConfig.from_pretrained(source).grounding_config
-    if not isinstance(config, Sa2VAGroundingConfig):
-        raise ValueError(f"{source}: has {config.model_type!r} as its grounding encoder, and no SAM 2 to be replaced")
-    tensors, their_config = _of_either(given, config)
-    audit(tensors, sam2_shapes(config), given, f"the SAM 2 of {source}")
-    if their_config.image_size != config.image_size and given.is_dir():  # a .pt does not say
-        logger.info("%s is for %d px, the Sa2VA stays at %d px", given, their_config.image_size, config.image_size)
-    two_decoders = any(name.startswith(TRACKER) for name in stored)
-    for name, tensor in tensors.items():
-        if two_decoders and name.startswith(DECODER):
-            stored[TRACKER + name.removeprefix(DECODER)] = tensor
-        else:
-            stored[SAM2 + name] = tensor
-    output.mkdir(parents=True, exist_ok=True)
-    write_folder(stored, output, max_shard_size)
-    others = [path for path in source.iterdir() if path.is_file() and path.suffix != ".safetensors"]
-    for path in sorted(others, key=lambda path: path.name == "config.json"):  # last: it marks a complete folder
-        if path.name != INDEX:
-            shutil.copy(path, output / path.name)
-    logger.info("%d tensors of %s put into %s", len(tensors), given, output)
-
-
 def load(source: Path | str) -> tuple[SAM2Base, Sa2VAGroundingConfig]:
     """SAM 2 in float32, with its weights, from a `.pt`, a folder of it alone, or a whole Sa2VA of ours.
 
     Raises:
         ValueError: naming what is missing, left over or of another shape; or that there is no such file.
     """
-    tensors, config = _of_either(Path(source))
+    tensors, config = of_either(Path(source))
     sam2 = build_sam2(config)
     sam2.load_state_dict({name: tensor.read().float() for name, tensor in tensors.items()})
     return sam2, config
 
 
-def _of_either(
+def of_either(
     source: Path, asked_of_file: Sa2VAGroundingConfig | None = None
 ) -> tuple[dict[str, Stored], Sa2VAGroundingConfig]:
     """Of a folder, whose config names the SAM 2, or of a `.pt`."""

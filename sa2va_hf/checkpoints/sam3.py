@@ -24,7 +24,7 @@ from .files import read_json
 from .grounding_rules import DETECTOR_NECK, GATHERED, NECK, POINTS, SAM3, TRUNK, sam3_rules
 from .moving import cut, join, moved_shapes
 from .rules import SAM2, moves
-from .weights import Stored, audit, read_folder, write_folder
+from .weights import Stored, audit, read_folder, read_pickle, write_folder
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,15 @@ def from_pt(
         ValueError: listing what is missing, left over or of another shape.
     """
     source, output = Path(source), Path(output)
+    tensors, config = of_pt(source, content, asked)
+    _write(tensors, config, output, max_shard_size)
+    logger.info("%d tensors of %s written to %s", len(tensors), source, output)
+
+
+def of_pt(
+    source: Path, content: Any, asked: Sa2VASam3Config | None = None
+) -> tuple[dict[str, Stored], Sa2VASam3Config]:
+    """The tensors of a `.pt` of SAM 3, whose `content` was read, under transformers' names, and their config."""
     stored, skipped = _own_names({name: _in_memory(value) for name, value in _state(content, source).items()})
     config = recognise({name: tensor.shape for name, tensor in stored.items()}, source, asked)
     stored, unread = without_unread(stored)
@@ -130,8 +139,20 @@ def from_pt(
     for move in plan:
         tensors |= cut(move, stored[move.released])
     _say_what_is_left([*skipped, *unread])
-    _write(tensors, config, output, max_shard_size)
-    logger.info("%d tensors of %s became %d in %s", len(stored), source, len(tensors), output)
+    return tensors, config
+
+
+def of_either(source: Path, asked_of_file: Sa2VASam3Config | None = None) -> tuple[dict[str, Stored], Sa2VASam3Config]:
+    """Of a folder, whose config names the SAM 3, or of a `.pt`.
+
+    Raises:
+        ValueError: there is no such file or folder.
+    """
+    if source.is_dir():
+        return of_folder(source)
+    if source.is_file():
+        return of_pt(source, read_pickle(source), asked_of_file)
+    raise ValueError(f"{source}: no such file or folder; expected a .pt of SAM 3, or a folder with config.json")
 
 
 def to_pt(source: Path | str, output: Path | str) -> None:

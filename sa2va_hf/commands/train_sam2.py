@@ -1,4 +1,4 @@
-"""Fine-tune SAM 2 on images and videos: promptable, with memory, one process or many.
+"""Fine-tune SAM 2 or SAM 3 on images and videos: promptable, with memory, one process or many.
 
     python scripts/prepare_data.py --source vos_folders --root MOSE --split train --output data/prepared/mose_train
     accelerate launch scripts/train_sam2.py configs/sam2/mose_finetune.yaml [--any_argument value]

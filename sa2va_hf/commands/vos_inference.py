@@ -7,7 +7,7 @@
 Frames are JPEG or PNG files in a folder per video, or VIDEO.mp4 in its place. With --truth_dir MASKS the run that
 finds all videos finished prints J&F and writes it to OUTPUT/scores.json, as sav_evaluator or DAVIS compute it.
 
---sam2_checkpoint is a .pt of SAM 2, a folder that it was converted to or fine-tuned in, or a whole Sa2VA. For SA-V:
+--sam2_checkpoint is a .pt of SAM 2 or 3, a folder that it was converted to or fine-tuned in, or a Sa2VA. For SA-V:
 --per_obj_png_file --track_object_appearing_later_in_video. The same command resumes with the videos that are not
 finished. If videos fail, the others are finished first, then the errors are listed and the exit status is 1.
 """
@@ -27,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of this command; building it imports neither torch nor transformers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--sam2_checkpoint", "--model", required=True, help=".pt or folder; which SAM 2 is read off it"
+        "--sam2_checkpoint", "--model", required=True, help=".pt or folder; which SAM it is, is read off it"
     )
     parser.add_argument(
         "--base_video_dir", type=Path, required=True, help="a folder of frames per video, or video files"
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
     from PIL import Image
 
-    from sa2va_hf.checkpoints.sam2 import load
+    from sa2va_hf.checkpoints.trackers import load_tracker
     from sa2va_hf.inference import choose_device
     from sa2va_hf.prediction import writable
     from sa2va_hf.vos_inference import VosOptions, follow_video, read_video
@@ -105,16 +105,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = choose_device(arguments.device or (cuda if torch.cuda.is_available() else None))
         writable(arguments.output_mask_dir).mkdir(parents=True, exist_ok=True)
         names = videos_of(arguments)
-        sam2, _ = load(arguments.sam2_checkpoint)
+        encoder, _ = load_tracker(arguments.sam2_checkpoint)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    sam2 = sam2.to(device).eval()
+    encoder = encoder.to(device).eval()
+    sam = encoder.network
     if arguments.apply_postprocessing:
-        sam2.binarize_mask_from_pts_for_mem_enc = True
+        sam.binarize_mask_from_pts_for_mem_enc = True  # as SAM 3 does at all times
     if arguments.use_vos_optimized_video_predictor:
-        for part in (sam2.image_encoder, sam2.memory_attention, sam2.memory_encoder, sam2.sam_mask_decoder):
-            part.forward = torch.compile(part.forward, dynamic=part is sam2.memory_attention)
+        for part in (encoder.image_encoder, sam.memory_attention, sam.memory_encoder, encoder.mask_decoder):
+            part.forward = torch.compile(part.forward, dynamic=part is sam.memory_attention)
     precision = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
     problems = []
     for name in names[rank::world]:
@@ -124,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             files = read_video(arguments.base_video_dir / name, arguments.input_mask_dir / name)
             with precision:
-                follow_video(sam2, files, output, options, device)
+                follow_video(encoder, files, output, options, device)
             print(f"{name}: {len(files.stems)} frames", flush=True)
         except ValueError as error:
             problems.append(f"{name}: {error}")

@@ -192,6 +192,10 @@ class Sa2VAGroundingEncoder(Sam2Memory, GroundingEncoder):
         return self.image_size // 4
 
     @property
+    def network(self) -> nn.Module:
+        return self.sam2_model
+
+    @property
     def image_encoder(self) -> nn.Module:
         return self.sam2_model.image_encoder
 

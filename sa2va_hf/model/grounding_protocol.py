@@ -21,6 +21,7 @@ PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 NO_OBJECT_LOGIT = -1024.0  # what SAM puts where its object score says that there is nothing
 MASK_SCALE, MASK_BIAS = 20.0, -10.0  # a given mask as logits: -10 and 10
+AMBIGUOUS_POINTS = 1  # a prompt of at most so many points, and none at all, gets three candidates in training
 # Heads of the mask decoder that no Sa2VA loss reaches: the mask is chosen by argmax and never gated by object score.
 UNREACHED_HEADS = ("iou_prediction_head", "pred_obj_score_head", "output_hypernetworks_mlps.0")
 GROUNDING_PARTS = ("none", "decoder", "all")
@@ -62,11 +63,12 @@ class MaskPrediction:
 @dataclass
 class GivenMasks:
     """Masks that the user gave, as a grounding encoder takes them: `masks` (objects, h, w), low-resolution logits;
-    `remembered`, the logits that its memory is made of; object `pointers` (objects, C); and bool (objects, 1) whether
-    each object is `present`."""
+    `remembered`, the logits that its memory is made of, and `exact`, those that training makes it of; object
+    `pointers` (objects, C); and bool (objects, 1) whether each object is `present`."""
 
     masks: Tensor
     remembered: Tensor
+    exact: Tensor
     pointers: Tensor
     present: Tensor
 
@@ -91,6 +93,8 @@ def with_corners(boxes: Tensor, points: tuple[Tensor, Tensor] | None) -> tuple[T
 
 def resize(maps: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
     """(N, C, H, W) to another size, bilinear."""
+    if maps.shape[-2:] == size:
+        return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=antialias)
 
 
@@ -152,6 +156,11 @@ class GroundingEncoder(Float32):
     @property
     def blanks_absent(self) -> bool:
         """Whether masks of followed objects are blanked where the object score says that they are gone."""
+        raise NotImplementedError
+
+    @property
+    def network(self) -> nn.Module:
+        """The SAM itself, whose state dict has the names that it is stored under where it is alone."""
         raise NotImplementedError
 
     @property
@@ -272,7 +281,7 @@ class GroundingEncoder(Float32):
         Args:
             masks: logits (objects, h, w) of any size.
             present: bool (objects, 1), whether each object is on the frame.
-            prompted: whether the masks came from a prompt on this frame.
+            prompted: whether the masks came from a prompt on this frame. In training it makes no difference.
         """
         raise NotImplementedError
 

@@ -55,8 +55,9 @@ class Sam2Memory:
         # that of no object.
         seen, present = prediction.object_scores > 0, binary.flatten(1).any(1, keepdim=True)
         pointers = torch.where(present, self.pointers(prediction, seen), sam.no_obj_ptr)
-        small = resize(binary * MASK_SCALE + MASK_BIAS, size, antialias=True).squeeze(1)
-        return GivenMasks(small, small, pointers, present)
+        exact = binary * MASK_SCALE + MASK_BIAS
+        small = resize(exact, size, antialias=True).squeeze(1)
+        return GivenMasks(small, small, exact.squeeze(1), pointers, present)
 
     def _binary(self, masks: Tensor) -> Tensor:
         """(objects, 1, H, W) logits or bool -> 0 and 1 at SAM 2's input size."""

@@ -177,6 +177,10 @@ class Sa2VASam3Encoder(Sam3Memory, GroundingEncoder):
         return 4 * (self.image_size // self.config.patch_size)
 
     @property
+    def network(self) -> nn.Module:
+        return self.sam3_model
+
+    @property
     def image_encoder(self) -> nn.Module:
         return self.sam3_model.vision_encoder
 

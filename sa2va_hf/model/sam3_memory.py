@@ -58,7 +58,8 @@ class Sam3Memory:
         seen, present = prediction.object_scores > 0, large.flatten(1).any(1, keepdim=True)
         pointers = torch.where(present, self.pointers(prediction, seen), sam.no_object_pointer)
         logits = large * MASK_SCALE + MASK_BIAS
-        return GivenMasks(resize(logits, size, antialias=True).squeeze(1), logits.squeeze(1), pointers, present)
+        exact = logits.squeeze(1)
+        return GivenMasks(resize(logits, size, antialias=True).squeeze(1), exact, exact, pointers, present)
 
     def _large(self, masks: Tensor) -> Tensor:
         """(objects, 1, H, W) logits or bool -> 0 to 1 at the size that the memory encoder takes."""
@@ -73,13 +74,14 @@ class Sam3Memory:
     def remember(
         self, features: ImageFeatures, masks: Tensor, present: Tensor, prompted: bool
     ) -> tuple[Tensor, Tensor]:
-        """As in the protocol: masks of prompted frames are made binary. Returns (H * W, objects, 64) and the positions
-        (H * W, objects, 64)."""
+        """As in the protocol: outside training, masks of prompted frames are made binary. Returns (H * W, objects, 64)
+        and the positions (H * W, objects, 64)."""
         sam, side = self.sam3_model, self.memory_mask_size
         masks = masks.unsqueeze(1)
         if masks.shape[-1] != side:
             masks = resize(masks, (self.image_size,) * 2)
-        shares = (masks > 0).float() if prompted else masks.sigmoid()
+        binary = prompted and not self.training
+        shares = (masks > 0).float() if binary else masks.sigmoid()
         grid = features.levels[-1].expand(len(masks), -1, -1, -1)
         memory, _ = sam.memory_encoder(grid, _resized(shares * MASK_SCALE + MASK_BIAS, side))
         # In float32 first: half precision cannot count the rows of a grid.
@@ -122,10 +124,11 @@ class Sam3Memory:
                 yield distance - 1, entry
 
     def _pointers(self, kept: Kept, index: int, num_frames: int) -> Iterator[tuple[int, Tensor]]:
-        """The object pointers (objects, C) that frame `index` looks at, each with the frame's distance."""
+        """The object pointers (objects, C) that frame `index` looks at, each with the frame's distance; in training
+        those of later prompted frames as well."""
         selected, others = self._selected(kept, index)
         for frame in selected:
-            if frame <= index:
+            if frame <= index or self.training:
                 yield index - frame, kept[PROMPTED][frame]["obj_ptr"]
         for distance in range(1, min(num_frames, self.pointer_frames)):
             entry = kept[FOLLOWED].get(index - distance, others.get(index - distance))

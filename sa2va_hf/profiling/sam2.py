@@ -22,7 +22,8 @@ from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
 from sa2va_hf.model.grounding import build_sam2
 from sa2va_hf.model.grounding_protocol import PIXEL_MEAN, PIXEL_STD
 from sa2va_hf.profiling.report import measure, table
-from sa2va_hf.training.sam2.clip_model import Sam2ClipModel, set_dropout
+from sa2va_hf.training.sam2.clip_model import Sam2ClipModel
+from sa2va_hf.training.sam2.networks import set_dropout
 from sa2va_hf.training.sam2.prompting import PromptSettings
 
 FIXED = {  # makes every step the same

@@ -1,5 +1,5 @@
-"""The arguments of a SAM 2 fine-tuning, from one YAML file and the command line, which wins. The defaults are those
-of SAM 2's fine-tuning on MOSE (sam2: `sam2.1_hiera_b+_MOSE_finetune.yaml`).
+"""The arguments of a fine-tuning of SAM 2 or SAM 3, from one YAML file and the command line, which wins. The defaults
+are those of SAM 2's fine-tuning on MOSE (sam2: `sam2.1_hiera_b+_MOSE_finetune.yaml`).
 
     model, data, prompts, losses, augmentation, training = parse(["configs/sam2/mose_finetune.yaml"], SAM2_ARGUMENTS)
 """
@@ -15,18 +15,18 @@ from ...data.clips.transforms import Augmentation
 from ...mixtures import MixtureEntry, mixture
 from .losses import LossSettings
 from .prompting import PromptSettings
-from .schedules import LayerDecay
 
 
 @dataclass
 class Sam2ModelArguments:
-    """Which SAM 2, and which of its parts are trained."""
+    """Which SAM 2 or SAM 3, and which of its parts are trained."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A .pt of SAM 2, a folder that one was converted to, or a Sa2VA folder."}
+        default=None, metadata={"help": "A .pt of SAM 2 or 3, a folder that one was converted to, or a Sa2VA."}
     )
     image_size: int | None = field(
-        default=None, metadata={"help": "Side of the square input, a multiple of 32; default: the checkpoint's."}
+        default=None,
+        metadata={"help": "Side of the square input: a multiple of 32, of 336 for SAM 3. Default: the checkpoint's."},
     )
     train_image_encoder: Literal["full", "lora", "none"] = field(
         default="full", metadata={"help": "How the image encoder is trained; none freezes it."}
@@ -52,7 +52,7 @@ class Sam2ModelArguments:
 
     def __post_init__(self) -> None:
         if not self.model_name_or_path:
-            raise ValueError("`model_name_or_path` is missing: set it to a .pt of SAM 2, or a folder")
+            raise ValueError("`model_name_or_path` is missing: set it to a .pt of SAM 2 or 3, or a folder")
         for name in ("lora_dropout", "drop_path", "memory_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}`: expected a number in [0, 1), got {getattr(self, name)}")
@@ -62,8 +62,6 @@ class Sam2ModelArguments:
             raise ValueError(
                 f"`lora_rank` and `lora_alpha` must be positive, got {self.lora_rank} and {self.lora_alpha}"
             )
-        if self.image_size is not None and (self.image_size < 32 or self.image_size % 32):
-            raise ValueError(f"`image_size`: expected a multiple of 32, got {self.image_size}")
 
 
 @dataclass
@@ -148,8 +146,8 @@ class Sam2TrainingArguments(BaseTrainingArguments):
         "lr_scheduler_kwargs": (None, "see `optimizer_schedules`"),
         "prediction_loss_only": (False, "evaluation measures J and F, no loss"),
         "use_liger_kernel": (False, "only for language models"),
-        "deepspeed": (None, "SAM 2 fits one device; start one process per device with torchrun"),
-        "fsdp": (None, "SAM 2 fits one device; start one process per device with torchrun"),
+        "deepspeed": (None, "a SAM fits one device; start one process per device with torchrun"),
+        "fsdp": (None, "a SAM fits one device; start one process per device with torchrun"),
     }
 
     def __post_init__(self) -> None:
@@ -159,23 +157,23 @@ class Sam2TrainingArguments(BaseTrainingArguments):
             raise ValueError(f"`layer_decay`: expected a number above 0, up to 1, got {self.layer_decay}")
         super().__post_init__()
 
-    def options(self) -> dict[str, list[dict]]:
-        """The schedules of the optimiser's options: those given, or the MOSE recipe's with these rates."""
+    def options(self, image_encoder: str = "image_encoder") -> dict[str, list[dict]]:
+        """The schedules of the optimiser's options: those given, or the MOSE recipe's with these rates.
+
+        image_encoder: what the part with the `vision_learning_rate` is called.
+        """
         if self.optimizer_schedules:
             return self.optimizer_schedules
 
         def falling(start: float) -> dict[str, Any]:
             return {"type": "cosine", "start": start, "end": start * self.final_learning_rate}
 
-        vision = {"match": ["image_encoder.*"], "schedule": falling(self.vision_learning_rate)}
+        vision = {"match": [f"{image_encoder}.*"], "schedule": falling(self.vision_learning_rate)}
         bare = {"match": ["*bias*"], "modules": ["LayerNorm"], "schedule": 0.0}
         return {
             "lr": [{"schedule": falling(self.learning_rate)}, vision],
             "weight_decay": [{"schedule": self.weight_decay}, bare],
         }
-
-    def depth(self) -> LayerDecay | None:
-        return LayerDecay(self.layer_decay) if self.layer_decay < 1 else None
 
 
 SAM2_ARGUMENTS = (

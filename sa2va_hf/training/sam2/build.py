@@ -1,4 +1,4 @@
-"""A SAM 2 fine-tuning from its arguments: its clips, model and trainer."""
+"""A fine-tuning of SAM 2 or SAM 3 from its arguments: its clips, model and trainer."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 from transformers import set_seed
 
 from ...arguments import parse
-from ...checkpoints.sam2 import load
+from ...checkpoints.trackers import load_tracker
 from ...data.clips.dataset import ClipDataset, ClipEntry
 from ...data.clips.transforms import Augmentation
 from ...data.clips.vos import VosClips
-from ...model.grounding import build_sam2
 from ..mixture import entries_to_evaluate, open_entry
 from ..rejects import list_rejects
 from ..saving import find_checkpoint
 from .arguments import SAM2_ARGUMENTS, Sam2DataArguments, Sam2ModelArguments, Sam2TrainingArguments
-from .clip_model import Sam2ClipModel, set_dropout
+from .clip_model import Sam2ClipModel
 from .losses import LossSettings
+from .networks import network_of, set_dropout
 from .prompting import PromptSettings
 from .trainable import make_trainable
 from .trainer import Sam2Trainer
@@ -30,23 +30,21 @@ def build_model(
     """The model as it will be trained.
 
     Raises:
-        ValueError: there are no weights at `model_name_or_path`, or nothing is left to train.
+        ValueError: there are no weights at `model_name_or_path`, they cannot have this `image_size`, or nothing is
+            left to train.
     """
-    sam2, config = load(arguments.model_name_or_path)
-    if arguments.image_size not in (None, config.image_size):  # no weight depends on it
-        state, config.image_size = sam2.state_dict(), arguments.image_size
-        sam2 = build_sam2(config)
-        sam2.load_state_dict(state)
-    set_dropout(sam2, arguments.drop_path, arguments.memory_dropout)
+    encoder, config = load_tracker(arguments.model_name_or_path, arguments.image_size)
+    network = network_of(encoder)
+    set_dropout(encoder.network, arguments.drop_path, arguments.memory_dropout)
     set_seed(seed)  # LoRA starts from the same numbers everywhere
     modes = {
-        "image_encoder": arguments.train_image_encoder,
-        "memory_attention": arguments.train_memory_attention,
-        "sam_mask_decoder": arguments.train_mask_decoder,
+        network.image_encoder: arguments.train_image_encoder,
+        network.memory_attention: arguments.train_memory_attention,
+        network.mask_decoder: arguments.train_mask_decoder,
     }
     lora = {"rank": arguments.lora_rank, "alpha": arguments.lora_alpha, "dropout": arguments.lora_dropout}
-    make_trainable(sam2, modes, arguments.train_others, **lora)
-    return Sam2ClipModel(sam2, config, prompts, losses, arguments.gate_masks_in_loss)
+    make_trainable(encoder.network, modes, arguments.train_others, **lora, unread=network.unread)
+    return Sam2ClipModel(encoder, config, prompts, losses, arguments.gate_masks_in_loss)
 
 
 def build_dataset(
@@ -88,7 +86,7 @@ def build_trainer(
     training: Sam2TrainingArguments,
 ) -> Sam2Trainer:
     """The trainer of a run."""
-    if training.use_cpu:  # the CPU's flash kernel is slow backwards on SAM 2's many small windows
+    if training.use_cpu:  # the CPU's flash kernel is slow backwards on many small windows
         torch.backends.cuda.enable_flash_sdp(False)
     model = build_model(arguments, prompts, losses, training.seed)
     dataset = None if training.eval_only else build_dataset(data, augmentation, training, model.config.image_size)

@@ -117,12 +117,19 @@ def _number(value: Any) -> Any:
 
 @dataclass
 class LayerDecay:
-    """Learning rates that fall by the factor `decay` with every block of `trunk` from the last one down, the patch
-    embedding being the lowest; `overrides`: {pattern of names: factor on the learning rate instead}."""
+    """Learning rates that fall by the factor `decay` with every block of `trunk` from the last one down, the `stem`
+    (embeddings) being the lowest; `overrides`: {pattern of names: factor on the learning rate instead}. The defaults
+    are SAM 2's names."""
 
     decay: float
     trunk: str = "image_encoder.trunk"
+    blocks: str = "blocks"
+    stem: tuple[str, ...] = ("patch_embed", "pos_embed")
     overrides: dict[str, float] = field(default_factory=lambda: {"*pos_embed*": 1.0})
+
+    def layers(self, module: nn.Module) -> nn.ModuleList:
+        """The trunk's blocks in the network `module`."""
+        return module.get_submodule(f"{self.trunk}.{self.blocks}")
 
     def scale(self, name: str, blocks: int) -> float:
         """The factor on the learning rate of the parameter `name`; 1 outside of the trunk."""
@@ -132,9 +139,9 @@ class LayerDecay:
             if fnmatchcase(name, pattern):
                 return factor
         first, *rest = name.removeprefix(self.trunk + ".").split(".")
-        if first == "blocks":
+        if first == self.blocks:
             return self.decay ** (blocks - int(rest[0]))
-        return self.decay ** (blocks + 1) if first.startswith(("patch_embed", "pos_embed")) else 1.0
+        return self.decay ** (blocks + 1) if first.startswith(self.stem) else 1.0
 
 
 @dataclass
@@ -164,7 +171,7 @@ def parameter_groups(
         raise ValueError(f"`lr` has no schedule; there are some for {', '.join(options) or 'nothing'}")
     read = {option: [_entry(entry, option, n) for n, entry in enumerate(e, 1)] for option, e in options.items()}
     chosen = {option: _assign(module, entries, option) for option, entries in read.items()}
-    blocks = 0 if layer_decay is None else len(module.get_submodule(f"{layer_decay.trunk}.blocks"))
+    blocks = 0 if layer_decay is None else len(layer_decay.layers(module))
     groups: dict[tuple, Group] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""`Sam2Trainer`: transformers' Trainer over clips, with its own optimiser groups, and J&F of videos as scores.
+"""`Sam2Trainer`: transformers' Trainer over clips, for SAM 2 and SAM 3, with its own optimiser groups and scores.
 
 Only hooks are overridden. Prompts are sampled with rng(seed, step, micro-batch): alike on all ranks, and alike in a
 resumed run.
@@ -19,10 +19,12 @@ from transformers import TrainerCallback
 
 from ...checkpoints.card import HERE, facts_of_run, sam2_card
 from ...checkpoints.files import CARD, TRAINER_STATE
+from ...checkpoints.trackers import holds_sam3
 from ...data.clips.dataset import ClipBatchSampler, collate
 from ..meter import Meter
 from ..safe_trainer import SafeTrainer
 from .arguments import Sam2TrainingArguments
+from .networks import network_of
 from .schedules import OptionScheduler, parameter_groups
 from .trainable import has_lora, merged_state
 from .validation import score_clip
@@ -40,7 +42,7 @@ class Sam2Trainer(SafeTrainer):
 
     Logged with the loss: mask_loss, dice_loss, iou_loss and score_loss without their weights, summed over the frames
     and clicks of a clip; objects per step. Evaluated: J, F, J&F (means over all objects of all videos) and objects.
-    A checkpoint holds config.json and model.safetensors, the stock SAM 2 with LoRA merged; with LoRA, what a run is
+    A checkpoint holds config.json and model.safetensors, the stock network with LoRA merged; with LoRA, what a run is
     resumed from is beside it.
     """
 
@@ -86,9 +88,10 @@ class Sam2Trainer(SafeTrainer):
     # ---- optimiser ----
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            sam2 = self.model.sam2
-            self.groups = parameter_groups(sam2, self.args.options(), self.args.depth())
-            parameters = dict(sam2.named_parameters())
+            sam, network = self.model.sam, network_of(self.model.encoder)
+            decay = network.layer_decay(self.args.layer_decay) if self.args.layer_decay < 1 else None
+            self.groups = parameter_groups(sam, self.args.options(network.image_encoder), decay)
+            parameters = dict(sam.named_parameters())
             kind, options = self.get_optimizer_cls_and_kwargs(self.args)
             groups = [{"params": [parameters[name] for name in group.names]} for group in self.groups]
             self.optimizer = kind(groups, **options)
@@ -134,13 +137,13 @@ class Sam2Trainer(SafeTrainer):
         the others waiting for longer than the process group's time-out (`ddp_timeout`).
         """
         clips = self.evaluation_data(eval_dataset)
-        sam2, sums = self.model.sam2, np.zeros(3)
+        encoder, sums = self.model.encoder, np.zeros(3)
         was_training = self.model.training
         self.model.eval()
         with self.compute_loss_context_manager():
             for first in range(0, len(clips), self.args.world_size):
                 index = first + self.args.process_index
-                scores = score_clip(sam2, clips[index], self.args.device) if index < len(clips) else []
+                scores = score_clip(encoder, clips[index], self.args.device) if index < len(clips) else []
                 sums += self._sums(*(sum(score[name] for score in scores) for name in ("J", "F")), len(scores))
         self.model.train(was_training)
         j, f, objects = sums.tolist()
@@ -156,10 +159,10 @@ class Sam2Trainer(SafeTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        sam2 = self.model.sam2
-        _write(merged_state(sam2), folder / WEIGHTS)
-        if has_lora(sam2):
-            _write(sam2.state_dict(), folder / UNMERGED)
+        sam = self.model.sam
+        _write(merged_state(sam), folder / WEIGHTS)
+        if has_lora(sam):
+            _write(sam.state_dict(), folder / UNMERGED)
         self.model.config.save_pretrained(folder)
         torch.save(self.args, folder / "training_args.bin")
 
@@ -169,15 +172,15 @@ class Sam2Trainer(SafeTrainer):
         self.state.save_to_json(str(folder / TRAINER_STATE))
         model_id = getattr(self, "hub_model_id", None) or HERE
         title = folder.absolute().name if model_id == HERE else model_id.split("/")[-1]
-        card = sam2_card(facts_of_run(folder), title=title, model_id=model_id)
+        card = sam2_card(facts_of_run(folder), title=title, model_id=model_id, is_sam3=holds_sam3(folder))
         (folder / CARD).write_text(card, encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        sam2, folder = self.model.sam2, Path(resume_from_checkpoint)
-        file = folder / (UNMERGED if has_lora(sam2) else WEIGHTS)
+        sam, folder = self.model.sam, Path(resume_from_checkpoint)
+        file = folder / (UNMERGED if has_lora(sam) else WEIGHTS)
         if not file.is_file():
             raise ValueError(f"{folder}: no {file.name}; was it written by a run with the same `train_...` arguments?")
-        sam2.load_state_dict(load_file(file))
+        sam.load_state_dict(load_file(file))
 
     def _load_best_model(self) -> None:
         logger.info("loading the best checkpoint, %s", self.state.best_model_checkpoint)

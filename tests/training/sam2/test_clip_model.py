@@ -70,7 +70,7 @@ def test_clips_side_by_side_are_as_clips_alone():
 )
 def test_checkpointing_changes_nothing(settings, frames, dropped):
     model, inputs = tiny_clip_model(**settings), clip(frames=frames)
-    set_dropout(model.sam2, dropped, 0.1)  # what is dropped must be dropped again
+    set_dropout(model.sam, dropped, 0.1)  # what is dropped must be dropped again
     plain, wanted = run(model, inputs).loss.item(), gradients(model)
     model.gradient_checkpointing_enable()
     again, found = run(model, inputs).loss.item(), gradients(model)
@@ -109,12 +109,12 @@ def test_a_loss_taken_at_once_has_the_gradient_of_one_that_waits():
 
 
 def test_without_gating_an_object_that_is_denied_still_learns_its_mask():
-    inputs, name = clip(frames=1, objects=(2,)), "sam2.sam_mask_decoder.output_upscaling.0.weight"
+    inputs, name = clip(frames=1, objects=(2,)), "encoder.sam2_model.sam_mask_decoder.output_upscaling.0.weight"
     losses = []
     for gate in (True, False):
         model = tiny_clip_model(**CLICKED, gate_masks=gate)
         with torch.no_grad():
-            model.sam2.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(-30.0)
+            model.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(-30.0)
         output = run(model, inputs)
         assert (output.steps[0][0].masks == NO_OBJECT_LOGIT).all()
         gradient = model.get_parameter(name).grad
@@ -125,11 +125,11 @@ def test_without_gating_an_object_that_is_denied_still_learns_its_mask():
 
 def test_a_frozen_encoder_gets_no_gradient_and_the_rest_does():
     model = tiny_clip_model(**MASKED)
-    model.sam2.image_encoder.requires_grad_(False)
+    model.sam.image_encoder.requires_grad_(False)
     run(model, clip())
     names = set(gradients(model))
-    assert not any(name.startswith("sam2.image_encoder") for name in names)
-    assert {"sam2.sam_mask_decoder.conv_s0.weight", "sam2.maskmem_tpos_enc"} <= names
+    assert not any(name.startswith("encoder.sam2_model.image_encoder") for name in names)
+    assert {"encoder.sam2_model.sam_mask_decoder.conv_s0.weight", "encoder.sam2_model.maskmem_tpos_enc"} <= names
 
 
 @pytest.mark.parametrize("settings", [MASKED, CLICKED], ids=["masks", "clicks"])
@@ -277,7 +277,7 @@ def assert_step(model, step, wanted, low_res, tolerance):
 
 
 def assert_gradients(model, record, known, tolerance):
-    found = {name: p.grad for name, p in model.sam2.named_parameters()}
+    found = {name: p.grad for name, p in model.sam.named_parameters()}
     assert {n for n, gradient in found.items() if gradient is None} == {n for n, v in record["grad"].items() if not v}
     total = record["grad_total_norm"]
     norm = sum(float(g.double().square().sum()) for g in found.values() if g is not None) ** 0.5

@@ -21,7 +21,7 @@ from sa2va_hf.data.clips.transforms import Augmentation
 from sa2va_hf.data.clips.vos import VosClips
 from sa2va_hf.model.grounding import build_sam2
 from sa2va_hf.training.sam2.arguments import Sam2TrainingArguments
-from sa2va_hf.training.sam2.clip_model import set_dropout
+from sa2va_hf.training.sam2.networks import set_dropout
 from sa2va_hf.training.sam2.trainable import has_lora, make_trainable, merged_state
 from sa2va_hf.training.sam2.trainer import Sam2Trainer
 from sa2va_hf.training.saving import newest_complete
@@ -39,9 +39,9 @@ def parts(tmp_path):
 
 def trainer(parts, folder, modes=ALL, others=True, clips=None, dropout=0.1, **settings):
     model = tiny_clip_model(num_correction_pt_per_frame=2)
-    set_dropout(model.sam2, dropout, dropout)
+    set_dropout(model.sam, dropout, dropout)
     torch.manual_seed(0)
-    make_trainable(model.sam2, modes, others, rank=4, alpha=8)
+    make_trainable(model.sam, modes, others, rank=4, alpha=8)
     defaults = {
         "output_dir": str(folder),
         "learning_rate": 1e-3,
@@ -61,7 +61,7 @@ def trainer(parts, folder, modes=ALL, others=True, clips=None, dropout=0.1, **se
 
 
 def state(run):
-    return {name: tensor.clone() for name, tensor in run.model.sam2.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in run.model.sam.state_dict().items()}
 
 
 def logged(run, name="loss"):
@@ -80,7 +80,7 @@ def test_what_is_trained_changes_and_what_is_frozen_does_not(parts, tmp_path):
 
 def test_nothing_to_train():
     with pytest.raises(ValueError, match="nothing is trained"):
-        make_trainable(tiny_clip_model().sam2, dict.fromkeys(ALL, "none"), False)
+        make_trainable(tiny_clip_model().sam, dict.fromkeys(ALL, "none"), False)
 
 
 @pytest.mark.parametrize("modes", [ALL, LORA], ids=["full", "lora"])
@@ -120,17 +120,17 @@ def test_what_is_saved_is_stock_sam2_with_lora_merged(parts, tmp_path):
     run = trainer(parts, tmp_path / "run", LORA)
     run.train()
     run.save_model()
-    assert has_lora(run.model.sam2)
+    assert has_lora(run.model.sam)
     stock, config = load(tmp_path / "run")
     assert set(stock.state_dict()) == set(build_sam2(config).state_dict())
     assert config.image_size == 128 and config.version == "2.1"
     image = torch.rand(1, 3, 128, 128)
     run.model.eval()
     with torch.no_grad():
-        ours, theirs = (sam2.forward_image(image)["backbone_fpn"] for sam2 in (run.model.sam2, stock.eval()))
+        ours, theirs = (sam2.forward_image(image)["backbone_fpn"] for sam2 in (run.model.sam, stock.eval()))
     assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(ours, theirs, strict=True))
     untouched = build_sam2(config)
-    untouched.load_state_dict(merged_state(tiny_clip_model().sam2))
+    untouched.load_state_dict(merged_state(tiny_clip_model().sam))
     changed = [
         n
         for n, t in load_file(tmp_path / "run/model.safetensors").items()

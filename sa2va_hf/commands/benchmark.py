@@ -8,6 +8,7 @@
     sa2va benchmark sampler
     sa2va benchmark metrics [--masks DAVIS/Annotations/480p/libby]
     sa2va benchmark serve [--model DIR] [--clients 1 4 16]
+    sa2va benchmark trackers [--size tiny|large] [--frames 4] [--objects 1 3]
     sa2va benchmark sam2 [--size tiny|small|base_plus|large] [--image_size 1024]
     sa2va benchmark dual_loop [--steps 60] [--labelled 64] [--clips 128]
     sa2va benchmark search [--scenes 20] [--max_crops 40] [--sheets DIR]
@@ -24,7 +25,8 @@ from pathlib import Path
 
 def inference(parser: argparse.ArgumentParser) -> None:
     """Time and memory of the predictor, on images and clips."""
-    parser.add_argument("--size", choices=["tiny", "large"], default="tiny", help="large: SAM 2 large at 1024 px")
+    parser.add_argument("--size", choices=["tiny", "large"], default="tiny", help="large: SAM as published")
+    _grounding(parser)
     parser.add_argument("--model", help="a model folder, instead of random weights")
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 3, 8], help="numbers of [SEG] tokens")
     parser.add_argument("--frames", type=int, default=16, help="frames of the clips with several [SEG] tokens")
@@ -70,10 +72,22 @@ def metrics(parser: argparse.ArgumentParser) -> None:
 
 def train(parser: argparse.ArgumentParser) -> None:
     """Time and memory of a training step, by part and by option."""
-    parser.add_argument("--size", choices=["tiny", "2b", "8b"], default="tiny", help="2b, 8b: with SAM 2 large")
+    parser.add_argument("--size", choices=["tiny", "2b", "8b"], default="tiny", help="2b, 8b: with SAM as published")
+    _grounding(parser)
     parser.add_argument("--batch", type=int, default=4, help="samples of a step")
     parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after one to warm up")
     parser.add_argument("--images", type=Path, help="a folder of pictures to train on; default: noise")
+
+
+def _grounding(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--grounding", choices=["sam2", "sam3"], default="sam2", help="the grounding encoder")
+
+
+def trackers(parser: argparse.ArgumentParser) -> None:
+    """SAM 2.1 large against SAM 3's tracker, per frame and per object."""
+    parser.add_argument("--size", choices=["tiny", "large"], default="tiny", help="large: as published")
+    parser.add_argument("--frames", type=int, default=4, help="frames of the clip, 2 or more")
+    parser.add_argument("--objects", type=int, nargs="+", default=[1, 3], help="objects that are followed")
 
 
 def sam2(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +145,7 @@ MEASUREMENTS = (
     sampler,
     metrics,
     train,
+    trackers,
     sam2,
     search,
     serve,

@@ -200,6 +200,11 @@ class Sa2VAGroundingConfig(PretrainedConfig):
         self.tracking_decoder = tracking_decoder
         super().__init__(**kwargs)
 
+    @property
+    def mask_size(self) -> int:
+        """Side of the low-resolution masks."""
+        return self.image_size // 4
+
 
 GROUNDING_CONFIGS = {kind.model_type: kind for kind in (Sa2VAGroundingConfig, Sa2VASam3Config)}
 VIT = "internvl_vision"  # model type of InternVL's own vision tower

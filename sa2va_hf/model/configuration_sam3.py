@@ -92,6 +92,11 @@ class Sa2VASam3Config(PretrainedConfig):
         self.blank_absent, self.tracking_decoder = blank_absent, tracking_decoder
         super().__init__(**kwargs)
 
+    @property
+    def mask_size(self) -> int:
+        """Side of the low-resolution masks: 288 for an input of 1008."""
+        return 4 * (self.image_size // self.patch_size)
+
 
 def _check_multiple(name: str, value: int, of: int) -> None:
     if value <= 0 or value % of:

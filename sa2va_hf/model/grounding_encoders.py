@@ -34,7 +34,7 @@ class AbsentGroundingEncoder(nn.Module):
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__()
-        self.image_size, self.mask_size = config.image_size, config.image_size // 4
+        self.image_size, self.mask_size = config.image_size, config.mask_size
         self.register_buffer("_anchor", torch.zeros(0, device="cpu"), persistent=False)  # where inputs go
 
     @property

@@ -174,7 +174,7 @@ class Sa2VASam3Encoder(Sam3Memory, GroundingEncoder):
 
     @property
     def mask_size(self) -> int:
-        return 4 * (self.image_size // self.config.patch_size)
+        return self.config.mask_size
 
     @property
     def network(self) -> nn.Module:

@@ -17,10 +17,9 @@ from sa2va_hf.model.configuration_sa2va import IMAGE_CONTEXT, IMAGE_END, IMAGE_S
 from sa2va_hf.model.modeling_sa2va import Sa2VAForConditionalGeneration
 from sa2va_hf.model.processing_sa2va import Sa2VAProcessor
 from sa2va_hf.profiling.report import measure, operations, table
+from sa2va_hf.profiling.trackers import GROUNDINGS
 
 QUESTION = "Please segment everything."
-TINY_SAM2 = {"size": "tiny", "image_size": 256, "hidden_dim": 64, "embed_dim": 48, "memory_dim": 32}
-TINY_SAM2 |= {"stages": [1, 2, 3, 1], "global_att_blocks": [5], "memory_layers": 2, "memory_feedforward": 256}
 
 
 def answer(objects: int) -> str:
@@ -39,8 +38,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def make_predictor(size: str, device: str) -> Sa2VAPredictor:
-    """A predictor with random weights: an LLM of width 256, and a small SAM 2 (256 px) or SAM 2 large (1024 px)."""
+def make_predictor(size: str, device: str, grounding: str = "sam2") -> Sa2VAPredictor:
+    """A predictor with random weights: an LLM of width 256, and a small SAM 2 or 3, or SAM 2 large, or SAM 3."""
     fast = tokenizer()
     width = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
     mllm = InternVLConfig(
@@ -49,9 +48,10 @@ def make_predictor(size: str, device: str) -> Sa2VAPredictor:
         image_token_id=fast.convert_tokens_to_ids(IMAGE_CONTEXT),
         image_seq_length=64,
     )
-    grounding = TINY_SAM2 if size == "tiny" else {"size": "large"}
     config = Sa2VAConfig(
-        mllm_config=mllm, grounding_config=grounding, seg_token_id=fast.convert_tokens_to_ids("[SEG]")
+        mllm_config=mllm,
+        grounding_config=GROUNDINGS[grounding, size],
+        seg_token_id=fast.convert_tokens_to_ids("[SEG]"),
     )
     torch.manual_seed(0)
     model = Sa2VAForConditionalGeneration(config)
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     if arguments.model:
         predictor = Sa2VAPredictor.from_pretrained(arguments.model, device)
     else:
-        predictor = make_predictor(arguments.size, device)
+        predictor = make_predictor(arguments.size, device, arguments.grounding)
     if arguments.compiled:
         predictor.compile()
     size = (320, 240)

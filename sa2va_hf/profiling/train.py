@@ -25,8 +25,9 @@ from sa2va_hf.model.configuration_sa2va import IMAGE_CONTEXT, Sa2VAConfig
 from sa2va_hf.model.modeling_sa2va import Sa2VAForConditionalGeneration
 from sa2va_hf.model.processing_sa2va import Sa2VAProcessor
 from sa2va_hf.model.visuals import frame_files, open_image
-from sa2va_hf.profiling.inference import TINY_SAM2, tokenizer
+from sa2va_hf.profiling.inference import tokenizer
 from sa2va_hf.profiling.report import Memory, operations, table
+from sa2va_hf.profiling.trackers import GROUNDINGS
 from sa2va_hf.training.sa2va.flops import StepFlops, peak_flops
 from sa2va_hf.training.sa2va.speed import compile_layers, use_liger
 from sa2va_hf.training.sa2va.trainable import make_trainable
@@ -42,7 +43,7 @@ _LLMS = {  # Qwen2.5-1.5B and -7B
 def run(arguments: argparse.Namespace) -> Iterator[str]:
     """Yields the markdown tables one by one."""
     for name, make in (("pictures", picture_sample), ("clips of 5 frames", clip_sample)):
-        model, processor = build(arguments.size, arguments.device)
+        model, processor = build(arguments.size, arguments.device, arguments.grounding)
         open_picture = opener(arguments.images)
         examples = [make(number, open_picture) for number in range(arguments.batch)]
         rows = []
@@ -57,14 +58,14 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
 # ---------------------------------------------------------------- what is trained
 
 
-def build(size: str, device: str) -> tuple[nn.Module, Sa2VAProcessor]:
+def build(size: str, device: str, grounding: str = "sam2") -> tuple[nn.Module, Sa2VAProcessor]:
     """A model with LoRA, ready for training, and its processor."""
     fast = tokenizer()
     if size == "tiny":
         width = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
         vision = width | {"image_size": [224, 224], "patch_size": [14, 14]}
         text = width | {"model_type": "qwen2", "num_key_value_heads": 4, "vocab_size": 32_000}
-        grounding, tile, per_tile = TINY_SAM2, 224, 64
+        tile, per_tile = 224, 64
     else:
         hidden, layers, heads, kv_heads, inner, vocabulary = _LLMS[size]
         vision = _VIT | {"image_size": [448, 448], "patch_size": [14, 14]}
@@ -72,7 +73,7 @@ def build(size: str, device: str) -> tuple[nn.Module, Sa2VAProcessor]:
             "model_type": "qwen2", "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
             "num_key_value_heads": kv_heads, "intermediate_size": inner, "vocab_size": vocabulary,
         }  # fmt: skip
-        grounding, tile, per_tile = {"size": "large"}, 448, 256
+        tile, per_tile = 448, 256
     mllm = InternVLConfig(
         vision_config=vision,
         text_config=text,
@@ -80,7 +81,9 @@ def build(size: str, device: str) -> tuple[nn.Module, Sa2VAProcessor]:
         image_seq_length=per_tile,
     )
     config = Sa2VAConfig(
-        mllm_config=mllm, grounding_config=grounding, seg_token_id=fast.convert_tokens_to_ids("[SEG]")
+        mllm_config=mllm,
+        grounding_config=GROUNDINGS[grounding, "tiny" if size == "tiny" else "large"],
+        seg_token_id=fast.convert_tokens_to_ids("[SEG]"),
     )
     torch.manual_seed(0)
     with torch.device(device):
@@ -140,7 +143,7 @@ def clip_sample(number: int, open_picture: OpenPicture = _noise) -> dict:
 
 # ---------------------------------------------------------------- what is measured
 
-PARTS = ("data", "ViT", "LLM", "SAM 2 encoder", "decoder", "rest of forward", "backward", "optimiser")
+PARTS = ("data", "ViT", "LLM", "SAM encoder", "decoder", "rest of forward", "backward", "optimiser")
 COLUMNS = ["s/step", *PARTS, "tokens/s", "masks/s", "real tokens", "TFLOP/step", "MFU", "peak MiB"]
 
 VARIANTS = {
@@ -257,7 +260,7 @@ def measure_steps(
     encoder = base.grounding_encoder
     vision, _ = base.backbone.vision(base.mllm)
     modules = {"ViT": vision, "LLM": base.mllm.model.language_model}
-    modules |= {"SAM 2 encoder": encoder.image_encoder, "decoder": encoder.mask_decoder}
+    modules |= {"SAM encoder": encoder.image_encoder, "decoder": encoder.mask_decoder}
     language_model = base.mllm.model.language_model
     usual = language_model.config._attn_implementation
     if attention:

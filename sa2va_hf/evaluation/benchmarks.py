@@ -24,6 +24,7 @@ from sa2va_hf.evaluation.following import Following
 from sa2va_hf.evaluation.items import Answer, Item, Settings
 from sa2va_hf.evaluation.locating import Locating
 from sa2va_hf.evaluation.presence import Presence
+from sa2va_hf.evaluation.refcoco_m import refcoco_m
 from sa2va_hf.evaluation.referring import Referring
 from sa2va_hf.evaluation.submission import submission
 from sa2va_hf.inference import Sa2VAPredictor
@@ -109,6 +110,7 @@ def _refcoco() -> dict[str, Benchmark]:
 BENCHMARKS: dict[str, Benchmark] = {
     "shapes": Benchmark(_shapes, "val", _SHAPES, needs_root=False),
     **_refcoco(),
+    "refcoco_m": Benchmark(refcoco_m, "validation", _PICTURES),
     "reason_seg_val": Benchmark(SOURCES["reason_seg"], "val", _REASON, {"explain": False}),
     "reason_seg_test": Benchmark(SOURCES["reason_seg"], "test", _REASON, {"explain": False}),
     "gcg_val": Benchmark(roots.grand_f_eval, "val", GroundedCaption()),

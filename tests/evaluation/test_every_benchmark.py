@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import test_coco_json
 import test_grefcoco
@@ -99,6 +100,26 @@ def region_caption(root):
     halves = [[[0, 0, 20, 0, 20, 30, 0, 30]], [[20, 0, 40, 0, 40, 30, 20, 30]]]
     annotations = [test_refcoco.annotation(number, segmentation=half) for number, half in enumerate(halves, 1)]
     test_refcoco.write(root, refs, annotations, "refcocog", "umd")
+
+
+def refcoco_m(root):
+    """A row with its picture inside and sentences as texts, and one with a path and sentences as records."""
+    inside, below = Path(picture(root / "x.jpg")), picture(root / "data/images/y.jpg")
+    squares = [np.zeros((30, 40), dtype=bool) for _ in range(2)]
+    squares[0][2:20, 3:18], squares[1][5:25, 20:39] = True, True
+    drawn = [dict(masks.encode(square)) for square in squares]
+    box = [0.0, 0.0, 1.0, 1.0]
+    texts = [{"sentences": ["the left square", "left"], "mask": drawn[0], "bbox": box}]
+    texts.append({"sentences": ["the right one"], "mask": drawn[1], "bbox": box})
+    raw = [{"sentences": [{"raw": "a square"}], "mask": drawn[1], "bbox": box}]
+    rows = [
+        {"image": {"bytes": inside.read_bytes(), "path": None}, "image_id": 1, "samples": texts},
+        {"image": {"bytes": None, "path": "images/y.jpg"}, "image_id": 2, "samples": raw},
+    ]
+    inside.unlink()
+    assert Path(below).is_file()
+    for number, row in enumerate(rows):  # the two forms of sentences are of one file each
+        pq.write_table(pa.Table.from_pylist([row]), root / f"data/validation-{number:05d}-of-00002.parquet")
 
 
 def grefcoco(split):
@@ -301,6 +322,7 @@ ROOTS = {
         for name, (split_by, *splits) in SPLITS.items()
         for split in splits
     },
+    "refcoco_m": Root(refcoco_m, ("<image>\n Please segment the left square in this image.",), {"expressions": 4}),
     **{f"grefcoco_{split}": grefcoco(split) for split in ("val", "testA", "testB")},
     **{f"reason_seg_{split}": reason_seg(split) for split in ("val", "test")},
     **{f"gcg_{split}": gcg(split) for split in ("val", "test")},

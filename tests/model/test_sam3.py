@@ -215,6 +215,23 @@ def test_absent_objects_are_blanked_outside_training_alone(encoder):
     encoder.eval()
 
 
+def test_the_memory_of_a_prompted_frame_is_made_of_a_binary_mask(encoder):
+    features, masks = encoder.encode(encoder.normalize(frames(1))), torch.randn(2, LOW, LOW)
+    there = torch.ones(2, 1, dtype=torch.bool)
+
+    def stored(scale, prompted):
+        return encoder.remember(features, scale * masks, there, prompted)[0]
+
+    torch.testing.assert_close(stored(5, True), stored(1, True))
+    assert (stored(5, False) - stored(1, False)).abs().max() > 0.05
+    encoder.train()
+    torch.testing.assert_close(stored(1, True), stored(1, False))  # in training it makes no difference
+    encoder.eval()
+    absent = encoder.remember(features, masks, ~there, True)[0] - stored(1, True)
+    row = encoder.sam3_model.occlusion_spatial_embedding_parameter[0]
+    torch.testing.assert_close(absent, row.expand_as(absent), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("prompted", "index", "chosen"),
     [

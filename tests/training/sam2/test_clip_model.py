@@ -15,7 +15,8 @@ from golden import formulas, references
 
 from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
 from sa2va_hf.model.grounding import build_sam2
-from sa2va_hf.training.sam2.clip_model import NO_OBJECT_LOGIT, Sam2ClipModel, set_dropout
+from sa2va_hf.training.sam2.clip_model import NO_OBJECT_LOGIT, Sam2ClipModel
+from sa2va_hf.training.sam2.networks import set_dropout
 from sa2va_hf.training.sam2.prompting import Points, Prompter, PromptSettings
 
 CLICKED = {"prob_to_use_pt_input_for_train": 1.0, "num_correction_pt_per_frame": 2}

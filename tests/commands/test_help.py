@@ -17,6 +17,7 @@ from sa2va_hf.evaluation.following import CONVENTIONS
 from sa2va_hf.evaluation.items import BASELINES, MODES
 from sa2va_hf.model.configuration_sa2va import SAM2_TRUNKS, SAM2_VERSIONS
 from sa2va_hf.model.video_modes import VIDEO_MODES
+from sa2va_hf.profiling.trackers import GROUNDINGS
 from sa2va_hf.profiling.train import _LLMS
 from sa2va_hf.pseudo_labels import Filter
 from sa2va_hf.search.locator import SIDE
@@ -72,6 +73,8 @@ def test_choices_are_those_of_the_package():
     sizes = {name: {a.dest: a for a in parser._actions}["size"].choices for name, parser in benchmarks.items() if
              name in ("train", "sam2")}  # fmt: skip
     assert set(sizes["train"]) == {"tiny", *_LLMS} and set(sizes["sam2"]) == set(SAM2_TRUNKS)
+    flags = {action.dest: action for action in benchmarks["inference"]._actions}
+    assert {(name, size) for name in flags["grounding"].choices for size in flags["size"].choices} == set(GROUNDINGS)
     assert options("search")["crop_size"].default == SIDE
     label = options("pseudo-label")
     usual = Filter()

@@ -106,12 +106,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = make_parser().parse_args(argv)
     from sa2va_hf.model.frames import check_count
+    from sa2va_hf.model.visuals import open_image
     from sa2va_hf.prediction import frame_rate, writable
 
     for name in ("num_frames", "max_new_tokens", "max_objects"):  # before a model is loaded
         if (value := getattr(arguments, name)) is not None:
             check_count(f"--{name}", value)
+    if not arguments.text.strip():
+        raise ValueError("--text: expected a question, got an empty text")
     writable(arguments.output)
+    if arguments.image:
+        open_image(arguments.image)
     prediction = predict(arguments)
     print(prediction.text)
     source = Path(arguments.image or arguments.video)

@@ -82,8 +82,19 @@ def _located(predictor: Predictor, style: BoxStyle, question: _Question, texts: 
         prediction.text, prediction.boxes = text, _array(boxes, len(clip))
     else:
         prediction = _without_masks(predictor, text, _array(boxes, len(clip)), history)
-    prediction.problems = tuple(problem for answer in answers for problem in answer.problems)
+    problems = [problem for answer in answers for problem in answer.problems]
+    prediction.problems = (*problems, *_empty_boxes(boxes))
     return prediction
+
+
+def _empty_boxes(boxes: Boxes) -> list[str]:
+    """A line for each box without area, which counts as no box. They are as few as an answer has boxes."""
+    return [
+        f"frame {index}, object {number}: a box without area"
+        for index, of_frame in boxes.items()
+        for number, box in enumerate(of_frame)
+        if box is None
+    ]
 
 
 def segment_boxes(predictor: Predictor, image: Any, video: Any, boxes: Any) -> Prediction:
@@ -94,6 +105,11 @@ def segment_boxes(predictor: Predictor, image: Any, video: Any, boxes: Any) -> P
     if not isinstance(boxes, Mapping):
         raise ValueError(f"boxes: expected {{frame: [box, ...]}} for a video, got {type(boxes).__name__}")
     width, height = clip.size
+    for index, of_frame in boxes.items():
+        if isinstance(index, bool) or not isinstance(index, int | np.integer):
+            raise ValueError(f"boxes: expected indices of frames, whole numbers, got {index!r:.80}")
+        if not isinstance(of_frame, Sequence | np.ndarray) or isinstance(of_frame, str):
+            raise ValueError(f"boxes: frame {index}: expected a list of boxes, got {type(of_frame).__name__}")
     inside = {
         index: [_cut(box, width, height, f"frame {index}, object {number}") for number, box in enumerate(of_frame)]
         for index, of_frame in boxes.items()
@@ -120,7 +136,10 @@ def _cut(box: Sequence[float] | None, width: int, height: int, name: str) -> Box
     """A box cut at the picture's edges. ValueError where nothing of it lies in the picture."""
     if box is None:
         return None
-    values = np.asarray(box, dtype=np.float64)
+    try:
+        values = np.asarray(box, dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.zeros(0)
     if values.shape != (4,) or not np.isfinite(values).all():
         raise ValueError(f"boxes: {name}: expected [x0, y0, x1, y1] of finite numbers, got {box!r:.80}")
     low, high = np.clip(values[:2], 0, (width, height)), np.clip(values[2:], 0, (width, height))

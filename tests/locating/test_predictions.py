@@ -5,13 +5,12 @@ Run: pytest tests/locating/test_predictions.py
 
 import numpy as np
 import pytest
-import torch
+from dictated import said
 from PIL import Image
 from tiny import tiny_model, tiny_processor
 
 from sa2va_hf import Sa2VAPredictor
 from sa2va_hf.data.sources.folder_parts import Shapes
-from sa2va_hf.model.answering import Answer
 from sa2va_hf.pseudo_labels import prompted_mask
 
 SIZE = (71, 53)
@@ -27,20 +26,6 @@ def predictor():
 def clip():
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 255, (*SIZE[::-1], 3), dtype=np.uint8)) for _ in range(5)]
-
-
-def said(predictor, monkeypatch, *texts):
-    """The predictor generates these texts, one after the other."""
-    answers, asked = list(texts), []
-
-    def answer(processor, inputs, **options):
-        asked.append(options)
-        count = len(inputs["input_ids"])
-        states = torch.zeros(0, predictor.model.config.hidden_size)
-        return [Answer(text, text, states) for text in (answers.pop(0) for _ in range(count))]
-
-    monkeypatch.setattr(predictor.model, "answer", answer)
-    return asked
 
 
 def test_masks_of_boxes_on_a_picture(predictor, clip):
@@ -69,7 +54,8 @@ def test_boxes_that_are_written_for_a_picture(predictor, clip, monkeypatch):
     found = predictor.locate(image=clip[0], text="the dog")
     np.testing.assert_allclose(found.boxes[0, 0], [7.1, 10.6, 21.3, 21.2], rtol=1e-5)
     assert np.isnan(found.boxes[1]).all()  # a box without area keeps its place
-    assert found.masks.shape == (0, 1, *SIZE[::-1]) and found.problems == ()
+    assert found.masks.shape == (0, 1, *SIZE[::-1])
+    assert found.problems == ("frame 0, object 1: a box without area",)
     (question, answer), *_ = found.history.turns
     assert "<ref>the dog</ref>" in question and answer == found.text
 

@@ -19,6 +19,7 @@ from torch.utils.data import SequentialSampler
 
 from sa2va_hf.arguments import ModelArguments, Sa2VATrainingArguments
 from sa2va_hf.data.collator import Sa2VACollator
+from sa2va_hf.masks import mask_to_box
 from sa2va_hf.training.sa2va.trainable import load
 from sa2va_hf.training.sa2va.trainer import Sa2VATrainer
 from sa2va_hf.training.saving import find_checkpoint
@@ -31,11 +32,12 @@ COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220), "green": (40, 180, 60)}
 class ToyDataset(torch.utils.data.Dataset):
     """Pictures and 2-frame clips of coloured rectangles; text-only and mask-free samples between them.
 
+    boxes: objects have boxes in place of masks, and answers hold one of the tokens that `box_tokens` adds.
     Faults: samples (of any epoch) that are `bad`, that give a loss that is not a number, or whose loader is killed.
     """
 
-    def __init__(self, processor, size=20, kinds=KINDS, bad=(), nan=(), kills_loader=()):
-        self.processor, self.size, self.kinds = processor, size, kinds
+    def __init__(self, processor, size=20, kinds=KINDS, bad=(), nan=(), kills_loader=(), boxes=False):
+        self.processor, self.size, self.kinds, self.boxes = processor, size, kinds, boxes
         self.bad, self.nan, self.kills_loader = bad, nan, kills_loader
 
     def __len__(self):
@@ -49,7 +51,8 @@ class ToyDataset(torch.utils.data.Dataset):
         if self.kind(index) in (TEXT, IMAGE):
             return [("What is this?", "a dog, " * int(rng.integers(1, 4)) + "a cat.")], []
         names = [list(COLOURS)[i] for i in rng.permutation(3)[: rng.integers(1, 3)]]
-        return [(f"Please segment the {name} square.", "Sure, [SEG].") for name in names], names
+        answer = "Sure, [SEG]<box>." if self.boxes else "Sure, [SEG]."
+        return [(f"Please segment the {name} square.", answer) for name in names], names
 
     def draw(self, index, frame):
         rng = np.random.default_rng((index, frame))
@@ -87,7 +90,7 @@ class ToyDataset(torch.utils.data.Dataset):
             "seg_classes": names,
             "sample_id": self.sample_id(virtual),
             "nan": index in self.nan,
-        }
+        } | (box_labels(masks) if self.boxes and names else {})
 
     def sample_id(self, virtual):
         return f"toy-{virtual}"
@@ -105,6 +108,17 @@ class ToyDataset(torch.utils.data.Dataset):
 
     def entry_indices(self, epoch):
         return np.zeros(self.size, np.int64)
+
+
+def box_labels(masks):
+    """The boxes of masks (objects, frames, H, W), in shares of the picture, in their place."""
+    height, width = masks.shape[-2:]
+    rows = [
+        (number, frame, *np.divide(mask_to_box(masks[number, frame].numpy()), (width, height) * 2))
+        for number, frame in np.ndindex(masks.shape[:2])
+    ]
+    known = torch.zeros(masks.shape[:2], dtype=torch.bool)
+    return {"mask_labels": torch.zeros_like(masks), "mask_known": known, "box_labels": torch.tensor(rows).float()}
 
 
 class Collate(Sa2VACollator):
@@ -160,6 +174,7 @@ def build(
     evaluate=False,
     mixed=False,
     join=False,
+    boxes=False,
     faults=None,
     **training,
 ):
@@ -186,7 +201,7 @@ def build(
         model=live,
         args=arguments,
         data_collator=Collate(processor, join=join, classes=arguments.contrastive_weight > 0),
-        train_dataset=ToyDataset(processor, size, **of_data),
+        train_dataset=ToyDataset(processor, size, boxes=boxes, **of_data),
         eval_dataset=ToyDataset(processor, 7) if evaluate else None,
         processing_class=processor,
     )
@@ -280,6 +295,7 @@ FSDP2 = {  # what configs/accelerate/fsdp2.yaml makes accelerate set
     "FSDP_RESHARD_AFTER_FORWARD": "true",
     "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
 }
+BOXES = {"boxes": True, "max_steps": 2, "save_steps": 2, "evaluate": False}
 RUNS = {
     "one": (1, {"gradient_accumulation_steps": 2}, {}),
     "ddp": (2, {}, {}),
@@ -289,6 +305,9 @@ RUNS = {
     "fsdp2_full": (2, {"environment": FSDP2}, {"train_llm": "full"}),
     "zero2_full": (2, {"deepspeed": str(PRESETS / "zero2.json")}, {"train_llm": "full"}),
     "zero3_full": (2, {"deepspeed": str(PRESETS / "zero3.json")}, {"train_llm": "full"}),
+    "one_boxes": (1, BOXES | {"gradient_accumulation_steps": 2}, {"box_tokens": True}),
+    "ddp_boxes": (2, BOXES, {"box_tokens": True}),
+    "zero2_boxes": (2, BOXES | {"deepspeed": str(PRESETS / "zero2.json")}, {"box_tokens": True}),
 }
 
 
@@ -297,7 +316,7 @@ def finished(base, name):
     """The folder of a run of `RUNS`, made once per test session. `base`: the session's folder, as text."""
     processes, settings, chosen = RUNS[name]
     model = str(tiny_folder(base))
-    return launch(Path(base) / name, processes, model=model, model_arguments=EXACT | chosen, **SAME, **settings)
+    return launch(Path(base) / name, processes, model=model, model_arguments=EXACT | chosen, **(SAME | settings))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import torch
 from toy_run import finished, logits
 
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor
+from sa2va_hf.boxes import BOX_TOKENS
 from sa2va_hf.checkpoints.merge import merge
 from sa2va_hf.checkpoints.zero import consolidate, find_shards
 
@@ -83,6 +84,31 @@ def test_a_lora_runs_shards_give_the_live_models_logits(base, name, tmp_path):
     merge(run, tmp_path / "gathered")
     model = Sa2VAForConditionalGeneration.from_pretrained(tmp_path / "gathered")
     assert (logits(model, processor(run)) - live).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+def test_tokens_that_a_run_added_keep_their_rows(base, tmp_path):
+    run = finished(base, "zero2_boxes")
+    consolidate(str(run / "checkpoint-2"), str(tmp_path / "adapter"))
+    merge(tmp_path / "adapter", tmp_path / "merged")
+    merge(run, tmp_path / "gathered")
+    model, gathered = (
+        Sa2VAForConditionalGeneration.from_pretrained(tmp_path / name) for name in ("merged", "gathered")
+    )
+    tokenizer, known = processor(tmp_path / "merged").tokenizer, processor(f"{base}/tiny").tokenizer
+    assert len(tokenizer) == model.config.vocab_size == len(known) + len(BOX_TOKENS)
+    for one, other in (
+        (model.get_input_embeddings(), gathered.get_input_embeddings()),
+        (model.get_output_embeddings(), gathered.get_output_embeddings()),
+    ):
+        torch.testing.assert_close(one.weight, other.weight, rtol=0, atol=1e-6)
+        start = one.weight[: len(known)].mean(
+            0
+        )  # new rows begin as the mean; that of <box>, which was read, has moved
+        assert (one.weight[tokenizer.convert_tokens_to_ids("<box>")] - start).abs().max() > 1e-4
+    live = torch.load(run / "logits.pt")
+    assert live.shape[-1] == len(tokenizer)
+    assert (logits(model, processor(tmp_path / "merged")) - live).abs().max() < 1e-5
 
 
 @pytest.mark.slow

@@ -98,6 +98,18 @@ def test_two_processes_learn_as_one_with_the_same_global_batch(base, name):
     assert evaluation(two)["eval_masks"] == evaluation(one)["eval_masks"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_boxes_alone_teach_two_processes_as_one(base, engine):
+    one, two = finished(base, "one_boxes"), finished(base, f"{engine}_boxes")
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    first, other = (
+        json.loads((folder / "logs.json").read_text())[0] for folder in (one, two)
+    )  # objects are in step 1
+    assert first["box_loss"] > 0 and first["boxes"] > 0 and first["masks"] == 0
+    assert other["box_loss"] == pytest.approx(first["box_loss"], rel=1e-5)
+
+
 def test_accumulation_does_not_change_a_step(model, start, tmp_path):
     """4 micro-batches of 1 and 1 of 4, the same samples. Normalised over the whole step: by micro-batch, means of
     batches of unequal length are averaged, and the two differ."""

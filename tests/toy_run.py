@@ -20,7 +20,7 @@ from torch.utils.data import SequentialSampler
 from sa2va_hf.arguments import ModelArguments, Sa2VATrainingArguments
 from sa2va_hf.data.collator import Sa2VACollator
 from sa2va_hf.masks import mask_to_box
-from sa2va_hf.training.sa2va.trainable import load
+from sa2va_hf.training.sa2va.trainable import load_model, load_processor
 from sa2va_hf.training.sa2va.trainer import Sa2VATrainer
 from sa2va_hf.training.saving import find_checkpoint
 
@@ -196,7 +196,8 @@ def build(
     chosen = ModelArguments(**({"model_name_or_path": str(model), "lora_rank": 4} | (model_arguments or {})))
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     (Path(output_dir) / "train_config.yaml").write_text(json.dumps({"model_name_or_path": str(model)}))
-    live, processor = load(chosen, arguments)
+    processor = load_processor(chosen, boxes)
+    live = load_model(chosen, arguments, len(processor.tokenizer) if boxes else 0)
     trainer = RecordingTrainer(
         model=live,
         args=arguments,

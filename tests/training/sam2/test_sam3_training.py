@@ -59,7 +59,9 @@ def reached(model):
     return {n.split(".")[0] for n, p in model.sam.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
 
-@pytest.mark.parametrize("settings", [MASKED, CLICKED], ids=["masks", "clicks"])
+@pytest.mark.parametrize(
+    "settings", [pytest.param(MASKED, id="masks"), pytest.param(CLICKED, id="clicks", marks=pytest.mark.slow)]
+)
 def test_gradients_reach_all_that_a_clip_uses(settings):
     model, inputs = tiny_sam3_clip_model(**settings), clip(2)
     output, found = step(model, inputs), reached(model)
@@ -111,6 +113,7 @@ def test_later_prompted_frames_point_back_in_training_alone():
     assert [distance for distance, _ in encoder.eval()._pointers(kept, 1, 8)] == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [1, 2], ids=["picture", "clip"])
 def test_it_learns(frames):
     model, inputs = tiny_sam3_clip_model(**(MASKED if frames > 1 else CLICKED)), clip(frames, objects=1)
@@ -176,6 +179,7 @@ def arguments(start, output, *more):
     return [*(f"--{name}={value}" for name, value in settings.items()), "--disable_tqdm=True", *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_a_resumed_run_is_the_same_run_and_its_folder_is_sam_3(start, tmp_path, mode):
     modes = [f"--train_{part}={mode}" for part in ("image_encoder", "memory_attention", "mask_decoder")]

@@ -257,7 +257,7 @@ def test_questions_about_one_picture_are_asked_together(tmp_path):
 
 
 def command(output):
-    data = ["--benchmark", "shapes", "--option", "count=1", "--option", "clips=1", "--limit", "14"]
+    data = ["--benchmark", "shapes", "--option", "count=1", "--option", "clips=1", "--limit", "9"]
     options = ["--device", "cpu", "--max_new_tokens", "12", "--output", str(output)]
     return [str(SCRIPT), "--model", "shapes-tiny", *data, *options]
 

@@ -1,6 +1,6 @@
 """The main job from end to end: prepare, fine-tune, reload, segment what was held out.
 
-    python scripts/quickstart.py                     # a drawn world that shapes-tiny has not seen
+    python scripts/quickstart.py                     # a second drawn world, with words that shapes-tiny does not know
     python scripts/quickstart.py --data MY_FOLDER    # your photos and masks, about three minutes of training
     python scripts/quickstart.py --smoke             # all steps in about a minute
 
@@ -62,7 +62,8 @@ def run(*words: object) -> None:
 
 
 def draw_world(output: Path, smoke: bool) -> None:
-    """The shifted world of `shapes`: other colours, textures and nouns than the small model was trained on."""
+    """The shifted world of `shapes`: other colours, textures and nouns than the small model was asked about. Its vision
+    tower has seen both worlds, with labels and without words."""
     scenes = {"world": "shifted", "min_objects": 1, "max_objects": 3, "kinds": ["attribute", "several"]}
     for split, count in (("train", 64 if smoke else 1600), ("val", 4 if smoke else 100)):
         with tqdm(desc=f"drawing {split}", total=count, unit=" images", mininterval=1) as bar:

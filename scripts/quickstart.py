@@ -62,8 +62,8 @@ def run(*words: object) -> None:
 
 
 def draw_world(output: Path, smoke: bool) -> None:
-    """The shifted world of `shapes`: other colours, textures and nouns than the small model was asked about. Its vision
-    tower has seen both worlds, with labels and without words."""
+    """The shifted world of `shapes`: colours, textures and nouns that the small model was not asked about; its vision
+    tower has seen them."""
     scenes = {"world": "shifted", "min_objects": 1, "max_objects": 3, "kinds": ["attribute", "several"]}
     for split, count in (("train", 64 if smoke else 1600), ("val", 4 if smoke else 100)):
         with tqdm(desc=f"drawing {split}", total=count, unit=" images", mininterval=1) as bar:

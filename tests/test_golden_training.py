@@ -18,7 +18,6 @@ from PIL import Image
 from sa2va_hf import Sa2VAForConditionalGeneration, Sa2VAProcessor
 from sa2va_hf.arguments import ModelArguments
 from sa2va_hf.checkpoints.convert import convert
-from sa2va_hf.model.grounding_protocol import ImageFeatures
 from sa2va_hf.model.losses import mask_losses, uncertain_points
 from sa2va_hf.training.sa2va.trainable import add_lora
 
@@ -56,18 +55,18 @@ def encoded() -> list:
 def model(checkpoint, encoded) -> Sa2VAForConditionalGeneration:
     """Trainable as the original was: all but SAM 2, and of that the mask decoder."""
     model = Sa2VAForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-    encoder = model.grounding_encoder
-    encoder.requires_grad_(False)
-    encoder.sam2_model.sam_mask_decoder.requires_grad_(True)
-    encode = encoder.encode
+    model.grounding_encoder.requires_grad_(False)
+    sam2 = model.grounding_encoder.sam2_model
+    sam2.sam_mask_decoder.requires_grad_(True)
+    encode = sam2.image_encoder.forward
 
-    def once(frames: torch.Tensor) -> ImageFeatures:
+    def once(frames: torch.Tensor) -> dict:
         if not encoded:
             encoded.append((frames, encode(frames)))
         assert torch.equal(frames, encoded[0][0])
         return encoded[0][1]
 
-    encoder.encode = once
+    sam2.image_encoder.forward = once
     return model
 
 

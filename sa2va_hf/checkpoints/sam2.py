@@ -98,9 +98,14 @@ def load(source: Path | str) -> tuple[SAM2Base, Sa2VAGroundingConfig]:
 
 
 def of_either(
-    source: Path, asked_of_file: Sa2VAGroundingConfig | None = None
+    source: Path | str, asked_of_file: Sa2VAGroundingConfig | None = None
 ) -> tuple[dict[str, Stored], Sa2VAGroundingConfig]:
-    """Of a folder, whose config names the SAM 2, or of a `.pt`."""
+    """Of a folder, whose config names the SAM 2, or of a `.pt`.
+
+    Raises:
+        ValueError: there is no such file or folder.
+    """
+    source = Path(source)
     if source.is_dir():
         return of_folder(source, None)
     if source.is_file():

@@ -126,9 +126,10 @@ def from_pt(
 
 
 def of_pt(
-    source: Path, content: Any, asked: Sa2VASam3Config | None = None
+    source: Path | str, content: Any, asked: Sa2VASam3Config | None = None
 ) -> tuple[dict[str, Stored], Sa2VASam3Config]:
     """The tensors of a `.pt` of SAM 3, whose `content` was read, under transformers' names, and their config."""
+    source = Path(source)
     stored, skipped = _own_names({name: _in_memory(value) for name, value in _state(content, source).items()})
     config = recognise({name: tensor.shape for name, tensor in stored.items()}, source, asked)
     stored, unread = without_unread(stored)
@@ -142,12 +143,15 @@ def of_pt(
     return tensors, config
 
 
-def of_either(source: Path, asked_of_file: Sa2VASam3Config | None = None) -> tuple[dict[str, Stored], Sa2VASam3Config]:
+def of_either(
+    source: Path | str, asked_of_file: Sa2VASam3Config | None = None
+) -> tuple[dict[str, Stored], Sa2VASam3Config]:
     """Of a folder, whose config names the SAM 3, or of a `.pt`.
 
     Raises:
         ValueError: there is no such file or folder.
     """
+    source = Path(source)
     if source.is_dir():
         return of_folder(source)
     if source.is_file():

@@ -93,8 +93,9 @@ def _of_sam3(given: Path, config: Sa2VASam3Config) -> tuple[tuple[Any, Any], dic
     return sam3.of_either(given, config), sam3.shapes(config)
 
 
-def holds_sam3(source: Path) -> bool:
+def holds_sam3(source: Path | str) -> bool:
     """Whether a file or folder holds SAM 3; False also where there is nothing."""
+    source = Path(source)
     if source.is_file():
         return sam3.looks_like(read_pickle(source))
     if not (source / "config.json").is_file():

@@ -7,14 +7,15 @@ import inspect
 
 import pytest
 
-from sa2va_hf.checkpoints import card, convert, hub, merge, sam2, sam2_transformers, weights, zero
+from sa2va_hf.checkpoints import card, convert, hub, merge, sam2, sam2_transformers, sam3, trackers, weights, zero
 from sa2va_hf.data.prepare import manifest
 from sa2va_hf.evaluation import coco_results, predictions, results
 from sa2va_hf.training import saving
 
+CHECKPOINTS = (card, convert, hub, merge, sam2, sam2_transformers, sam3, trackers, weights, zero)
 FUNCTIONS = [
     function
-    for module in (card, convert, hub, merge, sam2, sam2_transformers, weights, zero, predictions, results, saving)
+    for module in (*CHECKPOINTS, predictions, results, saving)
     for name, function in inspect.getmembers(module, inspect.isfunction)
     if not name.startswith("_") and function.__module__ == module.__name__
 ] + [coco_results.write_coco, manifest.Manifest.load, manifest.Manifest.save]

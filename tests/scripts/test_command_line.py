@@ -10,7 +10,8 @@ from sa2va_hf.command_line import mistakes
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
-MODEL = ["--model", "nowhere/at/all", "--image", "i.png", "--text", "t", "--output", "out"]
+IMAGE = str(SCRIPTS.parent / "docs/images/shapes.png")
+MODEL = ["--model", "nowhere/at/all", "--image", IMAGE, "--text", "t", "--output", "out"]
 WRONG = {
     "train.py": (["--model_name_or_path", "m", "--train_data", "d", "--lora_rnk", "4"], "argument '--lora_rnk'"),
     "train_sam2.py": (["--train_data", "[{path: nowhere}]", "--output_dir", "out"], "`model_name_or_path` is missing"),

@@ -108,7 +108,8 @@ def test_picture_or_clip_is_required(run):
 def test_mistakes_are_found_before_a_model_is_loaded(arguments, message, tmp_path, monkeypatch):
     from sa2va_hf.commands.predict import main
 
-    question = ["--model", "there is none", "--image", "a.png", "--text", "the dog", "--output", str(tmp_path / "out")]
+    [picture] = map(str, save_pictures(tmp_path / "pictures", 1))
+    question = ["--model", "there is none", "--image", picture, "--text", "the dog", "--output", str(tmp_path / "out")]
     monkeypatch.setenv("SA2VA_TRACEBACK", "1")
     with pytest.raises(ValueError, match=message):
         main([*question, *arguments])

@@ -49,13 +49,7 @@ class SafeTrainer(Trainer):
     steps_depend_on_processes = False  # on their product with batch size and accumulation alone
 
     def __init__(self, model: Any = None, args: Any = None, *arguments: Any, **kwargs: Any) -> None:
-        kind = self.arguments_class
-        if args is not None and not isinstance(args, kind):
-            raise ValueError(
-                f"`args`: expected {kind.__name__} ({kind.__module__}), which has all fields of "
-                f"transformers.TrainingArguments and defaults of its own, got {type(args).__name__}"
-            )
-        super().__init__(model, kind() if args is None else args, *arguments, **kwargs)
+        super().__init__(model, self.checked(args), *arguments, **kwargs)
         self.stopped_by: signal.Signals | None = None  # the signal that ended the training
         # SAM 2's arguments have neither: it can skip nothing.
         self.skips_losses = getattr(self.args, "nonfinite_loss", "stop") == "skip"
@@ -64,6 +58,17 @@ class SafeTrainer(Trainer):
         self._rejects: list[dict[str, Any]] = []  # of this rank, not yet listed
         self._signal: signal.Signals | None = None  # that this rank was sent
         self.add_callback(_Agreement(self))
+
+    @classmethod
+    def checked(cls, args: Any) -> BaseTrainingArguments:
+        """`args`, or the defaults for None. Raises: ValueError where they are not this trainer's own."""
+        kind = cls.arguments_class
+        if args is None or isinstance(args, kind):
+            return kind() if args is None else args
+        raise ValueError(
+            f"`args`: expected {kind.__name__} ({kind.__module__}), which has all fields of "
+            f"transformers.TrainingArguments and defaults of its own, got {type(args).__name__}"
+        )
 
     @property
     def skipped_file(self) -> Path:

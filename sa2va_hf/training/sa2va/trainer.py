@@ -85,7 +85,7 @@ class Sa2VATrainer(SafeTrainer):
         **kwargs: Any,
     ) -> None:
         refuse_undecided(model)
-        args = Sa2VATrainingArguments() if args is None else args
+        args = self.checked(args)
         processing_class = processing_class or processor_of(data_collator, train_dataset, eval_dataset)
         kwargs.setdefault("compute_metrics", scores)
         given = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}

@@ -81,7 +81,7 @@ def test_a_wrong_schedule_is_named(given, words):
 
 
 def test_patterns_classes_and_layer_decay():
-    decay = LayerDecay(0.5, "trunk", {"*pos_embed*": 1.0})
+    decay = LayerDecay(0.5, "trunk", overrides={"*pos_embed*": 1.0})
     found = options(
         layer_decay=decay,
         lr=[{"schedule": 8.0}, {"match": ["trunk.*"], "schedule": 4.0}],

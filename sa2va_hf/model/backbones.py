@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.dinov3_convnext import modeling_dinov3_convnext as convnext
 
 
 class InternVL:
@@ -225,3 +226,13 @@ def backbone_of(mllm_config: Any) -> InternVL | QwenVL:
             f"mllm_config.model_type: expected one of {sorted(BACKBONES)}, got {mllm_config.model_type!r}"
         )
     return kind()
+
+
+def names_of_this_version() -> dict[str, str] | None:
+    """Pattern of a stored weight's name -> its name in the installed transformers; None where they are the same.
+
+    Since DINOv3's ConvNeXt has an encoder of its own, its stages are `model.stages`; in transformers 5.3 `stages`.
+    """
+    if hasattr(convnext, "DINOv3ConvNextEncoder"):
+        return None
+    return {r"vision_tower\.model\.stages": "vision_tower.stages"}

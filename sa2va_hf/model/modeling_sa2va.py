@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, GenerationMixin, PreTraine
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
-from .backbones import backbone_of
+from .backbones import backbone_of, names_of_this_version
 from .box_losses import box_cells, box_pairs, known_pairs, projection_loss, weighted_mean
 from .configuration_sa2va import IGNORE_INDEX, Sa2VAConfig, bundled, check_identity
 from .generation import PromptedGenerationMixin
@@ -122,6 +122,7 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
             check_identity(path)
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = llm_only(kwargs["quantization_config"])
+        kwargs.setdefault("key_mapping", names_of_this_version())
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         where = {name: kwargs[name] for name in WHERE if kwargs.get(name) is not None}
         info["missing_keys"] = load_buffers(model, path, set(info["missing_keys"]), **where)

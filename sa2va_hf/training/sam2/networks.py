@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,10 +59,14 @@ def network_of(encoder: GroundingEncoder) -> Network:
 def set_dropout(network: nn.Module, drop_path: float, dropout: float) -> None:
     """How much is dropped in training: branches of the image encoder's blocks (more, the deeper they are), and entries
     in the memory attention. network: SAM 2, or SAM 3's tracker."""
-    of_sam2 = hasattr(network, "image_encoder")
-    blocks = network.image_encoder.trunk.blocks if of_sam2 else network.vision_encoder.backbone.layers
+    if hasattr(network, "image_encoder"):
+        blocks, drop_branches = network.image_encoder.trunk.blocks, _drop_branches_of_sam2
+    else:
+        tower = network.vision_encoder.backbone
+        blocks, side = tower.layers, tower.config.image_size // tower.config.patch_size
+        drop_branches = partial(_drop_branches_of_sam3, side)
     for block, rate in zip(blocks, np.linspace(0, drop_path, len(blocks)), strict=True):
-        (_drop_branches_of_sam2 if of_sam2 else _drop_branches_of_sam3)(block, float(rate))
+        drop_branches(block, float(rate))
     for module in network.memory_attention.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout
@@ -73,20 +78,22 @@ def _drop_branches_of_sam2(block: nn.Module, rate: float) -> None:
     block.drop_path = DropPath(rate) if rate > 0 else nn.Identity()
 
 
-def _drop_branches_of_sam3(layer: nn.Module, rate: float) -> None:
-    """transformers' layer has no place for it on the branch of attention, whose output is dropped instead."""
+def _drop_branches_of_sam3(side: int, layer: nn.Module, rate: float) -> None:
+    """transformers' layer has no place for it on the branch of attention, whose output is dropped instead.
+
+    side: patches along the image.
+    """
     layer.dropout = DropPath(rate) if rate > 0 else nn.Identity()
     if (earlier := getattr(layer, "_attention_drop", None)) is not None:
         earlier.remove()
-    hook = layer.attention.register_forward_hook(_dropped_windows(layer, rate)) if rate > 0 else None
+    hook = layer.attention.register_forward_hook(_dropped_windows(side, layer, rate)) if rate > 0 else None
     layer._attention_drop = hook
 
 
-def _dropped_windows(layer: nn.Module, rate: float) -> Callable[..., Any]:
+def _dropped_windows(side: int, layer: nn.Module, rate: float) -> Callable[..., Any]:
     """A forward hook of attention. An image's windows, (images * windows, h, w, C), are dropped together."""
     windows = 1
     if layer.window_size:
-        side = layer.config.image_size // layer.config.patch_size
         windows = (-(-side // layer.window_size)) ** 2
 
     def drop(module: nn.Module, arguments: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:

@@ -24,11 +24,12 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     """Yields titles and markdown tables one by one."""
     modules = [f"sa2va_hf.profiling.{name}" for name in MODULES]
     # A forked CUDA does not work, and spawning imports all anew. On a CPU this process imports, once for all steps.
-    context = multiprocessing.get_context("fork" if arguments.device == "cpu" else "forkserver")
     if arguments.device == "cpu":
+        context = multiprocessing.get_context("fork")
         for name in modules:
             import_module(name)
     else:
+        context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(modules)
     patience = 20 if arguments.smoke else 1  # the CPU of a test may be busy
     end = time.monotonic() + TOTAL * patience
@@ -42,8 +43,8 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
 def steps(arguments: argparse.Namespace) -> list[Step]:
     """The steps in order of what is asked for first. smoke: one size of each kind, as small as it can be."""
     smoke, images = arguments.smoke, arguments.images
-    clip = {"model": None, "objects": [1, 3], "frames": 2 if smoke else 7, "lengths": [2] if smoke else [8, 64]}
-    clip["grounding"] = "sam2"
+    clip = {"model": None, "grounding": "sam2", "objects": [1, 3]}
+    clip |= {"frames": 2 if smoke else 7, "lengths": [2] if smoke else [8, 64]}
     large = "tiny" if smoke else "large"
     side, objects = (128, 1) if smoke else (1024, 3)
     found: list[Step] = [("precision", "parity", 60, {"model": "shapes-tiny"})]

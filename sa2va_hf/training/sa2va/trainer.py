@@ -230,20 +230,18 @@ class Sa2VATrainer(SafeTrainer):
 
     def _contrastive(self, outputs: Sa2VAOutput, index: list[int | None], names: list[str]) -> Tensor:
         known = [seg for seg, one in enumerate(index) if one is not None]
-        rows = [index[seg] for seg in known]
-        return (
-            self.args.contrastive_weight
-            * contrastive_over_ranks(
-                outputs["seg_embeddings"][known],
-                outputs["class_embeddings"][rows],
-                [names[row] for row in rows],
-                self.args.contrastive_temperature,
-                gather_object,
-                self.args.process_index,
-                self.args.world_size,
-            )
-            + 0.0 * outputs["class_embeddings"].sum()
+        rows, classes = [index[seg] for seg in known], outputs["class_embeddings"]
+        loss = contrastive_over_ranks(
+            outputs["seg_embeddings"][known],
+            classes[rows],
+            [names[row] for row in rows],
+            self.args.contrastive_temperature,
+            gather_object,
+            self.args.process_index,
+            self.args.world_size,
         )
+        # A batch whose objects are all of unknown class still differentiates what its classes went through.
+        return self.args.contrastive_weight * loss + 0.0 * classes.sum()
 
     def _loss_of_nothing(self, model: nn.Module) -> Tensor:
         """The loss, 0, of a micro-batch without a sample that could be read; all ranks make the same collective calls

@@ -18,6 +18,7 @@ Prints each markdown table as soon as it is measured. docs/benchmarks.md has tho
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -171,6 +172,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command with `argv`; default: the arguments of the process."""
     arguments = make_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("sa2va_hf.profiling").setLevel(logging.INFO)
     import torch
 
     from sa2va_hf.profiling.report import machine

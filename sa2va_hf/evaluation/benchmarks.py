@@ -27,6 +27,7 @@ from sa2va_hf.evaluation.presence import Presence
 from sa2va_hf.evaluation.refcoco_m import refcoco_m
 from sa2va_hf.evaluation.referring import Referring
 from sa2va_hf.evaluation.submission import submission
+from sa2va_hf.evaluation.tubes import SpatioTemporal
 from sa2va_hf.inference import Sa2VAPredictor
 
 
@@ -125,6 +126,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     "ref_davis17": Benchmark(SOURCES["ref_davis17"], "valid", _CLIPS, _VERBATIM),
     "revos": Benchmark(SOURCES["revos"], "valid", _REVOS, _VERBATIM),
     "ref_sav": Benchmark(SOURCES["ref_sav_eval"], "valid", _REF_SAV, _VERBATIM),
+    "hc_stvg_test": Benchmark(SOURCES["hc_stvg"], "test", SpatioTemporal()),
+    "hc_stvg_v2_val": Benchmark(SOURCES["hc_stvg"], "val", SpatioTemporal(), {"version": 2}),
+    "vidstg_val": Benchmark(SOURCES["vidstg"], "val", SpatioTemporal()),
+    "vidstg_test": Benchmark(SOURCES["vidstg"], "test", SpatioTemporal()),
     "davis17_vos": Benchmark(SOURCES["vos_folders"], "val", Following("davis")),
     "sav_val": Benchmark(SOURCES["vos_folders"], "val", Following("sa_v", overlap=True)),
     "sav_test": Benchmark(SOURCES["vos_folders"], "test", Following("sa_v", overlap=True)),

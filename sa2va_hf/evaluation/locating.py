@@ -59,11 +59,23 @@ class Locating:
         asked |= {"num_frames": settings.num_frames, "max_new_tokens": settings.max_new_tokens}
         texts = [item.question for item in items]
         if settings.answer_with == "boxes_of_masks":
-            texts = [MASK_PROMPT.format(text) for text in texts]
+            texts = [self.mask_prompt(text) for text in texts]
             found = predictor(text=texts, video_mode=settings.video_mode, **asked)
         else:
             found = predictor.locate(text=texts, **asked)
-        return [_answer(item, one, settings) for item, one in zip(items, found, strict=True)]
+        return [self._answer(item, one, settings) for item, one in zip(items, found, strict=True)]
+
+    def kept_frames(self, item: Item, settings: Settings) -> Sequence[int]:
+        """The frames whose boxes are kept of an answer."""
+        return frames_read(item.sample, settings)
+
+    def mask_prompt(self, text: str) -> str:
+        """How masks are asked for, where the boxes are those of masks."""
+        return MASK_PROMPT.format(text)
+
+    def _answer(self, item: Item, found: Prediction, settings: Settings) -> Answer:
+        boxes = {str(index): _boxes_on(found, index) for index in self.kept_frames(item, settings)}
+        return Answer(found.text, more={"boxes": boxes, "problems": list(found.problems)})
 
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
         tubes = BoxTubes()
@@ -100,11 +112,6 @@ class Locating:
 def frames_read(sample: Sample, settings: Settings) -> list[int]:
     """The frames of a sample that the LLM reads."""
     return uniform_frames(sample.num_frames, settings.num_frames)
-
-
-def _answer(item: Item, found: Prediction, settings: Settings) -> Answer:
-    boxes = {str(index): _boxes_on(found, index) for index in frames_read(item.sample, settings)}
-    return Answer(found.text, more={"boxes": boxes, "problems": list(found.problems)})
 
 
 def _constant(item: Item, box: Sequence[float], settings: Settings) -> Answer:

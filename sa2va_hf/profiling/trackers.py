@@ -7,12 +7,16 @@ threads, so that other programs do not count.
 from __future__ import annotations
 
 import argparse
+import logging
+import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig
 
 from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
@@ -21,6 +25,8 @@ from sa2va_hf.model.grounding_encoders import grounding_encoder_of
 from sa2va_hf.model.grounding_protocol import GroundingEncoder, resize
 from sa2va_hf.model.tracking import ClipMemory
 from sa2va_hf.profiling.report import Memory, operations, table
+
+logger = logging.getLogger(__name__)
 
 TINY_SAM2 = {"size": "tiny", "image_size": 256, "hidden_dim": 64, "embed_dim": 48, "memory_dim": 32}
 TINY_SAM2 |= {"stages": [1, 2, 3, 1], "global_att_blocks": [5], "memory_layers": 2, "memory_feedforward": 256}
@@ -34,29 +40,31 @@ GROUNDINGS = {
     ("sam3", "tiny"): TINY_SAM3,
     ("sam3", "large"): {"model_type": Sa2VASam3Config.model_type},
 }
-COLUMNS = [
-    "",
-    "parameters (M)",
-    "input",
-    "seconds per frame: features",
-    "GFLOP",
-    "objects",
-    "seconds per object and frame: memory and mask",
-    "GFLOP",
-    "peak MiB",
-]
+COLUMNS = ["", "seconds", "GFLOP", "peak MiB"]
+Figures = dict[str, tuple[float, float, float]]  # of a part: seconds, GFLOP, peak MiB
 
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
-    """Yields one table: each grounding encoder with each number of objects."""
-    noise = torch.randint(0, 255, (arguments.frames, 3, 96, 128), generator=torch.Generator().manual_seed(0))
-    rows = []
+    """Yields a table per grounding encoder, and the ratios between them. Each part is logged when it is measured."""
+    noise = torch.randint(0, 255, (3, 96, 128), generator=torch.Generator().manual_seed(0))
+    found: dict[str, Figures] = {}
     for title, config in configs(arguments.size):
         torch.manual_seed(0)
+        start = time.perf_counter()
         encoder = grounding_encoder_of(config).to(arguments.device).eval().requires_grad_(False)
-        rows += list(measure_encoder(title, encoder, noise.to(torch.uint8), arguments))
+        logger.info("%s: built in %.1f s", title, time.perf_counter() - start)
+        found[title] = measure_encoder(title, encoder, noise, arguments)
+        millions = sum(one.numel() for one in encoder.parameters()) / 1e6
+        heading = f"### {title}: {millions:.1f} M parameters, {arguments.frames} frames of {encoder.image_size} px"
+        yield f"{heading}\n\n" + table(COLUMNS, [[part, *figures] for part, figures in found[title].items()])
         del encoder
-    yield f"### Grounding encoders, a clip of {arguments.frames} frames\n\n" + table(COLUMNS, rows)
+    first, second = found
+    rows = [[part, *_ratios(found[second][part], found[first][part])] for part in found[first]]
+    yield f"### {second} / {first}\n\n" + table(COLUMNS, rows)
+
+
+def _ratios(figures: tuple[float, float, float], others: tuple[float, float, float]) -> list[float]:
+    return [one / other if other else math.nan for one, other in zip(figures, others, strict=True)]
 
 
 def configs(size: str) -> Iterator[tuple[str, PretrainedConfig]]:
@@ -69,28 +77,24 @@ def configs(size: str) -> Iterator[tuple[str, PretrainedConfig]]:
             yield "SAM 3" if size == "large" else f"SAM 3 {size}", kind(**fields)
 
 
-def measure_encoder(
-    title: str, encoder: GroundingEncoder, clip: torch.Tensor, arguments: argparse.Namespace
-) -> Iterator[list[Any]]:
-    """A row per number of objects. The first frame is encoded to count and to warm up, the others are timed."""
-    side, device = encoder.image_size, arguments.device
-    pixels = encoder.normalize(resize(clip.float(), (side, side)).to(device))
-    size = sum(one.numel() for one in encoder.parameters()) / 1e6
+def measure_encoder(title: str, encoder: GroundingEncoder, frame: torch.Tensor, arguments: Any) -> Figures:
+    """Figures of encoding a frame (3, H, W), and per object and frame of a clip that repeats it."""
+    side, device, others = encoder.image_size, arguments.device, arguments.frames - 1
+    pixels = encoder.normalize(resize(frame[None].float(), (side, side)).to(device))
+    found: Figures = {}
+
+    def add(part: str, count: int, call: Callable[[], object]) -> None:
+        work, seconds, peak = measured(call, device, warm_up=arguments.size == "tiny")
+        found[part] = seconds / count, work / count / 1e9, peak
+        logger.info("%s: %s: %.2f s, %.0f GFLOP, %.0f MiB", title, part, *found[part])
+
     with torch.inference_mode():
         features: list[Any] = []
-
-        def encode(frames: torch.Tensor) -> None:
-            features.extend(encoder.encode(frame[None]) for frame in frames)
-
-        work, others = operations(lambda: encode(pixels[:1])), len(clip) - 1
-        seconds, peak = timed(lambda: encode(pixels[1:]), device)
-        start = [title, size, f"{side} px", seconds / others, work / 1e9]
+        add("features, per frame", 1, lambda: features.append(encoder.encode(pixels)))
         for objects in arguments.objects:
-            pairs = objects * others
-            call = partial(follow, encoder, features, objects)
-            took, most = timed(call, device)
-            yield [*start, objects, took / pairs, operations(call) / pairs / 1e9, max(peak, most)]
-            start = [title, "", "", "", ""]
+            call = partial(follow, encoder, features[:1] * arguments.frames, objects)
+            add(f"memory and mask, per object and frame, of {objects}", objects * others, call)
+    return found
 
 
 def follow(encoder: GroundingEncoder, features: list[Any], objects: int) -> None:
@@ -103,13 +107,18 @@ def follow(encoder: GroundingEncoder, features: list[Any], objects: int) -> None
         memory.follow(index, features[index])
 
 
-def timed(run: Callable[[], object], device: str) -> tuple[float, float]:
-    """Seconds (of the CPU's threads together where it computes) and peak MiB above the start."""
+def measured(call: Callable[[], object], device: str, warm_up: bool) -> tuple[int, float, float]:
+    """Operations, seconds (of the CPU's threads together where it computes) and peak MiB above the start.
+
+    warm_up: count in a call before the timed one. Without it one call does both, which is right where an operation
+    takes far longer than counting it.
+    """
+    work = operations(call) if warm_up else 0
     clock = time.perf_counter if device == "cuda" else time.process_time
-    with Memory(device) as memory:
+    with Memory(device) as memory, nullcontext() if warm_up else FlopCounterMode(display=False) as counter:
         start = clock()
-        run()
+        call()
         if device == "cuda":
             torch.cuda.synchronize()
         seconds = clock() - start
-    return seconds, memory.peak
+    return work if warm_up else counter.get_total_flops(), seconds, memory.peak

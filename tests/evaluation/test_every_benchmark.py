@@ -22,6 +22,7 @@ import test_reason_seg
 import test_refcoco
 import test_spatial_relations
 import test_video_referring
+import test_video_tubes as stvg
 import test_vos_folders
 from PIL import Image
 from records import picture
@@ -303,6 +304,31 @@ def mose(root):
     palettes(root, "valid/JPEGImages", "valid/Annotations")
 
 
+def hc_stvg(file, **changes):
+    """A clip as pictures."""
+
+    def make(root):
+        stvg.write_hc_stvg(root, {"a.mp4": stvg.person(frames=4) | changes}, file)
+        stvg.draw_frames(root / "frames/a", 4)
+
+    return Root(make, ("he runs",), {"expressions": 1}, arguments=FROM_FRAMES)
+
+
+def vidstg(split):
+    """A segment with a sentence and a question."""
+
+    def make(root):
+        stvg.write_vidor(root)
+        stvg.write_vidstg(root, stvg.segment(first=1), file=f"{split}_annotations.json")
+        stvg.draw_frames(root / "frames/7", 6)
+
+    kinds = {f"by_kind / {kind} / expressions": 1 for kind in ("declarative", "interrogative")}
+    return Root(make, ("A child waves.", "what does it hold?"), {"expressions": 2} | kinds, arguments=FROM_FRAMES)
+
+
+FROM_FRAMES = ("--option", "frames=frames")
+
+
 SPLITS = {"refcoco": ("unc", "val", "testA", "testB"), "refcoco+": ("unc", "val", "testA", "testB")}
 SPLITS |= {"refcocog": ("umd", "val", "test")}
 CLIP_QUESTIONS = (
@@ -349,6 +375,9 @@ ROOTS = {
         ("<image>\nPlease segment A long sentence about the cup..",),
         {"expressions": 2} | {f"by_kind / {kind} / expressions": 1 for kind in ("long", "short")},
     ),
+    "hc_stvg_test": hc_stvg("test.json"),
+    "hc_stvg_v2_val": hc_stvg("val_v2.json", English="he runs", img_size=[stvg.HEIGHT, stvg.WIDTH]),
+    **{f"vidstg_{split}": vidstg(split) for split in ("val", "test")},
     "davis17_vos": Root(davis, ("",), {"clips": 2, "objects": 4}, {"J_decay": 0.0, "F_decay": 0.0}),
     "sav_val": sav("val"),
     "sav_test": sav("test"),

@@ -18,6 +18,7 @@ from sa2va_hf.data.sources.describe_anything import describe_anything
 from sa2va_hf.data.sources.finetune_json import finetune_json
 from sa2va_hf.data.sources.folder_parts import folder_parts
 from sa2va_hf.data.sources.gcg import gcg
+from sa2va_hf.data.sources.hc_stvg import hc_stvg
 from sa2va_hf.data.sources.labelme import labelme
 from sa2va_hf.data.sources.labelstudio import labelstudio
 from sa2va_hf.data.sources.llava import llava
@@ -40,6 +41,7 @@ from sa2va_hf.data.sources.semantic_png import semantic_png
 from sa2va_hf.data.sources.spatial_relations import spatial_relations
 from sa2va_hf.data.sources.target_crops import target_crops
 from sa2va_hf.data.sources.video_referring import video_referring
+from sa2va_hf.data.sources.vidstg import vidstg
 from sa2va_hf.data.sources.vos_folders import vos_folders
 from sa2va_hf.data.sources.vos_relations import vos_relations
 from sa2va_hf.data.sources.yolo_seg import yolo_seg
@@ -93,6 +95,8 @@ SOURCES: dict[str, Callable[..., Iterator[Sample | Reject]]] = {
     "ref_davis17": partial(video_referring, name="ref_davis17"),
     "ref_sav": ref_sav,
     "ref_sav_eval": partial(video_referring, name="ref_sav_eval"),
+    "hc_stvg": hc_stvg,
+    "vidstg": vidstg,
     "vos_folders": vos_folders,
     "youtube_vos": youtube_vos,
     "sav": sav,

@@ -4,5 +4,6 @@ from fixtures_of_clips import CLIPS
 from fixtures_of_own import OWN
 from fixtures_of_pictures import PICTURES
 from fixtures_of_texts import TEXTS
+from fixtures_of_tubes import TUBES
 
-FIXTURES = {**PICTURES, **TEXTS, **CLIPS, **OWN}
+FIXTURES = {**PICTURES, **TEXTS, **CLIPS, **TUBES, **OWN}

@@ -304,14 +304,14 @@ def mose(root):
     palettes(root, "valid/JPEGImages", "valid/Annotations")
 
 
-def hc_stvg(file, **changes):
+def hc_stvg(file, question, **changes):
     """A clip as pictures."""
 
     def make(root):
         stvg.write_hc_stvg(root, {"a.mp4": stvg.person(frames=4) | changes}, file)
         stvg.draw_frames(root / "frames/a", 4)
 
-    return Root(make, ("he runs",), {"expressions": 1}, arguments=FROM_FRAMES)
+    return Root(make, (question,), {"expressions": 1}, arguments=FROM_FRAMES)
 
 
 def vidstg(split):
@@ -375,8 +375,8 @@ ROOTS = {
         ("<image>\nPlease segment A long sentence about the cup..",),
         {"expressions": 2} | {f"by_kind / {kind} / expressions": 1 for kind in ("long", "short")},
     ),
-    "hc_stvg_test": hc_stvg("test.json"),
-    "hc_stvg_v2_val": hc_stvg("val_v2.json", English="he runs", img_size=[stvg.HEIGHT, stvg.WIDTH]),
+    "hc_stvg_test": hc_stvg("test.json", "He runs."),
+    "hc_stvg_v2_val": hc_stvg("val_v2.json", "She sits.", English="She sits.", img_size=[stvg.HEIGHT, stvg.WIDTH]),
     **{f"vidstg_{split}": vidstg(split) for split in ("val", "test")},
     "davis17_vos": Root(davis, ("",), {"clips": 2, "objects": 4}, {"J_decay": 0.0, "F_decay": 0.0}),
     "sav_val": sav("val"),

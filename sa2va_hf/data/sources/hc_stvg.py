@@ -81,7 +81,7 @@ def _sample(name: str, record: Any, place: Path, step: int) -> Sample:
 
 
 def _text(record: dict) -> str:
-    key = "English" if "English" in record and "caption" not in record else "caption"
+    key = "English" if "English" in record else "caption"
     expect_keys(record, {key: str}, "the video")
     if not (text := record[key].strip()).strip(" ."):
         raise ValueError(f"{key!r} must be a non-empty text, got {record[key]!r}")

@@ -237,28 +237,33 @@ class Sa2VAPredictor:
         num_frames: int | None = None,
         video_mode: str | None = None,
         max_objects: int = MAX_OBJECTS,
+        history: History | None = None,
         **generation: Any,
     ) -> MaskStream:
         """The answer about a clip, and its masks frame by frame, in constant memory.
 
         The answer is there on return; masks of a frame come as soon as SAM 2 has seen it (in the mode "consistent": it
-        and the key frames). Arguments as in a call of the predictor; answer: as in `segment`.
+        and the key frames). Arguments as in a call of the predictor; answer: as in `segment`; history: the turns
+        before this one, about the same clip.
 
             for index, masks, scores in predictor.stream(video="clip.mp4", text="Please segment the dog."):
                 ...  # bool (objects, H, W), float (objects,)
         """
         limit = check_count("max_objects", max_objects)
-        [request] = self._requests(None, video, text, None, None, num_frames, video_mode)
+        [request] = self._requests(None, video, text, None, history, num_frames, video_mode)
+        if not request.history.is_video:
+            raise ValueError("video: expected a clip, or a history about one")
         inputs = self._inputs([request.messages(answer)], add_generation_prompt=answer is None)
+        read = None
         if answer is None:
             [said] = self.model.answer(self.processor, inputs, max_new_tokens=max_new_tokens, **generation)
-            reply, states = said.text, said.states
+            reply, states, read = said.text, said.states, said.prompt_tokens
         else:
             reply = answer.strip()
             [states] = self.model.seg_states(inputs, [answer.count(SEG_TOKEN)])
         clip = request.history.clip
         steps = self.model.stream_clip(self.processor, clip, request.key_frames, states[:limit], video_mode)
-        return MaskStream(reply, clip, steps)
+        return MaskStream(reply, clip, steps, read)
 
     def locate(
         self,

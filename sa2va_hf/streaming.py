@@ -31,11 +31,13 @@ class MaskStream(Iterator[Step]):
         text: the answer, as in `Prediction`.
         clip: what it is about.
         steps: the masks.
+        prompt_tokens: as in `Prediction`.
     """
 
     text: str
     clip: Clip
     steps: Iterator[Step] = field(repr=False)
+    prompt_tokens: int | None = None
 
     def __next__(self) -> Step:
         return next(self.steps)

@@ -109,7 +109,7 @@ MAY_IMPORT = {
     "vos_inference": {"components", "model", "data", "masks"},
     "locating": {"boxes", "data.prompts", "model", "prediction"},
     "search": {"boxes", "components", "inference", "drawing", "model.visuals"},
-    "serving": {"inference", "prediction", "masks", "drawing", "model.configuration_sa2va"},
+    "serving": {"inference", "prediction", "streaming", "masks", "drawing", "model.configuration_sa2va"},
     "integrations": {"inference", "model.configuration_sa2va"},
 }
 

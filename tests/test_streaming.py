@@ -15,6 +15,7 @@ from PIL import Image
 from tiny import loud, tiny_model, tiny_processor
 
 from sa2va_hf import Sa2VAPredictor
+from sa2va_hf.prediction import History
 
 ANSWER = "Sure, it is [SEG]."
 FRAMES = 2000
@@ -73,6 +74,16 @@ def test_without_a_mask_the_clip_is_written_as_it_is(predictor, tmp_path):
     stream = predictor.stream(video=DrawnClip(3), text="the dog?", answer="There is none.")
     assert stream.save(tmp_path, as_frames=True)[0] == 0
     assert len(list(tmp_path.glob("overlay/*.png"))) == 3 and not list(tmp_path.glob("masks/*"))
+
+
+def test_a_stream_knows_the_turns_before_it_and_needs_a_clip(predictor):
+    asked = {"video": DrawnClip(3), "text": "and now?", "answer": ANSWER, "num_frames": 2}
+    asked["history"] = History(turns=(("the dog?", "There is none."),))
+    whole = predictor.segment(**asked)
+    for index, masks, _ in predictor.stream(**asked):
+        assert (masks == whole.frame(index)).all()
+    with pytest.raises(ValueError, match="video: expected a clip"):
+        predictor.stream(video=None, text="the dog?", answer=ANSWER)
 
 
 def live_tensors() -> int:

@@ -1,4 +1,8 @@
-"""One queue before one model: what waits is answered together, what does not fit is refused, nothing is forgotten."""
+"""One queue before one model: what waits is answered together, what does not fit is refused, nothing is forgotten.
+
+A video is answered by itself, a frame at a time: its masks go out as they are predicted and are not kept. Questions
+about images and text that come meanwhile are answered between its frames.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,17 @@ import torch
 
 from sa2va_hf.inference import Sa2VAPredictor
 from sa2va_hf.serving.limits import Limits, Refused
-from sa2va_hf.serving.session import Answer, Opened, Question, Watcher, ask, logit_cells
+from sa2va_hf.serving.session import Answer, Frame, Opened, Question, Watcher, ask, begin, frames_of, logit_cells
 
 logger = logging.getLogger(__name__)
 
-Event = str | Answer | Refused  # new text; at last the answer, or why there is none
+Event = str | Frame | Answer | Refused  # new text, then masks of a video; at last the answer, or why there is none
 
 
 @dataclass(eq=False)
 class Job:
-    """A question in the queue. tell: called from the model's thread with every `Event`; the last is no text."""
+    """A question in the queue. tell: called from the model's thread with every `Event`; the last is an `Answer` or a
+    `Refused`."""
 
     question: Question
     tell: Callable[[Event], None]
@@ -59,6 +64,7 @@ class Counts:
     cancelled: int = 0
     tokens: int = 0
     objects: int = 0
+    frames: int = 0  # of videos
     busy_seconds: float = 0.0
 
 
@@ -82,7 +88,7 @@ class Batcher:
         self.max_batch, self.max_waiting, self.max_seconds = max_batch, max_waiting, max_seconds
         self.cells, self.counts = logit_cells(predictor), Counts()
         self._waiting: deque[Job] = deque()
-        self._changed, self._stopping = threading.Condition(), False
+        self._changed, self._stopping, self._ended = threading.Condition(), False, False
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="decode")
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
         self._thread.start()
@@ -115,11 +121,12 @@ class Batcher:
             self._changed.notify()
 
     def stop(self, seconds: float = 30.0) -> None:
-        """Close, wait for what is being answered, and refuse with 503 what still waits after `seconds`."""
+        """Close, wait for what is being answered, and refuse with 503 what still waits after `seconds`; a video ends
+        with its next frame then."""
         self.close()
         self._thread.join(seconds)
         with self._changed:
-            left, self._waiting = list(self._waiting), deque()
+            left, self._waiting, self._ended = list(self._waiting), deque(), True
         for job in left:
             job.hear(stopping())
         self._thread.join(seconds)
@@ -129,38 +136,52 @@ class Batcher:
     def _run(self) -> None:
         while (batch := self._next()) is not None:
             start = time.monotonic()
-            try:
-                self._answer(batch)
-            except Exception:  # a fault of ours: those who asked hear of it, and the thread lives on
-                logger.exception("a batch of %d failed", len(batch))
-                for job in batch:
-                    self._fail(job, Refused(500, "internal_error", "the server failed to answer; see its log"))
+            self._try(batch)
             self.counts.busy_seconds += time.monotonic() - start
             del batch
+
+    def _try(self, batch: list[Job]) -> None:
+        try:
+            self._answer(batch)
+        except Exception:  # a fault of ours: those who asked hear of it, and the thread lives on
+            logger.exception("a batch of %d failed", len(batch))
+            for job in batch:
+                self._fail(job, Refused(500, "internal_error", "the server failed to answer; see its log"))
 
     def _next(self) -> list[Job] | None:
         """What is answered next, None at the end: the longest waiting, and those behind it that can go with it."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._stopping)
-            if not self._waiting:
-                return None
-            batch: list[Job] = []
-            room, options = self.limits.max_answer_bytes, None
-            late = time.monotonic() - self.max_seconds
-            while self._waiting and len(batch) < self.max_batch:
-                job = self._waiting[0]
-                question = job.question
-                if job.cancelled or job.since < late:
-                    self._waiting.popleft()
-                    self._drop(job)
-                    continue
-                asked = (question.temperature, question.top_p)
-                room -= question.bytes(self.cells)
-                if batch and (room < 0 or asked != options):
-                    break
-                options = asked
-                batch.append(self._waiting.popleft())
-            return batch
+            return self._taken() if self._waiting else None
+
+    def _between(self) -> list[Job]:
+        """What is answered between two frames of a video: as `_next`, but no other video, and without waiting."""
+        with self._changed:
+            return self._taken(videos=False)
+
+    def _taken(self, videos: bool = True) -> list[Job]:
+        """A batch from the queue: a video by itself, of everything else as much as has room together."""
+        batch: list[Job] = []
+        room, options = self.limits.max_answer_bytes, None
+        late = time.monotonic() - self.max_seconds
+        for job in list(self._waiting):
+            question = job.question
+            if job.cancelled or job.since < late:
+                self._waiting.remove(job)
+                self._drop(job)
+                continue
+            if question.is_video and not videos:
+                continue
+            asked = (question.temperature, question.top_p)
+            room -= question.bytes(self.cells)
+            if batch and (room < 0 or asked != options or question.is_video):
+                break
+            options = asked
+            self._waiting.remove(job)
+            batch.append(job)
+            if question.is_video or len(batch) == self.max_batch:
+                break
+        return batch
 
     def _answer(self, batch: list[Job]) -> None:
         opened = [(job, found) for job, found in zip(batch, self._decoders.map(_open, batch), strict=True)]
@@ -168,19 +189,48 @@ class Batcher:
         for job, found in opened:
             if isinstance(found, Refused):
                 self._fail(job, found)
-        if ready:
+        if ready and batch[0].question.is_video:
+            self._stream(*ready[0])
+        elif ready:
             self._ask(ready)
 
-    def _ask(self, ready: list[tuple[Job, Opened]]) -> None:
-        """Together; where one of them makes the batch fail, one by one, so that the others get their answers."""
-        jobs = [job for job, _ in ready]
-        watcher = Watcher(
+    def _watch(self, jobs: list[Job]) -> Watcher:
+        self.counts.batches += 1
+        return Watcher(
             self.predictor,
             [job.question for job in jobs],
             tell=lambda row, text: jobs[row].say(text),
             gone=lambda row: jobs[row].cancelled,
         )
-        self.counts.batches += 1
+
+    def _stream(self, job: Job, opened: Opened) -> None:
+        """A question about a video; others are answered between its frames."""
+        watcher, room, objects = self._watch([job]), self.limits.max_answer_bytes, 0
+        try:
+            stream = begin(self.predictor, opened, watcher)
+            job.say(stream.text)
+            for frame in frames_of(stream):
+                objects = len(frame.masks)
+                room -= sum(len(entry["rle"]["counts"]) for entry in frame.masks)
+                if job.cancelled or room < 0:
+                    break
+                if self._ended:
+                    raise stopping()
+                self.counts.frames += 1
+                job.hear(frame)
+                self._try(self._between())
+        except (ValueError, torch.OutOfMemoryError) as error:
+            self._fail(job, _refusal(error))
+            return
+        ended = "length" if watcher.cut[0] or room < 0 else "stop"
+        answer = Answer(stream.text, objects, len(watcher.ids[0]), stream.prompt_tokens, ended)
+        self._count(job, answer)
+        job.hear(answer)
+
+    def _ask(self, ready: list[tuple[Job, Opened]]) -> None:
+        """Together; where one of them makes the batch fail, one by one, so that the others get their answers."""
+        jobs = [job for job, _ in ready]
+        watcher = self._watch(jobs)
         try:
             answers = ask(self.predictor, [opened for _, opened in ready], watcher)
         except (ValueError, torch.OutOfMemoryError) as error:
@@ -197,7 +247,7 @@ class Batcher:
 
     def _count(self, job: Job, answer: Answer) -> None:
         self.counts.tokens += answer.tokens
-        self.counts.objects += len(answer.prediction.scores)
+        self.counts.objects += answer.objects
         if job.cancelled:
             self.counts.cancelled += 1
         else:

@@ -16,7 +16,7 @@ from sa2va_hf.serving.batching import Batcher, Event
 from sa2va_hf.serving.limits import Refused
 from sa2va_hf.serving.media import EncodedImage
 from sa2va_hf.serving.pen import BOX, BRUSH, JAVASCRIPT, Stroke
-from sa2va_hf.serving.session import Answer, make_question
+from sa2va_hf.serving.session import Answer, Frame, make_question
 from sa2va_hf.serving.talk import Talk
 
 CSS = """
@@ -34,6 +34,7 @@ HINT = (
     "To ask about a part of an image, draw a box or brush over it; a question can then name it *region1*, "
     "the next one *region2*."
 )
+SHOWN_EVERY = 0.5  # seconds between frames that are shown while a video is answered
 SECONDS = 3600  # after which an idle user's conversation and files are deleted
 
 
@@ -133,17 +134,29 @@ class Page:
         return talk.show(frame)
 
     def ask(self, talk: Talk, text: str, frame: int) -> Iterator[tuple[Any, ...]]:
-        """Yields the page while the answer is written; the masks come at the end."""
-        same, said = (gr.skip(),) * 5, ""
+        """Yields the page while the answer is written; of a video its frames follow, as their masks are predicted."""
+        same, said, before = (gr.skip(),) * 5, "", talk
+        frames: list[Frame] = []
+        video, shown = None, 0.0
         if not text.strip():
             yield (*same, talk.html(note="Write a question first."), gr.skip(), gr.skip())
             return
         try:
             for event in self._events(talk, text):
                 if isinstance(event, Answer):
-                    talk = talk.answered(text, event)
+                    talk = before.answered(text, event.text, event.masks(frames))
                     note = "The answer was cut at its limit." if event.finish_reason == "length" else ""
                     yield (*self._shown(talk, frame, note), "")
+                elif isinstance(event, Frame):
+                    frames.append(event)
+                    if time.monotonic() < shown + SHOWN_EVERY:
+                        continue
+                    talk = before.answered(text, said, [entry for one in frames for entry in one.masks])
+                    video = video or talk.visual.open()
+                    note = f"Frame {event.index + 1} of {talk.frames} ..."
+                    view = talk.show(event.index, video)
+                    yield (talk, view, *same[2:], talk.html(note=note), gr.skip(), gr.skip())
+                    shown = time.monotonic()
                 elif isinstance(event, str):
                     said += event
                     yield (*same, talk.html(text, said, "Answering ..."), gr.skip(), gr.skip())
@@ -153,7 +166,7 @@ class Page:
             yield (*same, talk.html(note=refused.message), gr.skip(), gr.skip())
 
     def _events(self, talk: Talk, text: str) -> Iterator[Event | int]:
-        """The queue's events of one question; while nothing comes, how many wait."""
+        """The queue's events of one question; while no text has come, how many wait."""
         batcher, events = self._batcher, queue.SimpleQueue()
         limits = batcher.limits
         fields = {"text": text, "turns": talk.turns, "max_new_tokens": limits.max_new_tokens}

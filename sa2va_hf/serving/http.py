@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from sa2va_hf.serving.batching import Batcher, Job, busy, stopping
 from sa2va_hf.serving.limits import Refused
 from sa2va_hf.serving.messages import ChatRequest, read_chat
-from sa2va_hf.serving.session import Answer, masks_json
+from sa2va_hf.serving.session import Answer, Frame
 from sa2va_hf.serving.sources import Sources
 
 READERS = 2  # bodies that are parsed at once: base64 and JSON take three times their bytes
@@ -179,8 +179,7 @@ async def _chat(request: Request, service: Service, state: _State, readers: asyn
         raise
     if chat.stream:
         return StreamingResponse(reply.stream(state), media_type="text/event-stream")
-    answer = await reply.answer()
-    content = await asyncio.to_thread(_completion, service.name, answer)
+    content = await asyncio.to_thread(_completion, service.name, *await reply.answer())
     state.statuses[200] += 1
     return JSONResponse(content)
 
@@ -226,13 +225,13 @@ class _Reply:
 
         def tell(event: object) -> None:
             loop.call_soon_threadsafe(self._events.put_nowait, event)
-            if not isinstance(event, str):
+            if not isinstance(event, str | Frame):
                 loop.call_soon_threadsafe(done)
 
         self._job: Job = service.batcher.submit(chat.question, tell)
 
-    async def events(self) -> AsyncIterator[str | Answer]:
-        """New text, at last the answer. A `Refused` is raised; so it is when the client hangs up."""
+    async def events(self) -> AsyncIterator[str | Frame | Answer]:
+        """New text, masks of a video, at last the answer. A `Refused` is raised; so it is when the client hangs up."""
         gone = asyncio.create_task(self._hung_up())
         try:
             while True:
@@ -250,25 +249,32 @@ class _Reply:
             self._job.cancel()  # of no effect on one that is answered
             gone.cancel()
 
-    async def answer(self) -> Answer:
+    async def answer(self) -> tuple[Answer, list[Frame]]:
+        """The answer, and the frames that came before it."""
+        frames = []
         async for event in self.events():
-            if isinstance(event, Answer):
-                return event
+            if isinstance(event, Frame):
+                frames.append(event)
+            elif isinstance(event, Answer):
+                return event, frames
         raise AssertionError("events end with an answer or raise")
 
     async def stream(self, state: _State) -> AsyncIterator[str]:
-        """Server-sent events as OpenAI writes them; the masks come with the last piece of the message."""
+        """Server-sent events as OpenAI writes them; the masks of a video come frame by frame, those of an image with
+        the last piece of the message."""
         chunk = _chunks(self._service.name)
         try:
             yield chunk({"role": "assistant", "content": ""})
             async for event in self.events():
                 if isinstance(event, str):
                     yield chunk({"content": event})
-                    continue
-                masks = await asyncio.to_thread(masks_json, event.prediction)
-                yield chunk({"masks": masks}, event.finish_reason)
-                if self._chat.include_usage:
-                    yield chunk(None, usage=_usage(event))
+                elif isinstance(event, Frame):
+                    yield chunk({"masks": event.masks})
+                else:
+                    masks = await asyncio.to_thread(event.masks)
+                    yield chunk({"masks": masks}, event.finish_reason)
+                    if self._chat.include_usage:
+                        yield chunk(None, usage=_usage(event))
             state.statuses[200] += 1
             yield "data: [DONE]\n\n"
         except Refused as refused:  # the status line has gone out: the error is an event
@@ -283,8 +289,8 @@ class _Reply:
 
 
 # -------------------------------------------------------------------- JSON
-def _completion(name: str, answer: Answer) -> dict[str, Any]:
-    message = {"role": "assistant", "content": answer.text, "masks": masks_json(answer.prediction)}
+def _completion(name: str, answer: Answer, frames: list[Frame]) -> dict[str, Any]:
+    message = {"role": "assistant", "content": answer.text, "masks": answer.masks(frames)}
     choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason, "logprobs": None}
     return _head(name, "chat.completion") | {"choices": [choice], "usage": _usage(answer)}
 
@@ -305,7 +311,7 @@ def _head(name: str, kind: str) -> dict[str, Any]:
 
 def _usage(answer: Answer) -> dict[str, int]:
     """Tokens of the prompt, with those of images and earlier turns, and of the answer, without its end."""
-    prompt = answer.prediction.prompt_tokens
+    prompt = answer.prompt_tokens
     return {
         "prompt_tokens": prompt,
         "completion_tokens": answer.tokens,

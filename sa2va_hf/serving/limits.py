@@ -27,8 +27,9 @@ class Limits:
         max_pixels: of an image or of a frame. max_frames: of a video.
         max_objects: [SEG] of an answer; it ends there. max_new_tokens: tokens of an answer.
         max_text: characters of a conversation. max_regions: region prompts of a conversation.
-        max_answer_bytes: of the masks that one batch of answers can fill; a large image or a long clip is allowed
-            fewer [SEG] than `max_objects`, and is refused where it leaves no room for one.
+        max_answer_bytes: of the masks that one batch of answers can fill; a large image is allowed fewer [SEG] than
+            `max_objects`, and is refused where it leaves no room for one. Of a video one frame is in memory, and as
+            many bytes of run lengths may wait for its client.
     """
 
     max_body: int = 32 * 2**20
@@ -62,22 +63,20 @@ class Limits:
             message = f"the video has more than {self.max_frames} frames, which is what this server takes: send a part"
             raise Refused(413, "too_large", message)
 
-    def objects(self, frames: int, pixels: int, cells: int, regions: int = 0) -> int:
-        """How many [SEG] an answer may have about `frames` of `pixels`, with logits of `cells` each.
+    def objects(self, pixels: int, cells: int, regions: int = 0) -> int:
+        """How many [SEG] an answer may have about an image or frames of `pixels`, with logits of `cells` each.
 
         Raises:
             Refused: 413 when there is no room for one.
         """
         room = self.max_answer_bytes - pixels * (3 + regions)  # the image and its region prompts are in memory too
-        count = room // object_bytes(frames, pixels, cells)
+        count = room // object_bytes(pixels, cells)
         if count < 1:
-            message = (
-                f"a mask of {frames} frames of {pixels} pixels does not fit this server's memory: send it smaller"
-            )
+            message = f"a mask of {pixels} pixels does not fit this server's memory: send it smaller"
             raise Refused(413, "too_large", message)
         return min(count, self.max_objects)
 
 
-def object_bytes(frames: int, pixels: int, cells: int) -> int:
-    """Memory of one object: a bit per pixel of its masks, four bytes per cell of their logits, one frame unpacked."""
-    return frames * (-(-pixels // 8) + 4 * cells) + pixels
+def object_bytes(pixels: int, cells: int) -> int:
+    """Memory of one object on one frame: its mask packed and unpacked, and four bytes per cell of its logits."""
+    return -(-pixels // 8) + 4 * cells + pixels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from sa2va_hf.inference import History, Prediction, Sa2VAPredictor
+from sa2va_hf.inference import History, Prediction, Sa2VAPredictor, boxes_of
 from sa2va_hf.masks import encode
 from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
 from sa2va_hf.serving.limits import Limits, Refused, object_bytes
 from sa2va_hf.serving.media import Region, Video, Visual
+from sa2va_hf.streaming import MaskStream
 
 # "<p> dog </p> [SEG]"; small models forget the end mark
 PARTS = re.compile(rf"(<p>.*?(?:</p>|(?={re.escape(SEG_TOKEN)}))|{re.escape(SEG_TOKEN)})", re.DOTALL)
@@ -44,10 +45,12 @@ class Question:
         """Memory that it may take while it is answered; `cells` of a mask's logits."""
         if self.visual is None:
             return 0
-        width, height = self.visual.size
-        return width * height * (3 + len(self.regions)) + self.max_objects * object_bytes(
-            self.visual.frames, width * height, cells
-        )
+        pixels = self.visual.size[0] * self.visual.size[1]
+        return pixels * (3 + len(self.regions)) + self.max_objects * object_bytes(pixels, cells)
+
+    @property
+    def is_video(self) -> bool:
+        return isinstance(self.visual, Video)
 
     def open(self) -> Opened:
         """Decode what it looks at. `Refused` when that is damaged."""
@@ -67,16 +70,32 @@ class Opened:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """The masks of one frame of a video, as `masks_json` writes them, with the score that they have on this frame."""
+
+    index: int
+    masks: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Answer:
-    """finish_reason: "stop", or "length" when the limit of tokens or of [SEG] ended it."""
+    """What ends a question. Masks of an image are in `prediction`; those of a video came before, as `Frame`s.
 
-    prediction: Prediction
+    Args:
+        objects: how many have masks. tokens: of the answer; prompt_tokens: of what the LLM read before it.
+        finish_reason: "stop", or "length" when the limit of tokens, of [SEG] or of bytes ended it.
+    """
+
+    text: str
+    objects: int
     tokens: int
+    prompt_tokens: int
     finish_reason: str
+    prediction: Prediction | None = None
 
-    @property
-    def text(self) -> str:
-        return self.prediction.text
+    def masks(self, frames: Sequence[Frame] = ()) -> list[dict[str, Any]]:
+        """As `masks_json`; frames: those that came before."""
+        return _together(frames) if self.prediction is None else masks_json(self.prediction)
 
 
 def make_question(
@@ -94,7 +113,7 @@ def make_question(
     objects = limits.max_objects
     if visual is not None:
         width, height = visual.size
-        objects = limits.objects(visual.frames, width * height, cells, len(regions))
+        objects = limits.objects(width * height, cells, len(regions))
     for region in regions:
         region.check(visual.size)
     return Question(visual=visual, regions=tuple(regions), max_objects=objects, **fields)
@@ -157,26 +176,49 @@ def _may_begin(word: str, text: str) -> bool:
 
 
 def ask(predictor: Sa2VAPredictor, asked: Sequence[Opened], watcher: Watcher) -> list[Answer]:
-    """Answer questions of one `temperature` and `top_p` as a batch."""
+    """Answer questions of one `temperature` and `top_p` as a batch; none is about a video."""
     questions = [opened.question for opened in asked]
-    options: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([watcher])}
-    if questions[0].temperature > 0:
-        options |= {"do_sample": True, "temperature": questions[0].temperature, "top_p": questions[0].top_p}
-    moving = [isinstance(question.visual, Video) for question in questions]
     predictions = predictor(
-        image=[None if video else opened.pixels for opened, video in zip(asked, moving, strict=True)],
-        video=[opened.pixels if video else None for opened, video in zip(asked, moving, strict=True)],
+        image=[opened.pixels for opened in asked],
         text=[question.text for question in questions],
         regions=[opened.regions or None for opened in asked],
         history=[History(turns=question.turns) for question in questions],
         max_new_tokens=max(question.max_new_tokens for question in questions),
         max_objects=max(question.max_objects for question in questions),
-        **options,
+        **_generation(questions[0], watcher),
     )
     return [
-        Answer(prediction, len(ids), "length" if cut else "stop")
-        for prediction, ids, cut in zip(predictions, watcher.ids, watcher.cut, strict=True)
+        Answer(found.text, len(found.scores), len(ids), found.prompt_tokens, "length" if cut else "stop", found)
+        for found, ids, cut in zip(predictions, watcher.ids, watcher.cut, strict=True)
     ]
+
+
+def begin(predictor: Sa2VAPredictor, opened: Opened, watcher: Watcher) -> MaskStream:
+    """The text of an answer about a video; its masks are predicted as they are read (`frames_of`)."""
+    question = opened.question
+    return predictor.stream(
+        video=opened.pixels,
+        text=question.text,
+        history=History(turns=question.turns),
+        max_new_tokens=question.max_new_tokens,
+        max_objects=question.max_objects,
+        **_generation(question, watcher),
+    )
+
+
+def frames_of(stream: MaskStream) -> Iterator[Frame]:
+    """The masks of a stream, frame by frame."""
+    phrases = phrases_of(stream.text)
+    for index, masks, scores in stream:
+        found = zip(masks, boxes_of(masks), scores, strict=True)
+        yield Frame(index, [_entry(row, phrases[row], index, *one) for row, one in enumerate(found)])
+
+
+def _generation(question: Question, watcher: Watcher) -> dict[str, Any]:
+    options: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([watcher])}
+    if question.temperature > 0:
+        options |= {"do_sample": True, "temperature": question.temperature, "top_p": question.top_p}
+    return options
 
 
 def logit_cells(predictor: Sa2VAPredictor) -> int:
@@ -211,10 +253,26 @@ def masks_json(prediction: Prediction) -> list[dict[str, Any]]:
     phrases, entries = phrases_of(prediction.text), []
     for frame in range(prediction.boxes.shape[1]):
         for index, mask in enumerate(prediction.frame(frame)):
-            entry = {"index": index, "phrase": phrases[index], "frame": frame, "rle": encode(mask)}
-            entry["bbox"] = _coco_box(prediction.boxes[index, frame])
-            entry["score"] = round(float(prediction.scores[index]), 4)
-            entries.append(entry | {"size": list(mask.shape)})
+            known = prediction.boxes[index, frame], prediction.scores[index]
+            entries.append(_entry(index, phrases[index], frame, mask, *known))
+    return sorted(entries, key=lambda entry: entry["index"])
+
+
+def _entry(
+    index: int, phrase: str | None, frame: int, mask: np.ndarray, box: np.ndarray, score: float
+) -> dict[str, Any]:
+    entry = {"index": index, "phrase": phrase, "frame": frame, "rle": encode(mask), "bbox": _coco_box(box)}
+    return entry | {"score": round(float(score), 4), "size": list(mask.shape)}
+
+
+def _together(frames: Sequence[Frame]) -> list[dict[str, Any]]:
+    """The masks of frames in the order of `masks_json`, with the mean score of each object."""
+    scores: dict[int, list[float]] = {}
+    for frame in frames:
+        for entry in frame.masks:
+            scores.setdefault(entry["index"], []).append(entry["score"])
+    means = {index: round(sum(of_object) / len(of_object), 4) for index, of_object in scores.items()}
+    entries = [entry | {"score": means[entry["index"]]} for frame in frames for entry in frame.masks]
     return sorted(entries, key=lambda entry: entry["index"])
 
 

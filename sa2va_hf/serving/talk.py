@@ -6,6 +6,7 @@ import html
 import json
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from sa2va_hf.drawing import COLOURS, overlay, second_tone
 from sa2va_hf.masks import decode
 from sa2va_hf.prediction import write_clip
 from sa2va_hf.serving.limits import Limits
-from sa2va_hf.serving.media import IMAGE_FORMS, Region, Video, Visual, form_of, read_image, read_video
+from sa2va_hf.serving.media import IMAGE_FORMS, Region, Video, VideoFrames, Visual, form_of, read_image, read_video
 from sa2va_hf.serving.pen import Stroke, draw_regions
-from sa2va_hf.serving.session import PARTS, SEG_TOKEN, Answer, masks_json, phrases_of
+from sa2va_hf.serving.session import PARTS, SEG_TOKEN, phrases_of
 
 SHOWN = 640  # pixels that the longer side of a small image is enlarged to, so that labels and outlines are fine
 
@@ -54,15 +55,15 @@ class Talk:
             return self
         return replace(self, regions=stroke.add(self.regions, self.visual.size))
 
-    def answered(self, question: str, answer: Answer) -> Talk:
-        masks = tuple(masks_json(answer.prediction))
-        return replace(self, turns=(*self.turns, (question, answer.text)), masks=masks)
+    def answered(self, question: str, answer: str, masks: Iterable[dict[str, Any]]) -> Talk:
+        return replace(self, turns=(*self.turns, (question, answer)), masks=tuple(masks))
 
-    def show(self, frame: int = 0) -> Image.Image | None:
-        """The image or a frame, with the masks of the last answer and the regions."""
+    def show(self, frame: int = 0, video: VideoFrames | None = None) -> Image.Image | None:
+        """The image or a frame, with the masks of the last answer and the regions. video: `visual.open()`, where
+        frames are shown one after the other."""
         if self.visual is None:
             return None
-        opened = self.visual.open()
+        opened = video or self.visual.open()
         image = opened[min(frame, len(opened) - 1)] if isinstance(self.visual, Video) else opened
         scale = _scale(image.size)
         drawn = self._overlay(image.resize((image.width * scale, image.height * scale)), frame, scale)

@@ -1,8 +1,10 @@
-"""The queue: together is as alone, a full one refuses, one bad question harms nobody, and nothing is forgotten.
+"""The queue: together is as alone, a full one refuses, one bad question harms nobody, and nothing is forgotten. A
+video is answered frame by frame.
 
 Run: pytest tests/serving/test_batching.py
 """
 
+import io
 import queue
 import threading
 import time
@@ -13,11 +15,12 @@ from chats import noise, png
 from tiny import tiny_processor, tiny_talker
 
 from sa2va_hf import Sa2VAPredictor
+from sa2va_hf.masks import decode
 from sa2va_hf.serving import batching
 from sa2va_hf.serving.batching import Batcher
 from sa2va_hf.serving.limits import Limits, Refused
-from sa2va_hf.serving.media import read_image
-from sa2va_hf.serving.session import Answer, Question, make_question, masks_json
+from sa2va_hf.serving.media import read_image, read_video
+from sa2va_hf.serving.session import Answer, Frame, Question, make_question, masks_json
 
 TEXT = "Sure, it is [SEG]."
 LIMITS = Limits(max_new_tokens=40)
@@ -59,6 +62,26 @@ def held(monkeypatch):
 
 def question(seed: int = 0, text: str = "the dog?", **fields) -> Question:
     return make_question(LIMITS, 1024, read_image(png(noise(seed)), LIMITS), text=text, **fields)
+
+
+def clip(frames: int = 4) -> Question:
+    gif, pictures = io.BytesIO(), [noise(seed) for seed in range(frames)]
+    pictures[0].save(gif, "GIF", save_all=True, append_images=pictures[1:])
+    return make_question(LIMITS, 1024, read_video(gif.getvalue(), LIMITS), text="the dog?")
+
+
+@pytest.fixture
+def framed(monkeypatch):
+    """A video waits before every frame until it is released."""
+    gate, real = threading.Semaphore(0), batching.frames_of
+
+    def frames_of(stream):
+        for frame in real(stream):
+            assert gate.acquire(timeout=60)
+            yield frame
+
+    monkeypatch.setattr(batching, "frames_of", frames_of)
+    return gate
 
 
 def submit(batcher: Batcher, asked: Question) -> queue.Queue:
@@ -201,3 +224,57 @@ def test_large_questions_are_not_answered_together(make, held):
     events = [submit(batcher, question()) for _ in range(3)]
     held.release(9)
     assert [last(one)[0] for one in events] == [TEXT] * 3 and held.sizes == [1, 1, 1]
+
+
+# ---------------------------------------------------------------- videos
+def masks_until(events: queue.Queue, frames: int) -> list[Frame]:
+    found = []
+    while len(found) < frames:
+        event = events.get(timeout=60)
+        found += [event] if isinstance(event, Frame) else []
+    return found
+
+
+def test_masks_of_a_video_come_frame_by_frame_and_images_are_answered_between(make, framed, predictor):
+    batcher = make(max_batch=4)
+    asked, text = clip(), ""
+    events = submit(batcher, asked)
+    while text != TEXT:
+        text += events.get(timeout=60)
+    other, image = submit(batcher, clip(2)), submit(batcher, question())
+    framed.release()
+    (first,) = masks_until(events, 1)
+    assert last(image)[0] == TEXT and events.empty(), "the image does not wait for the end of the video"
+    framed.release(9)
+    frames = [first, *masks_until(events, 3)]
+    answer = events.get(timeout=60)
+    assert (answer.text, answer.objects, answer.finish_reason) == (TEXT, 1, "stop")
+    assert [frame.index for frame in frames] == [entry["frame"] for entry in answer.masks(frames)] == [0, 1, 2, 3]
+    alone = predictor(video=asked.visual.open(), text="the dog?")
+    for frame in frames:
+        (entry,) = frame.masks
+        assert (decode(entry["rle"]) != alone.masks[0, frame.index]).mean() < 1e-3
+    scores = [entry["score"] for entry in answer.masks(frames)]
+    assert scores == pytest.approx([alone.scores[0]] * 4, abs=1e-3), "the mean over frames, as of a whole prediction"
+    assert len(masks_until(other, 2)) == 2 and batcher.counts.frames == 6
+
+
+def test_a_video_ends_with_its_listener_its_room_or_the_server(make, framed):
+    batcher = make()
+    gone = submit(batcher, clip())
+    framed.release()
+    masks_until(gone, 1)
+    gone.job.cancel()
+    framed.release(3)
+    assert isinstance(gone.get(timeout=60), Answer) and batcher.counts.cancelled == 1
+    small = make(limits=replace(LIMITS, max_answer_bytes=1))
+    framed.release(4)
+    assert last(submit(small, clip()))[1].finish_reason == "length"
+    while framed.acquire(blocking=False):  # those that were not needed
+        pass
+    stopped = submit(batcher, clip())
+    framed.release()
+    masks_until(stopped, 1)
+    batcher.stop(0.1)
+    framed.release()
+    assert stopped.get(timeout=60).status == 503

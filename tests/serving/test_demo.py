@@ -65,13 +65,18 @@ def test_phrases_have_the_colour_of_their_mask_and_text_is_escaped():
         assert f'data-object="{index + 1}" style="background: rgb{COLOURS[index]}' in shown and f">{phrase}<" in shown
 
 
-def test_a_conversation_goes_through_the_page(batcher, files, tmp_path):
+def test_a_conversation_goes_through_the_page(batcher, files, tmp_path, monkeypatch):
     page = Page(batcher)
+    monkeypatch.setattr("sa2va_hf.serving.demo.SHOWN_EVERY", 0.0)
     talk, view, slider, tools, _, conversation, download = page.load(str(files / "clip.gif"))
     assert talk.frames == 6 and view.size == (640, 640) and slider.visible and not download.interactive
     assert not tools.visible and page.load(str(files / "shapes.png"))[3].visible, "regions are of images"
     updates = list(page.ask(talk, QUESTION, 0))
-    assert len(updates) > 3
+    shown = [update for update in updates[:-1] if isinstance(update[0], Talk)]
+    assert len(updates) > len(shown) + 3 and len(shown) == 6, "every frame is shown when its masks are there"
+    for index, (early, view, *_, conversation, _, _) in enumerate(shown):
+        assert f"Frame {index + 1} of 6" in conversation and view == early.show(index)
+        assert {entry["frame"] for entry in early.masks} == set(range(index + 1))
     talk, *_ = updates[-1]
     ((question, answer),) = talk.turns
     assert question == QUESTION and len(talk.masks) == 6 * answer.count("[SEG]")

@@ -172,6 +172,15 @@ def test_videos_have_masks_on_every_frame(running):
     masks = reply["choices"][0]["message"]["masks"]
     assert status == 200 and len(masks) % 4 == 0
     assert [mask["frame"] for mask in masks] == [0, 1, 2, 3] * (len(masks) // 4)
+    _, events, _ = running.request(body(user("Please segment the red square.", clip)) | {"stream": True})
+    chunks = [json.loads(line.removeprefix("data: ")) for line in events.split("\n\n")[:-2]]
+    pieces = [chunk["choices"][0]["delta"].get("masks") for chunk in chunks]
+    assert [[mask["frame"] for mask in piece] for piece in pieces if piece] == [
+        [frame] * (len(masks) // 4) for frame in range(4)
+    ]
+    assert pieces[-1] == [] and chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    by_object = sorted((mask for piece in pieces for mask in piece or ()), key=lambda mask: mask["index"])
+    assert [mask["rle"] for mask in by_object] == [mask["rle"] for mask in masks]
 
 
 # ---------------------------------------------------------------- errors

@@ -208,8 +208,8 @@ def test_regions_are_boxes_or_masks_of_the_image():
 
 def test_an_answer_gets_as_many_masks_as_there_is_room_for():
     limits = Limits(max_objects=10, max_answer_bytes=1_000_000)
-    assert limits.objects(1, 10_000, 100) == 10
-    assert limits.objects(20, 10_000, 1000) == (1_000_000 - 30_000) // (20 * (1250 + 4000) + 10_000) == 8
+    assert limits.objects(10_000, 100) == 10
+    assert limits.objects(100_000, 1000) == (1_000_000 - 300_000) // (12_500 + 4000 + 100_000) == 6
     with pytest.raises(Refused, match="does not fit this server") as caught:
-        limits.objects(200, 10_000, 1000)
+        limits.objects(300_000, 1000)
     assert caught.value.status == 413

@@ -69,6 +69,24 @@ def decode_columns(rle: dict) -> tuple[int, np.ndarray]:
     return first, values.repeat(runs).reshape(last - first, height)
 
 
+def column_runs(rle: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pixels of a mask as runs down its columns, from left to right: the column, the first row, and the row behind
+    the last one of each, int64 (runs,). ValueError as `decode`."""
+    height, _ = _size(rle)
+    ends = _runs(rle).cumsum()
+    starts, ends = ends[: len(ends) // 2 * 2 : 2], ends[1::2]
+    filled = ends > starts
+    starts, ends = starts[filled], ends[filled]
+    columns, last = starts // height, (ends - 1) // height
+    if (columns != last).any():  # a run that goes on in the next columns
+        counts = last - columns + 1
+        before = (counts.cumsum() - counts).repeat(counts)
+        columns = columns.repeat(counts) + np.arange(len(before)) - before
+        starts, ends = starts.repeat(counts), ends.repeat(counts)
+    tops = columns * height
+    return columns, np.maximum(starts - tops, 0), np.minimum(ends - tops, height)
+
+
 class Picks:
     """Some rows or columns of a mask, as `decode_at` reads them: worked out once for a size.
 

@@ -15,6 +15,8 @@ from sa2va_hf.data.dataset.box_turns import known_boxes
 from sa2va_hf.data.dataset.planning import Plan
 from sa2va_hf.masks import RLE
 
+FEW_RUNS = 8  # in a column on average: with more of them, painting is cheaper
+
 
 @dataclass(frozen=True)
 class MaskGrid:
@@ -101,23 +103,56 @@ def _union(parts: list[np.ndarray]) -> torch.Tensor:
 
 def _shares(parts: list[RLE], size: tuple[int, int], cells: int) -> torch.Tensor:
     """The share of each cell that a union of masks covers, as torch's "area" has it: cells may overlap. Whole numbers
-    until the division, so bit-equal. Only the columns that the masks cover are painted."""
+    until the division, so bit-equal. Nothing is painted where one mask has few runs in a column, as most have."""
     width, height = size
-    columns = [masks.decode_columns(rle) for rle in parts]
-    first = min(start for start, _ in columns)
-    painted = np.zeros((max(start + len(part) for start, part in columns) - first, height), dtype=np.uint8)
-    for start, part in columns:
-        painted[start - first : start - first + len(part)] |= part.view(np.uint8)
     across, down = _parts(width, cells), _parts(height, cells)
-    covered = _summed(_summed(painted, first, *across).T, 0, *down)
-    area = torch.from_numpy(covered.astype(np.float32))
+    runs = masks.column_runs(parts[0]) if len(parts) == 1 else None
+    if runs is None or len(runs[0]) > FEW_RUNS * width:
+        first, by_column = _painted(parts, height, down)
+    else:
+        first, by_column = _of_runs(*runs, down)
+    area = torch.from_numpy(_summed(by_column, first, *across).T.astype(np.float32))
     if cells == 1:  # torch takes the mean
         return area / (height * width)
     return area / torch.from_numpy(down[1])[:, None] / torch.from_numpy(across[1])
 
 
+Stretches = tuple[np.ndarray, np.ndarray]  # first pixels and lengths
+
+
+def _of_runs(columns: np.ndarray, tops: np.ndarray, bottoms: np.ndarray, down: Stretches) -> tuple[int, np.ndarray]:
+    """How many pixels of each cell of a column are in the runs of `masks.column_runs`: the index of the first column,
+    and (columns, cells)."""
+    starts, lengths = down
+    ends = starts + lengths
+    kind = np.int16 if ends[-1] < 2**15 else np.int32
+    met = np.minimum.outer(bottoms.astype(kind), ends.astype(kind))
+    met -= np.maximum.outer(tops.astype(kind), starts.astype(kind))
+    np.maximum(met, 0, out=met)
+    new = np.flatnonzero(np.diff(columns, prepend=-1))  # runs that are the first of their column
+    if not len(new):
+        return 0, met
+    first, there = int(columns[0]), columns[new]
+    met = met if len(new) == len(met) else np.add.reduceat(met, new)
+    if there[-1] - first + 1 == len(there):
+        return first, met
+    spread = np.zeros((there[-1] - first + 1, met.shape[1]), kind)
+    spread[there - first] = met
+    return first, spread
+
+
+def _painted(parts: list[RLE], height: int, down: Stretches) -> tuple[int, np.ndarray]:
+    """As `_of_runs`, of the union of masks, whose columns are painted."""
+    columns = [masks.decode_columns(rle) for rle in parts]
+    first = min(start for start, _ in columns)
+    painted = np.zeros((max(start + len(part) for start, part in columns) - first, height), dtype=np.uint8)
+    for start, part in columns:
+        painted[start - first : start - first + len(part)] |= part.view(np.uint8)
+    return first, _summed(painted.T, 0, *down).T
+
+
 @lru_cache(maxsize=4096)
-def _parts(side: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
+def _parts(side: int, cells: int) -> Stretches:
     """Of each cell, its first pixel and its number of pixels: those that it touches."""
     starts = np.arange(cells) * side // cells
     ends = -(-np.arange(1, cells + 1) * side // cells)

@@ -9,7 +9,7 @@
     sa2va benchmark metrics [--masks DAVIS/Annotations/480p/libby]
     sa2va benchmark serve [--model DIR] [--clients 1 4 16]
     sa2va benchmark trackers [--size tiny|large] [--frames 4] [--objects 1 3]
-    sa2va benchmark sam2 [--size tiny|small|base_plus|large] [--image_size 1024]
+    sa2va benchmark sam2 [--size tiny|small|base_plus|large] [--image_size 1024] [--parts]
     sa2va benchmark dual_loop [--steps 60] [--labelled 64] [--clips 128]
     sa2va benchmark search [--scenes 20] [--max_crops 40] [--sheets DIR]
     ... --output docs/benchmarks.md        append the tables to this file
@@ -53,6 +53,8 @@ def data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", nargs=3, action="append", default=[], metavar=("NAME", "ROOT", "SPLIT"))
     parser.add_argument("--photos", type=int, default=400, help="images that are made for the measurement")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the large synthetic dataset")
+    kinds = ["dialogue", "question"]
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="items whose tokens are counted")
 
 
 def sampler(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +99,7 @@ def sam2(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image_size", type=int, default=1024)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--objects", type=int, default=3)
+    parser.add_argument("--parts", action="store_true", help="the time of each part, forward and backward")
 
 
 def search(parser: argparse.ArgumentParser) -> None:

@@ -241,11 +241,11 @@ def _counting(arguments: argparse.Namespace, root: Path) -> str:
     processor = Sa2VAPredictor.from_pretrained("shapes-tiny").processor
     rows = arguments.rows
     kinds = {
-        "a fixed dialogue": (_talks(rows), 1),
-        "a sampled question": (_phrases(rows // SAMPLED_FROM), SAMPLED_FROM),
+        "dialogue": ("a fixed dialogue", _talks(rows), 1),
+        "question": ("a sampled question", _phrases(rows // SAMPLED_FROM), SAMPLED_FROM),
     }
     found = []
-    for number, (name, (batches, repeats)) in enumerate(kinds.items()):
+    for number, (name, batches, repeats) in enumerate(kinds[kind] for kind in arguments.kinds):
         _write_cache(root / f"counted-{number}", batches)
         cache = datasets.load_from_disk(str(root / f"counted-{number}"))
         dataset = Sa2VADataset([(cache, repeats)], processor, max_expressions=1)

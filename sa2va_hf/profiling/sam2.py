@@ -22,6 +22,7 @@ from sa2va_hf.model.configuration_sa2va import Sa2VAGroundingConfig
 from sa2va_hf.model.grounding import build_sam2
 from sa2va_hf.model.grounding_protocol import PIXEL_MEAN, PIXEL_STD
 from sa2va_hf.profiling.report import measure, table
+from sa2va_hf.profiling.sam2_parts import REST, Parts, watch_network
 from sa2va_hf.training.sam2.clip_model import Sam2ClipModel
 from sa2va_hf.training.sam2.networks import set_dropout
 from sa2va_hf.training.sam2.prompting import PromptSettings
@@ -38,6 +39,8 @@ PROMPTS = {
     "mask prompts": FIXED | {"prob_to_use_pt_input_for_train": 0.0},
     "a click, 7 corrections on 2 frames": FIXED | {"prob_to_use_pt_input_for_train": 1.0},
 }
+LOSSES = "losses"
+PARTS = ("image encoder", "memory attention", "memory encoder", "prompts and mask decoder", LOSSES, REST)
 WEIGHTS = {"loss_mask": 20, "loss_dice": 1, "loss_iou": 1, "loss_class": 1}
 
 
@@ -45,7 +48,14 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     """Yields the markdown tables one by one."""
     torch.backends.cuda.enable_flash_sdp(arguments.device == "cuda")  # its backward pass is slow on a CPU
     clip = make_clip(arguments)
+    if arguments.parts:  # what the first step of a process does in addition counts for nobody
+        small = argparse.Namespace(**vars(arguments) | {"image_size": 64, "frames": 2, "repeats": 1})
+        _by_part(small, PROMPTS["mask prompts"], make_clip(small))
     for title, flags in PROMPTS.items():
+        shape = f"{arguments.frames} frames of {arguments.image_size} px, {arguments.objects} objects"
+        if arguments.parts:
+            yield f"### SAM 2.1 {arguments.size}, {shape}: {title}\n\n" + _by_part(arguments, flags, clip)
+            continue
         rows: list[list[Any]] = []
         for name, make in STEPS.items():
             step = make(arguments, flags, clip)
@@ -54,8 +64,28 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
             rows.append([name, seconds, peak, base[0] / seconds, peak / base[1]])
             del step
         columns = ["", "seconds", "peak MiB", "times as fast", "times the memory"]
-        shape = f"{arguments.frames} frames of {arguments.image_size} px, {arguments.objects} objects"
         yield f"### SAM 2.1 {arguments.size}, {shape}: {title}\n\n" + table(columns, rows)
+
+
+def _by_part(arguments: argparse.Namespace, flags: dict[str, Any], clip: tuple[Tensor, Tensor]) -> str:
+    """CPU seconds of a step by part, sam2's and ours, forward and backward; the medians over the repeats."""
+    found, whole = {}, "all"
+    for name in ("sam2's training", "ours"):
+        steps = []
+        for _ in range(arguments.repeats):
+            parts = Parts(arguments.device)
+            parts.step(STEPS[name](arguments, flags, clip, parts=parts))
+            steps.append((parts.forward, parts.backward))
+        found[name] = [{part: float(np.median([one[way][part] for one in steps])) for part in PARTS} for way in (0, 1)]
+        for way in found[name]:
+            way[whole] = sum(way.values())
+    rows = []
+    for part in (*PARTS, whole):
+        (forward, backward), (own, own_backward) = ([way[part] for way in ways] for ways in found.values())
+        times = (forward + backward) / max(own + own_backward, 1e-9)
+        rows.append([part, forward, backward, own, own_backward, times])
+    columns = ["", "sam2 forward, s", "backward, s", "ours forward, s", "backward, s", "times as fast"]
+    return table(columns, rows)
 
 
 def make_clip(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
@@ -75,8 +105,10 @@ def precision(device: str) -> Any:
     return torch.autocast("cuda", torch.bfloat16) if device == "cuda" else nullcontext()
 
 
-def original(arguments: argparse.Namespace, flags: dict[str, Any], clip: tuple[Tensor, Tensor]) -> Callable[[], None]:
-    """A training step of the original code."""
+def original(
+    arguments: argparse.Namespace, flags: dict[str, Any], clip: tuple[Tensor, Tensor], parts: Parts | None = None
+) -> Callable[[], Any]:
+    """A training step of the original code; with `parts`, which watch it, the forward pass of one."""
     train, losses = _package()
     config = Sa2VAGroundingConfig(version="2.1", size=arguments.size, image_size=arguments.image_size)
     torch.manual_seed(0)
@@ -93,20 +125,27 @@ def original(arguments: argparse.Namespace, flags: dict[str, Any], clip: tuple[T
         flat_obj_to_img_idx=torch.arange(len(masks), device=images.device).view(-1, 1).expand(-1, masks.shape[1]),
     )
 
-    def step() -> None:
+    def forward() -> Tensor:
         model.rng = np.random.default_rng(0)
         torch.manual_seed(0)
         with precision(arguments.device):
-            loss = loss_of(model(batch), masks)["core_loss"]
-        _backward(model, loss)
+            return loss_of(model(batch), masks)["core_loss"]
 
-    return step
+    if parts:
+        watch_network(parts, model)
+        parts.watch(LOSSES, loss_of)
+        return forward
+    return lambda: _backward(model, forward())
 
 
 def ours(
-    arguments: argparse.Namespace, flags: dict[str, Any], clip: tuple[Tensor, Tensor], checkpointing: bool = False
-) -> Callable[[], None]:
-    """A training step of this package."""
+    arguments: argparse.Namespace,
+    flags: dict[str, Any],
+    clip: tuple[Tensor, Tensor],
+    parts: Parts | None = None,
+    checkpointing: bool = False,
+) -> Callable[[], Any]:
+    """A training step of this package; parts: as in `original`."""
     config = Sa2VAGroundingConfig(version="2.1", size=arguments.size, image_size=arguments.image_size)
     torch.manual_seed(0)
     sam2 = build_sam2(config)
@@ -118,13 +157,16 @@ def ours(
     images, masks = clip
     clips = torch.zeros(masks.shape[1], dtype=torch.long, device=images.device)
 
-    def step() -> None:
+    def forward() -> Tensor:
         torch.manual_seed(0)
         with precision(arguments.device):
-            loss = model(images, masks, clips, np.random.default_rng(0)).loss
-        _backward(model, loss)
+            return model(images, masks, clips, np.random.default_rng(0)).loss
 
-    return step
+    if parts:
+        watch_network(parts, sam2)
+        model._learn = parts.watched(LOSSES, model._learn)
+        return forward
+    return lambda: _backward(model, forward())
 
 
 STEPS = {"sam2's training": original, "ours": ours, "ours, checkpointing": partial(ours, checkpointing=True)}

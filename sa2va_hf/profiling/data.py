@@ -21,8 +21,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from sa2va_hf import masks
-from sa2va_hf.data.dataset.dataset import Sa2VADataset
-from sa2va_hf.data.dataset.mask_targets import MaskGrid
+from sa2va_hf.data.dataset.dataset import Sa2VADataset, open_media
+from sa2va_hf.data.dataset.mask_targets import MaskGrid, mask_labels
 from sa2va_hf.data.dataset.rows import Rows
 from sa2va_hf.data.media import load_frames
 from sa2va_hf.data.prepare.checking import UNIT, Checked
@@ -129,7 +129,7 @@ def _reading(arguments: argparse.Namespace, root: Path) -> str:
             masked | {"objects": [Object([disc] * CLIP, [None] * CLIP)]},
         ),
     ]
-    rows = []
+    rows, steps = [], []
     for name, files, fields in kinds:
         samples = [
             Sample(str(n), "referring", SIDE, SIDE, list(map(str, some)), **fields) for n, some in enumerate(files)
@@ -138,7 +138,32 @@ def _reading(arguments: argparse.Namespace, root: Path) -> str:
         order = np.random.default_rng(0).permutation(len(files)).tolist()
         found = _in_turn(ways, order, arguments.repeats)
         rows += [[f"{name}: {way}", len(files) / seconds, share] for way, (seconds, share) in found.items()]
-    return f"### Random reading at {SIDE} px\n\n" + table(["", "samples per CPU second", "times Pillow alone"], rows)
+        alone = found["Pillow alone"][0] / len(files) * 1e6
+        for way, read in ways.items():
+            if isinstance(dataset := getattr(read, "__self__", None), Sa2VADataset):
+                steps.append([f"{name}: {way}", alone, *_steps(dataset, order, arguments.repeats)])
+    columns = ["", "Pillow alone", "to plan it", "its images", "its masks"]
+    parts = [
+        f"### Random reading at {SIDE} px\n\n" + table(["", "samples per CPU second", "times Pillow alone"], rows)
+    ]
+    return "\n\n".join([*parts, "### A training item, CPU µs by step\n\n" + table(columns, steps)])
+
+
+def _steps(dataset: Sa2VADataset, order: list[int], repeats: int) -> list[float]:
+    """CPU µs of an item to plan it, to open its images, and to read its masks: medians over the repeats."""
+    rounds = []
+    for _ in range(repeats):
+        marks = []
+        for number in order:
+            start = time.process_time()
+            plan = dataset.plan(number)
+            planned = time.process_time()
+            open_media(plan)
+            opened = time.process_time()
+            mask_labels(plan, dataset.mask_grid)
+            marks.append(np.diff([start, planned, opened, time.process_time()]) * 1e6)
+        rounds.append(np.mean(marks, axis=0))
+    return np.median(rounds, axis=0).tolist()
 
 
 def _ways(folder: Path, samples: list[Sample], processor: Any) -> dict[str, Callable[[int], object]]:

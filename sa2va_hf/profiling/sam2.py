@@ -2,7 +2,8 @@
 
 Both use the same random weights, clips and prompts, forward and backward, without an optimiser. The original code is
 the `training` folder of the `sam2` package; two of its imports that a step does not need (its trainer, tensordict) are
-replaced by empty modules.
+replaced by empty modules. On a CPU it has torch's choice of an attention kernel, FlashAttention, and once more the kernel
+of this package's training, which is faster there in the backward pass.
 """
 
 import argparse
@@ -46,7 +47,6 @@ WEIGHTS = {"loss_mask": 20, "loss_dice": 1, "loss_iou": 1, "loss_class": 1}
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
     """Yields the markdown tables one by one."""
-    torch.backends.cuda.enable_flash_sdp(arguments.device == "cuda")  # its backward pass is slow on a CPU
     clip = make_clip(arguments)
     if arguments.parts:  # what the first step of a process does in addition counts for nobody
         small = argparse.Namespace(**vars(arguments) | {"image_size": 64, "frames": 2, "repeats": 1})
@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
 def _by_part(arguments: argparse.Namespace, flags: dict[str, Any], clip: tuple[Tensor, Tensor]) -> str:
     """CPU seconds of a step by part, sam2's and ours, forward and backward; the medians over the repeats."""
     found, whole = {}, "all"
-    for name in ("sam2's training", "ours"):
+    names = [name for name in STEPS if name != CHECKPOINTING]
+    for name in names:
         steps = []
         for _ in range(arguments.repeats):
             parts = Parts(arguments.device)
@@ -81,11 +82,11 @@ def _by_part(arguments: argparse.Namespace, flags: dict[str, Any], clip: tuple[T
             way[whole] = sum(way.values())
     rows = []
     for part in (*PARTS, whole):
-        (forward, backward), (own, own_backward) = ([way[part] for way in ways] for ways in found.values())
-        times = (forward + backward) / max(own + own_backward, 1e-9)
-        rows.append([part, forward, backward, own, own_backward, times])
-    columns = ["", "sam2 forward, s", "backward, s", "ours forward, s", "backward, s", "times as fast"]
-    return table(columns, rows)
+        seconds = [[way[part] for way in found[name]] for name in names]
+        first, ours = sum(seconds[0]), sum(seconds[-1])
+        rows.append([part, *(value for ways in seconds for value in ways), first / max(ours, 1e-9)])
+    columns = [text for name in names for text in (f"{name}: forward, s", "backward, s")]
+    return table(["", *columns, "times as fast"], rows)
 
 
 def make_clip(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
@@ -106,9 +107,14 @@ def precision(device: str) -> Any:
 
 
 def original(
-    arguments: argparse.Namespace, flags: dict[str, Any], clip: tuple[Tensor, Tensor], parts: Parts | None = None
+    arguments: argparse.Namespace,
+    flags: dict[str, Any],
+    clip: tuple[Tensor, Tensor],
+    parts: Parts | None = None,
+    flash: bool = True,
 ) -> Callable[[], Any]:
-    """A training step of the original code; with `parts`, which watch it, the forward pass of one."""
+    """A training step of the original code; with `parts`, which watch it, the forward pass of one. flash: whether
+    attention may be FlashAttention, which it is on a GPU in any case."""
     train, losses = _package()
     config = Sa2VAGroundingConfig(version="2.1", size=arguments.size, image_size=arguments.image_size)
     torch.manual_seed(0)
@@ -126,6 +132,7 @@ def original(
     )
 
     def forward() -> Tensor:
+        _attention(arguments, flash)
         model.rng = np.random.default_rng(0)
         torch.manual_seed(0)
         with precision(arguments.device):
@@ -158,6 +165,7 @@ def ours(
     clips = torch.zeros(masks.shape[1], dtype=torch.long, device=images.device)
 
     def forward() -> Tensor:
+        _attention(arguments, False)  # as `training/sam2/build.py` has it
         torch.manual_seed(0)
         with precision(arguments.device):
             return model(images, masks, clips, np.random.default_rng(0)).loss
@@ -169,7 +177,17 @@ def ours(
     return lambda: _backward(model, forward())
 
 
-STEPS = {"sam2's training": original, "ours": ours, "ours, checkpointing": partial(ours, checkpointing=True)}
+CHECKPOINTING = "ours, checkpointing"
+STEPS = {
+    "sam2's training": original,
+    "with our attention kernel": partial(original, flash=False),
+    "ours": ours,
+    CHECKPOINTING: partial(ours, checkpointing=True),
+}
+
+
+def _attention(arguments: argparse.Namespace, flash: bool) -> None:
+    torch.backends.cuda.enable_flash_sdp(flash or arguments.device == "cuda")
 
 
 def _backward(model: nn.Module, loss: Tensor) -> None:

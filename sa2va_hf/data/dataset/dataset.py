@@ -144,7 +144,7 @@ class Sa2VADataset(torch.utils.data.Dataset):
         if plan.size is None:
             visuals, labels = [], {"mask_labels": torch.zeros(0, 1, 1, 1, dtype=torch.bool)}
         else:
-            pictures = _open_media(plan)
+            pictures = open_media(plan)
             visual = {"type": "video", "video": pictures} if plan.is_video else {"type": "image", "image": pictures[0]}
             visuals = [visual, *({"type": "region", "mask": mask} for mask in region_masks(plan.row))]
             labels = mask_labels(plan, self.mask_grid)
@@ -351,7 +351,8 @@ def _fill(lengths: np.ndarray, which: np.ndarray, count: Callable[[np.ndarray], 
         lengths[which] = np.concatenate(in_processes(count, chunks))
 
 
-def _open_media(plan: Plan) -> list[Image.Image]:
+def open_media(plan: Plan) -> list[Image.Image]:
+    """The images or the chosen frames of a plan. Raises: ValueError as `Sa2VADataset.__getitem__`."""
     video, count = plan.row.video() if plan.is_video else None, plan.row["num_frames"]
     frames: list[Media] = []
     if video is None:

@@ -36,7 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--to", choices=FORMATS, default="ours", help="layout to write (default: %(default)s)")
     parser.add_argument("--sam2", choices=SAM2, help="stop if the SAM 2 inside is another one")
-    parser.add_argument("--with_sam2", type=Path, help="SAM 2 that replaces the model's: a .pt, or a folder with one")
+    replaces = "SAM 2 or 3 that replaces the model's: a .pt, or a folder with one"
+    parser.add_argument("--with_sam2", "--with_tracker", type=Path, help=replaces)
     parser.add_argument("--max_shard_size", default="5GB", help="larger models are written in several files")
     parser.add_argument("--base_model", metavar="HUB_ID", help="the release, for the card: ByteDance/Sa2VA-4B")
     return parser

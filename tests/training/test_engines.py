@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from sam3s import SIDE, tiny_sam3_model
+from tiny import tiny_processor
 from toy_run import (
     EXACT,
     FSDP2,
@@ -80,6 +82,28 @@ def test_two_processes_end_with_the_losses_and_weights_of_one(base, start, engin
     one, two = finished(base, "one"), finished(base, engine)
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     assert_same_weights(adapter(one), adapter(two), start)
+
+
+@pytest.mark.slow
+def test_two_processes_train_all_of_sam3_as_one(tmp_path):
+    """Two steps of SGD, through its vision encoder too, with samples that have no masks among the others."""
+    pytest.importorskip("transformers.models.sam3_tracker_video", reason="this transformers has no SAM 3")
+    tiny_sam3_model(num_points=0).save_pretrained(tmp_path / "model")
+    tiny_processor(grounding_image_size=SIDE).save_pretrained(tmp_path / "model")
+    settings = {"model": str(tmp_path / "model"), "model_arguments": EXACT | {"train_grounding_encoder": "all"}}
+    settings |= {"max_steps": 2, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0, "weight_decay": 0.0}
+    settings |= {"loss_normalization": "global", "lr_scheduler_type": "constant", "warmup_steps": 0}
+    run(output_dir=tmp_path / "one", per_device_train_batch_size=4, **settings)
+    launch(tmp_path / "two", 2, per_device_train_batch_size=2, **settings)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    one, two, before = adapter(tmp_path / "one"), adapter(tmp_path / "two"), tiny_sam3_model(num_points=0).state_dict()
+    moved = {}
+    for name, weight in one.items():
+        assert (weight - two[name]).abs().max() <= 2e-5, name
+        key = name.removeprefix("base_model.model.").replace(".modules_to_save", "")
+        if "vision_encoder" in name and key in before:
+            moved[key] = (weight - before[key]).abs().max().item()
+    assert moved and max(moved.values()) > 1e-4, sorted(one)[:20]
 
 
 def samples_by_step(folder):

@@ -23,7 +23,7 @@ SMALLEST = {  # inference, parity and sam2 are run by the test of the report, wh
     "sampler": "--samples 300 --ranks 2 --batch 4",
     "serve": "--clients 1 2 --requests 4 --max_batch 2",
     "metrics": "--frames 1 --long 12",
-    "train": "--batch 1 --steps 1 --grounding sam3",
+    "train": "--batch 1 --steps 1 --grounding sam3 --visuals pictures",
     "trackers": "--frames 2 --objects 1 2",
 }
 

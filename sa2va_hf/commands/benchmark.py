@@ -32,6 +32,9 @@ def inference(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 3, 8], help="numbers of [SEG] tokens")
     parser.add_argument("--frames", type=int, default=16, help="frames of the clips with several [SEG] tokens")
     parser.add_argument("--lengths", type=int, nargs="+", default=[8, 64, 256], help="frames of the longer clips")
+    parser.add_argument(
+        "--batch", type=int, default=8, help="questions that are asked together; of clips half as many"
+    )
     parser.add_argument("--compiled", action="store_true", help="with compiled image encoders")
 
 
@@ -80,6 +83,8 @@ def train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=4, help="samples of a step")
     parser.add_argument("--steps", type=int, default=3, help="steps that are timed, after one to warm up")
     parser.add_argument("--images", type=Path, help="a folder of pictures to train on; default: noise")
+    kinds = ["pictures", "clips"]
+    parser.add_argument("--visuals", nargs="+", choices=kinds, default=kinds, help="what the steps train on")
 
 
 def _grounding(parser: argparse.ArgumentParser) -> None:

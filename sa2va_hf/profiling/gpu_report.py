@@ -44,7 +44,7 @@ def steps(arguments: argparse.Namespace) -> list[Step]:
     """The steps in order of what is asked for first. smoke: one size of each kind, as small as it can be."""
     smoke, images = arguments.smoke, arguments.images
     clip = {"model": None, "grounding": "sam2", "objects": [1, 3]}
-    clip |= {"frames": 2 if smoke else 7, "lengths": [2] if smoke else [8, 64]}
+    clip |= {"frames": 2 if smoke else 7, "lengths": [2] if smoke else [8, 64], "batch": 2 if smoke else 8}
     large = "tiny" if smoke else "large"
     side, objects = (128, 1) if smoke else (1024, 3)
     found: list[Step] = [("precision", "parity", 60, {"model": "shapes-tiny"})]
@@ -56,6 +56,7 @@ def steps(arguments: argparse.Namespace) -> list[Step]:
     batches = [("2b", 8), ("8b", 4)]
     for size, batch in batches[:1] if smoke else batches:
         training = {"size": "tiny" if smoke else size, "batch": 1 if smoke else batch, "steps": 1 if smoke else 3}
+        training["visuals"] = ["clips"] if smoke else ["pictures", "clips"]
         found.append((f"training, {size}", "train", 150, training | {"images": images, "grounding": "sam2"}))
     sam2 = {"size": large, "image_size": side, "frames": 2 if smoke else 8, "objects": objects}
     found.insert(-1, ("training of SAM 2", "sam2", 60, sam2))

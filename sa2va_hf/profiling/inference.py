@@ -114,9 +114,15 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
         rows.append([frames, seconds, seconds / frames, peak, result, peak - result])
     columns = ["frames", "seconds", "per frame", "peak MiB", "of which masks and logits", "the rest"]
     yield "### Longer clips, one [SEG]\n\n" + table(columns, rows)
-    pictures = [Clip(8, size)[number] for number in range(8)]
-    shown = {"Eight pictures": {"image": pictures}, "Eight questions about one picture": {"image": pictures[:1] * 8}}
-    shown[f"Four questions about a clip of {arguments.frames} frames"] = {"video": [Clip(arguments.frames, size)] * 4}
+    batch, half = arguments.batch, arguments.batch // 2
+    pictures = [Clip(batch, size)[number] for number in range(batch)]
+    shown = {
+        f"{batch} pictures": {"image": pictures},
+        f"{batch} questions about one picture": {"image": pictures[:1] * batch},
+        f"{half} questions about a clip of {arguments.frames} frames": {
+            "video": [Clip(arguments.frames, size)] * half
+        },
+    }
     for title, visuals in shown.items():
         ways = (_one_by_one(predictor, visuals), _at_once(predictor, visuals))
         single, batch = (measure(way, device, repeats) for way in ways)

@@ -42,7 +42,8 @@ _LLMS = {  # Qwen2.5-1.5B and -7B
 
 def run(arguments: argparse.Namespace) -> Iterator[str]:
     """Yields the markdown tables one by one."""
-    for name, make in (("pictures", picture_sample), ("clips of 5 frames", clip_sample)):
+    samples = {"pictures": ("pictures", picture_sample), "clips": ("clips of 5 frames", clip_sample)}
+    for name, make in (samples[visual] for visual in arguments.visuals):
         model, processor = build(arguments.size, arguments.device, arguments.grounding)
         open_picture = opener(arguments.images)
         examples = [make(number, open_picture) for number in range(arguments.batch)]

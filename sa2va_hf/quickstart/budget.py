@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ TIMED = 3  # steps, after one that is not timed
 
 def seconds_per_step(trainer: Sa2VATrainer) -> float:
     """The time of a training step on this machine, by a few steps without an update of the weights."""
-    batches = iter(trainer.get_train_dataloader())
+    batches = cycle(trainer.get_train_dataloader())
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     start = 0.0

@@ -5,7 +5,6 @@ Run: pytest tests/evaluation/test_runner.py      (-m slow: real processes, kille
 
 import json
 import runpy
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -266,9 +265,7 @@ def command(output):
 def test_one_process_two_and_a_killed_one_write_the_same_files(tmp_path):
     one, two, killed = (tmp_path / name / "m.json" for name in ("one", "two", "killed"))
     assert (found := forks.run(command(one))).returncode == 0, found.stderr[-2000:]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    how = {"capture_output": True, "text": True, "timeout": forks.PATIENCE, "check": False}
-    found = subprocess.run([sys.executable, *launcher, *command(two)], **how)
+    found = forks.run(command(two), 2)
     assert two.is_file(), found.stderr[-2000:]  # gloo may abort at exit, when all is written
     process = forks.start(command(killed), "/dev/null", "/dev/null")
     parts = tmp_path / "killed" / "m.parts" / "00000.jsonl"

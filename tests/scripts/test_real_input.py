@@ -46,7 +46,7 @@ SETTINGS = {
     "learning_rate": 7e-4,
     "adam_beta2": 0.98,
     "warmup_steps": 10,
-    "max_steps": 280,
+    "max_steps": 160,
     "per_device_train_batch_size": 3,
     "per_device_eval_batch_size": 3,
     "bf16": False,

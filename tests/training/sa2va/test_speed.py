@@ -32,7 +32,7 @@ def test_compiled_layers_learn_the_same():
     backend, and runs in torch's own kernels."""
     data = ToyDataset(tiny_processor())
     collate = Sa2VACollator(data.processor)
-    batches = [collate([data[index] for index in rows]) for rows in ([1, 4, 2], [0, 5], [3, 8])]
+    batches = [collate([data[index] for index in rows]) for rows in ([1, 2], [3, 0])]
     torch._dynamo.reset()
     results = []
     for compiled in (False, True):

@@ -3,7 +3,7 @@
 Both use the same random weights, clips and prompts, forward and backward, without an optimiser. The original code is
 the `training` folder of the `sam2` package; two of its imports that a step does not need (its trainer, tensordict) are
 replaced by empty modules. On a CPU the original has torch's choice of an attention kernel, FlashAttention, and then
-that of this package's training, which is faster there in the backward pass.
+that of this package's training.
 """
 
 import argparse

@@ -14,8 +14,12 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from sa2va_hf.commands.benchmark import make_parser
 from sa2va_hf.profiling import gpu_report, train
+from sa2va_hf.profiling.sam2_parts import REST, Parts
 
 SCRIPT = Path(__file__).parents[1] / "scripts/benchmark.py"
 SMALLEST = {  # inference, parity and sam2 are run by the test of the report, which has them as steps
@@ -36,6 +40,53 @@ def benchmark(monkeypatch):
         runpy.run_path(str(SCRIPT), run_name="__main__")
 
     return benchmark
+
+
+class Slow(torch.autograd.Function):
+    """Itself, with a backward pass of a tenth of a second."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value * 1
+
+    @staticmethod
+    def backward(ctx, gradient):
+        busy(0.1)
+        return gradient
+
+
+def busy(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+def test_backward_time_is_that_of_the_part_which_made_the_node():
+    class Part(nn.Module):
+        def forward(self, value, slow=False):
+            return {"found": [Slow.apply(value) if slow else value * 2]}
+
+    parts, first, second = Parts("cpu"), Part(), Part()
+    parts.watch("first", first)
+    parts.watch("second", second)
+    begun = torch.ones(3, requires_grad=True)
+
+    def forward():
+        between = Slow.apply(first(begun, slow=True)["found"][0])  # of no part
+        busy(0.05)
+        return second(between)["found"][0].sum()
+
+    parts.step(forward)
+    assert 0.1 <= parts.backward["first"] < 0.15 and 0.1 <= parts.backward[REST] < 0.15
+    assert parts.backward["second"] < 0.02 and 0.05 <= parts.forward[REST] < 0.1
+    assert begun.grad.tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize("smoke", [True, False])
+def test_the_steps_of_the_report_give_all_options_of_their_commands(smoke):
+    for title, module, _, options in gpu_report.steps(SimpleNamespace(smoke=smoke, images=None)):
+        asked = vars(make_parser().parse_args([module])).keys() - {"command", "device", "repeats", "output"}
+        assert asked <= options.keys(), title
 
 
 def opencv():

@@ -58,7 +58,7 @@ def steps(arguments: argparse.Namespace) -> list[Step]:
         training = {"size": "tiny" if smoke else size, "batch": 1 if smoke else batch, "steps": 1 if smoke else 3}
         training["visuals"] = ["clips"] if smoke else ["pictures", "clips"]
         found.append((f"training, {size}", "train", 150, training | {"images": images, "grounding": "sam2"}))
-    sam2 = {"size": large, "image_size": side, "frames": 2 if smoke else 8, "objects": objects}
+    sam2 = {"size": large, "image_size": side, "frames": 2 if smoke else 8, "objects": objects, "parts": False}
     found.insert(-1, ("training of SAM 2", "sam2", 60, sam2))
     return found
 

@@ -2,8 +2,8 @@
 
 Both use the same random weights, clips and prompts, forward and backward, without an optimiser. The original code is
 the `training` folder of the `sam2` package; two of its imports that a step does not need (its trainer, tensordict) are
-replaced by empty modules. On a CPU the original has torch's choice of an attention kernel, FlashAttention, and then
-that of this package's training.
+replaced by empty modules. The original has torch's choice of an attention kernel; `--parts` shows it with that of this
+package's training on a CPU as well.
 """
 
 import argparse
@@ -70,22 +70,21 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
 def _by_part(arguments: argparse.Namespace, flags: dict[str, Any], clip: tuple[Tensor, Tensor]) -> str:
     """CPU seconds of a step by part, sam2's and ours, forward and backward; the medians over the repeats."""
     found, whole = {}, "all"
-    names = [name for name in STEPS if name != CHECKPOINTING]
-    for name in names:
+    for name, make in BY_PART.items():
         steps = []
         for _ in range(arguments.repeats):
             parts = Parts(arguments.device)
-            parts.step(STEPS[name](arguments, flags, clip, parts=parts))
+            parts.step(make(arguments, flags, clip, parts=parts))
             steps.append((parts.forward, parts.backward))
         found[name] = [{part: float(np.median([one[way][part] for one in steps])) for part in PARTS} for way in (0, 1)]
         for way in found[name]:
             way[whole] = sum(way.values())
     rows = []
     for part in (*PARTS, whole):
-        seconds = [[way[part] for way in found[name]] for name in names]
+        seconds = [[way[part] for way in ways] for ways in found.values()]
         first, ours = sum(seconds[0]), sum(seconds[-1])
         rows.append([part, *(value for ways in seconds for value in ways), first / max(ours, 1e-9)])
-    columns = [text for name in names for text in (f"{name}: forward, s", "backward, s")]
+    columns = [text for name in BY_PART for text in (f"{name}: forward, s", "backward, s")]
     return table(["", *columns, "times as fast"], rows)
 
 
@@ -177,13 +176,8 @@ def ours(
     return lambda: _backward(model, forward())
 
 
-CHECKPOINTING = "ours, checkpointing"
-STEPS = {
-    "sam2's training": original,
-    "with our attention kernel": partial(original, flash=False),
-    "ours": ours,
-    CHECKPOINTING: partial(ours, checkpointing=True),
-}
+STEPS = {"sam2's training": original, "ours": ours, "ours, checkpointing": partial(ours, checkpointing=True)}
+BY_PART = {"sam2's training": original, "with our attention kernel": partial(original, flash=False), "ours": ours}
 
 
 def _attention(arguments: argparse.Namespace, flash: bool) -> None:

@@ -69,14 +69,15 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
 
 def _by_part(arguments: argparse.Namespace, flags: dict[str, Any], clip: tuple[Tensor, Tensor]) -> str:
     """CPU seconds of a step by part, sam2's and ours, forward and backward; the medians over the repeats."""
-    found, whole = {}, "all"
-    for name, make in BY_PART.items():
-        steps = []
-        for _ in range(arguments.repeats):
+    steps: dict[str, list] = {name: [] for name in BY_PART}
+    for _ in range(arguments.repeats):  # in turn, so that other load slows all of them alike
+        for name, make in BY_PART.items():
             parts = Parts(arguments.device)
             parts.step(make(arguments, flags, clip, parts=parts))
-            steps.append((parts.forward, parts.backward))
-        found[name] = [{part: float(np.median([one[way][part] for one in steps])) for part in PARTS} for way in (0, 1)]
+            steps[name].append((parts.forward, parts.backward))
+    found, whole = {}, "all"
+    for name, own in steps.items():
+        found[name] = [{part: float(np.median([one[way][part] for one in own])) for part in PARTS} for way in (0, 1)]
         for way in found[name]:
             way[whole] = sum(way.values())
     rows = []

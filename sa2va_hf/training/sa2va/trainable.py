@@ -51,14 +51,26 @@ def load_processor(arguments: ModelArguments, boxes: bool = False) -> Sa2VAProce
     options = {"template": arguments.template} if arguments.template else {}
     processor = Sa2VAProcessor.from_pretrained(arguments.model_name_or_path, **options)
     if boxes:
-        known = processor.tokenizer.get_vocab()
-        missing = [token for token in BOX_TOKENS if token not in known]
-        if arguments.box_tokens and missing:
-            processor.tokenizer.add_tokens(missing, special_tokens=True)
-            logger.info("added to the tokenizer: %s", " ".join(missing))
-        own = processor.box_form or OWN_FORMS.get(processor.backbone, SPATIAL)
-        processor.box_form = SPATIAL if arguments.box_tokens or not missing else own
+        if arguments.box_tokens or not missing_box_tokens(processor):
+            add_box_tokens(processor)
+        else:
+            processor.box_form = processor.box_form or OWN_FORMS.get(processor.backbone, SPATIAL)
     return processor
+
+
+def missing_box_tokens(processor: Sa2VAProcessor) -> list[str]:
+    """Tokens of the spatial form that the tokenizer lacks."""
+    known = processor.tokenizer.get_vocab()
+    return [token for token in BOX_TOKENS if token not in known]
+
+
+def add_box_tokens(processor: Sa2VAProcessor) -> None:
+    """Make the spatial form the one that the processor writes, with tokens of its own."""
+    missing = missing_box_tokens(processor)
+    if missing:
+        processor.tokenizer.add_tokens(missing, special_tokens=True)
+        logger.info("added to the tokenizer: %s", " ".join(missing))
+    processor.box_form = SPATIAL
 
 
 def load_model(

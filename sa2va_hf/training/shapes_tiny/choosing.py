@@ -25,7 +25,7 @@ from .lesson import Lesson
 from .memory import step_loss
 from .pointing import Look, Pointing
 from .seen import Seen, seen_file, seen_scenes
-from .threads import Rows, ThreadWriter
+from .threads import Rows, ThreadWriter, read
 
 PARTS = ("llm", "prompts", "decoder")
 DECLINING = ("I cannot", "Nothing here", "There is")  # how the answers begin that decline
@@ -158,13 +158,7 @@ class Choosing(Lesson):
 
     def read(self, scenes: list[Seen], rows: Rows) -> Tensor:
         """Hidden states (B, L, D)."""
-        words = self.model.get_input_embeddings()(rows.ids)
-        visual = torch.stack([one.tokens.flatten(0, 1) for one in scenes]).to(words.dtype)
-        index = rows.sources.clamp(min=0).unsqueeze(-1).expand(-1, -1, words.shape[-1])
-        states = torch.where(rows.sources.unsqueeze(-1) >= 0, visual.gather(1, index), words)
-        mask = {"full_attention": rows.allowed}
-        output = self.language(inputs_embeds=states, attention_mask=mask, position_ids=rows.positions, use_cache=False)
-        return output.last_hidden_state
+        return read(self.model, [one.tokens for one in scenes], rows)
 
     def decisions(self, hidden: Tensor, rows: Rows, chats: list[Chat]) -> tuple[Tensor, Tensor]:
         """Whether the first word of an answer declines or not, as a binary cross-entropy, and the share of errors.

@@ -68,5 +68,5 @@ class Pointing:
         )
         query, key = apply_rotary_pos_emb(query, key, *self.language.rotary_emb(states, rows.positions))
         row, index = look.at.unbind(1)
-        logits = (query[row, :, index].unsqueeze(2) * key[row]).sum(-1) / size**0.5
+        logits = (query @ key.transpose(-1, -2))[row, :, index] / size**0.5
         return logits.masked_fill(~rows.allowed[row, :, index], -1e4).log_softmax(-1)

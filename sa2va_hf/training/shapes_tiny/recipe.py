@@ -1,6 +1,7 @@
 """The recipe of `shapes-tiny`: a model at random weights, and the lessons that it goes through, one after another.
 
-A recipe is a YAML file (`configs/shapes_tiny.yaml`): `model` has the sizes, `stages` a list of
+A recipe is a YAML file (`configs/shapes_tiny.yaml`): `model` has the sizes, or `start` the name of a model that the
+lessons go on with (with `box_tokens: true` it gets the tokens of boxes as text), and `stages` a list of
 
     {name: sight, lesson: sight, options: {...}, run: {steps: 1000, learning_rate: 1.5e-3}, probes: [sight]}
 
@@ -19,15 +20,18 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from ...checkpoints.vocabulary import extend_vocabulary
 from ...model.configuration_sa2va import IMAGE_CONTEXT, SEG_TOKEN, Sa2VAConfig
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
+from ..sa2va.trainable import add_box_tokens
 from . import probe
 from .choosing import Choosing
 from .lesson import Lesson
 from .memory import Following
 from .ordering import Ordering
 from .outlining import Outlining
+from .placing import Placing
 from .sight import Sight
 from .spoken import Spoken
 from .words import Words, make_tokenizer
@@ -42,6 +46,7 @@ LESSONS: dict[str, type[Lesson]] = {
     "outlining": Outlining,
     "spoken": Spoken,
     "following": Following,
+    "placing": Placing,
 }
 PROBES = {"sight": probe.sight, "choosing": probe.choosing, "following": probe.following}
 PACKAGED = Path(__file__).resolve().parents[2] / "pretrained/shapes-tiny"
@@ -94,12 +99,23 @@ def run(recipe: dict[str, Any], output: Path | str) -> Path:
             raise ValueError(
                 f"stage {stage['name']}: lesson: expected one of {sorted(LESSONS)}, got {stage['lesson']!r}"
             )
-    start = output / "0-random"
+    start = output / "0-start"
     if not (start / "config.json").is_file():
-        save(*make_model(recipe["model"]), start)
+        made = load_start(recipe) if "start" in recipe else make_model(recipe["model"])
+        save(*made, start)
     for number, stage in enumerate(recipe["stages"], start=1):
         start = run_stage(stage, start, output / f"{number}-{stage['name']}", seed=number)
     return start
+
+
+def load_start(recipe: dict[str, Any]) -> tuple[Sa2VAForConditionalGeneration, Sa2VAProcessor]:
+    """The model that the lessons go on with, and its processor."""
+    processor = Sa2VAProcessor.from_pretrained(recipe["start"])
+    if recipe.get("box_tokens"):
+        add_box_tokens(processor)
+    model = Sa2VAForConditionalGeneration.from_pretrained(recipe["start"], dtype=torch.float32)
+    extend_vocabulary(model, len(processor.tokenizer))
+    return model, processor
 
 
 def run_stage(stage: dict[str, Any], start: Path, folder: Path, seed: int) -> Path:

@@ -6,6 +6,7 @@ have alone. Visual tokens are given, not computed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ...model.configuration_sa2va import IGNORE_INDEX
 from ...model.conversations import get_template
+from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
 from .chats import Chat
 
@@ -34,7 +36,8 @@ class Thread:
 @dataclass
 class Rows:
     """B rows of L tokens; `allowed` (B, 1, L, L) says what attends to what. starts, segs: (row, index) pairs of all
-    turns and of all [SEG], in the order of the conversations; sink: index of a token that no question asks for."""
+    turns and of all [SEG], in the order of the conversations; sink: index of a token that no question asks for; head:
+    that of the first conversation's first token."""
 
     ids: Tensor
     labels: Tensor
@@ -46,6 +49,7 @@ class Rows:
     seg_turns: list[int]  # index into `starts`
     visual: Tensor
     sink: int
+    head: int
 
 
 class ThreadWriter:
@@ -115,7 +119,19 @@ class ThreadWriter:
         allowed = same & torch.ones(length, length, dtype=torch.bool).tril()
         pairs = [torch.tensor(found, dtype=torch.long).view(-1, 2) for found in (starts, segs)]
         sink = int(visual[0]) - 1
-        return Rows(ids, labels, sources, positions, allowed.unsqueeze(1), *pairs, seg_turns, visual, sink)
+        return Rows(ids, labels, sources, positions, allowed.unsqueeze(1), *pairs, seg_turns, visual, sink, head)
 
     def _ids(self, text: str) -> list[int]:
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def read(model: Sa2VAForConditionalGeneration, tokens: Sequence[Tensor], rows: Rows) -> Tensor:
+    """Hidden states (B, L, D). tokens: the visual tokens of every row, (frames, cells, D)."""
+    words = model.get_input_embeddings()(rows.ids)
+    visual = torch.stack([one.flatten(0, 1) for one in tokens]).to(words.dtype)
+    index = rows.sources.clamp(min=0).unsqueeze(-1).expand(-1, -1, words.shape[-1])
+    states = torch.where(rows.sources.unsqueeze(-1) >= 0, visual.gather(1, index), words)
+    mask = {"full_attention": rows.allowed}
+    language = model.mllm.model.language_model
+    output = language(inputs_embeds=states, attention_mask=mask, position_ids=rows.positions, use_cache=False)
+    return output.last_hidden_state

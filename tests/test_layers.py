@@ -108,7 +108,7 @@ MAY_IMPORT = {
     "pseudo_labels": {"components", "inference", "data", "masks", "model"},
     "vos_inference": {"components", "model", "data", "masks"},
     "locating": {"boxes", "data.prompts", "model", "prediction"},
-    "search": {"boxes", "components", "inference", "drawing", "model.visuals"},
+    "search": {"boxes", "components", "data.prompts", "inference", "drawing", "model.visuals"},
     "serving": {"inference", "prediction", "streaming", "masks", "drawing", "model.configuration_sa2va"},
     "integrations": {"inference", "model.configuration_sa2va"},
 }

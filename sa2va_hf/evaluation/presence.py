@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from sa2va_hf.data.media import load_frames
-from sa2va_hf.data.prompts.templates import clean_phrase, fill
+from sa2va_hf.data.prompts.templates import clean_phrase
 from sa2va_hf.data.schema import Sample
 from sa2va_hf.evaluation.items import Answer, Item, Settings, encode_tracks, percent, true_boxes
 from sa2va_hf.inference import Sa2VAPredictor
 from sa2va_hf.search.locator import ANSWER, QUESTION, located
+from sa2va_hf.search.phrases import question_about
 
 FALSE_ALARMS = 0.05  # share of crops without the target that may exceed the threshold
 BINS = 10  # of scores, for the calibration error
@@ -27,7 +28,7 @@ class Presence:
 
     def items(self, sample: Sample, settings: Settings) -> Iterator[Item]:
         for number, one in enumerate(sample.expressions):
-            text = fill(QUESTION.replace("{}", "{phrase}"), clean_phrase(one.text))
+            text = question_about(QUESTION, clean_phrase(one.text))
             yield Item(f"{sample.id}/{number}", sample, text, one.kind, tuple(one.targets))
 
     def record(self, settings: Settings) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from sa2va_hf.boxes import Box, to_pixels
 from sa2va_hf.search.patches import Crop, Heat
-from sa2va_hf.search.phrases import cue_phrase
+from sa2va_hf.search.phrases import cue_phrase, question_about
 from sa2va_hf.search.result import NEAR_MISSES, Found, SearchResult, Visit, covered, distinct
 from sa2va_hf.search.settings import QUESTION, Located, SearchModel, SearchSettings
 
@@ -157,7 +157,7 @@ class _Search:
             return
         if not visits:
             return
-        questions = [QUESTION.format(self.target)] * len(visits)
+        questions = [question_about(QUESTION, self.target)] * len(visits)
         self.result.calls["ask"] += len(visits)
         answers = self.model.ask([visit.crop for visit in visits], questions)
         for visit, answer in zip(visits, answers, strict=True):

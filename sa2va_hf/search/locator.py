@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from sa2va_hf.components import components, masks_to_boxes
+from sa2va_hf.data.prompts.templates import clean_phrase
 from sa2va_hf.inference import Prediction, Sa2VAPredictor
 from sa2va_hf.search.patches import Crop
+from sa2va_hf.search.phrases import question_about
 from sa2va_hf.search.settings import Located
 
 QUESTION, ANSWER = "Please segment the {} in this image.", "Sure, [SEG]."
@@ -31,7 +33,8 @@ class Sa2VALocator:
 
     def locate(self, crops: Sequence[Crop], texts: Sequence[str]) -> list[Located]:
         """One candidate per connected part of the mask. See `located`."""
-        images, questions = self._images(crops), [QUESTION.format(text) for text in texts]
+        images = self._images(crops)
+        questions = [question_about(QUESTION, clean_phrase(text)) for text in texts]
         if self.generate:
             predictions = self.predictor(image=images, text=questions, max_new_tokens=ANSWER_TOKENS)
         else:

@@ -1,6 +1,9 @@
-"""From what a model answers about a likely place to a phrase that can be located, without a parser."""
+"""From a phrase to a question about it, and from what a model answers about a likely place to a phrase that can be
+located, without a parser."""
 
 import re
+
+from sa2va_hf.data.prompts.templates import fill
 
 MARK = "most likely to appear"
 
@@ -9,9 +12,22 @@ _LEADING = re.compile(
     r"around|along|within|against|between|the|a|an|its|it is|is|located|somewhere|probably|likely)\b\s*)+",
     re.IGNORECASE,
 )
+_ARTICLE = re.compile(r"^(?:the|a|an)\s+", re.IGNORECASE)
 _ENDS = re.compile(r"[.,;:!?\n]|\s(?:or|and|but|because|since|where|which)\s")
 _VAGUE = {"", "there", "here", "it", "unknown", "none", "nowhere", "image", "picture"}
 MAX_WORDS = 8
+
+
+def question_about(template: str, phrase: str) -> str:
+    """The template with the phrase in place of its {}; a determiner of the phrase replaces the template's "the".
+
+    Raises:
+        ValueError: an empty phrase.
+    """
+    phrase = phrase.strip().rstrip(".").rstrip()
+    if not phrase:
+        raise ValueError("target: expected the name of what is searched, got an empty text")
+    return fill(template.replace("{}", "{phrase}"), phrase)
 
 
 def place_text(answer: str) -> str:
@@ -25,11 +41,11 @@ def cue_phrase(answer: str, target: str) -> str | None:
     V* parses the sentence and takes what follows the last mention of the target; that leaves nothing of "next to the
     red mug". Here the place is what follows the leading prepositions, up to the first comma or conjunction.
     """
-    text = place_text(answer)
+    text, name = place_text(answer), _ARTICLE.sub("", target.strip())
     if MARK not in answer:  # "The red mug is on the table": what comes before the verb is no place
         text = re.sub(
-            rf"^(?:the\s+)?{re.escape(target)}\s+(?:is|are|would be|may be|could be)\s+", "", text, flags=re.I
+            rf"^(?:(?:the|a|an)\s+)?{re.escape(name)}\s+(?:is|are|would be|may be|could be)\s+", "", text, flags=re.I
         )
     phrase = _ENDS.split(_LEADING.sub("", text.strip()))[0].strip()
     phrase = " ".join(phrase.split()[:MAX_WORDS])
-    return None if phrase.lower() in _VAGUE | {target.lower()} else phrase
+    return None if phrase.lower() in _VAGUE | {name.lower()} else phrase

@@ -18,7 +18,7 @@ from sa2va_hf.search import Located, SearchSettings, search
 from sa2va_hf.search.locator import Sa2VALocator, located
 from sa2va_hf.search.overlay import draw_search
 from sa2va_hf.search.patches import Crop, Heat
-from sa2va_hf.search.phrases import cue_phrase
+from sa2va_hf.search.phrases import cue_phrase, question_about
 from sa2va_hf.search.picture import LargePicture
 
 SIZE = (1600, 1200)
@@ -118,6 +118,39 @@ def test_parts_overlap_within_their_crop():
 )
 def test_a_place_is_named_without_a_parser(answer, phrase):
     assert cue_phrase(answer, "red mug") == phrase
+
+
+@pytest.mark.parametrize(
+    ("phrase", "asked"),
+    [
+        ("mug", "Find the mug now."),
+        ("the mug", "Find the mug now."),
+        ("The mug.", "Find the mug now."),
+        ("a mug", "Find a mug now."),
+        ("An  old mug", "Find an old mug now."),
+        ("my mug", "Find my mug now."),
+        ("the man's mug", "Find the man's mug now."),
+        ("man's mug", "Find the man's mug now."),
+        ("two mugs", "Find two mugs now."),
+        ("mugs", "Find the mugs now."),
+        ("theatre", "Find the theatre now."),
+        ("{mug}", "Find the {mug} now."),
+    ],
+)
+def test_a_target_with_a_determiner_of_its_own_is_asked_for_without_another(phrase, asked):
+    assert question_about("Find the {} now.", phrase) == asked
+
+
+@pytest.mark.parametrize("phrase", ["", " ", "."])
+def test_an_empty_target_is_not_asked_for(phrase):
+    with pytest.raises(ValueError, match="target: expected the name"):
+        question_about("Find the {} now.", phrase)
+
+
+@pytest.mark.parametrize("target", ["the red mug", "a red mug", "Red mug"])
+def test_the_article_of_a_target_does_not_hide_its_place(target):
+    assert cue_phrase("The red mug is on the table.", target) == "table"
+    assert cue_phrase("the red mug.", target) is None
 
 
 def test_an_answer_without_a_place_leaves_the_targets_own_heat():

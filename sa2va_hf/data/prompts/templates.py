@@ -62,9 +62,10 @@ _DETERMINERS = frozenset(
 
 
 def fill(template: str, phrase: str) -> str:
-    """The template with its {phrase}; its "the" gives way to a determiner of the phrase."""
-    words = phrase.split(maxsplit=1)
-    if words and words[0].lower() in _DETERMINERS:
+    """The template with its {phrase}; a determiner of the phrase, in lower case, replaces the template's "the"."""
+    first, *others = phrase.split(maxsplit=1) or [""]
+    if first.lower() in _DETERMINERS:
+        phrase = " ".join([first.lower(), *others])
         template = template.replace("the {phrase}", "{phrase}")
     return template.replace("{phrase}", phrase)  # not str.format: a phrase may hold braces
 

@@ -31,6 +31,7 @@ from .threads import Rows, Thread, ThreadWriter, read
 KINDS = {"attribute": 3, "several": 1, "ordinal": 2, "relation": 2, "motion": 2, "no_target": 1}
 KINDS |= {"absolute": 2, "relative": 2, "switch": 2}
 DIGITS = (1.0, 0.6, 0.1, 0.05)  # weights of the decimals of a number
+VARIANCE = 0.06  # of a corner, about
 TEXT, FIRST, FRAME = 0.1, 0.5, 0.5  # of other tokens of an answer, its first one, the first one of a frame
 
 
@@ -54,7 +55,8 @@ class Placing(Lesson):
             is one of clips, 0 never. questions, clip_questions: expressions of a scene that a step asks for.
         objects: least and most shapes in a scene. kinds: how often each kind of expression is asked for.
         wordings: share of the questions that are worded by any template; the others are as inference asks.
-        pointing: weight of the loss on attention.
+        pointing: weight of the loss on attention. corners: of the one on numbers that a linear layer reads off the
+            token in front of the decimals of each: all four of the box, and the one that is written there.
     """
 
     name = "placing"
@@ -74,16 +76,19 @@ class Placing(Lesson):
         kinds: dict[str, float] | None = None,
         wordings: float = 0.3,
         pointing: float = 1.0,
+        corners: float = 0.0,
     ) -> None:
         super().__init__(model, processor)
         self.counts, self.objects = {False: pictures, True: clips}, tuple(objects)
         self.batch, self.clip_batch, self.clip_every = batch, clip_batch, clip_every
         self.questions = {False: questions, True: clip_questions}
-        self.kinds, self.wordings, self.pointing_weight = dict(kinds or KINDS), wordings, pointing
+        self.kinds, self.wordings = dict(kinds or KINDS), wordings
+        self.pointing_weight, self.corners_weight = pointing, corners
+        self.helpers["corners"] = nn.Linear(model.mllm.lm_head.in_features, 5)
         self.writer, self.language = ThreadWriter(processor), model.mllm.model.language_model
         self.pointing = Pointing(self.language)
         self.scenes: dict[bool, list[Asked]] = {}
-        self.ids = {text: _token(processor, text) for text in (OPEN, CLOSE, NEXT, SEPARATOR, ".")}
+        self.ids = {text: one_token(processor, text) for text in (OPEN, CLOSE, NEXT, SEPARATOR, ".")}
         model.requires_grad_(False)
         for module in self.trained():
             module.requires_grad_(True)
@@ -132,7 +137,11 @@ class Placing(Lesson):
         for name, look in self._looks(threads, places, rows).items():
             loss, shown[name] = self.pointing.loss(look, rows)
             pointed.append(loss)
-        return total + self.pointing_weight * sum(pointed) / max(len(pointed), 1), shown
+        total = total + self.pointing_weight * sum(pointed) / max(len(pointed), 1)
+        if self.corners_weight:
+            corners = self._corners(hidden, threads, places, rows)
+            total, shown["corners"] = total + self.corners_weight * corners, corners.item()
+        return total, shown
 
     def thread(self, place: Place, words: np.random.Generator) -> Thread:
         """The question about a place and its answer."""
@@ -184,6 +193,20 @@ class Placing(Lesson):
                     found[-1].numbers.append(index + 1)
         return found
 
+    def _corners(self, hidden: Tensor, threads: list[list[Thread]], places: list[list[Place]], rows: Rows) -> Tensor:
+        """Mean squared error of the numbers that the linear layer reads, as a share of their variance."""
+        at, wanted = [], []
+        for row, start, thread, place in _walk(threads, places, rows):
+            for one in self.written(thread):
+                if one.numbers and place.frames[one.frame] is not None:
+                    box = place.frames[one.frame][one.box][1]
+                    at += [(row, start + number - 1) for number in one.numbers]
+                    wanted += [(*box, own) for own in box]
+        if not at:
+            return hidden.sum() * 0.0
+        row, index = torch.tensor(at).unbind(1)
+        return F.mse_loss(self.helpers["corners"](hidden[row, index]), torch.tensor(wanted)) / VARIANCE
+
     def _looks(self, threads: list[list[Thread]], places: list[list[Place]], rows: Rows) -> dict[str, Look]:
         """From the point of each number at the object whose box it is.
 
@@ -226,7 +249,7 @@ def _walk(
             at += len(thread.ids)
 
 
-def _token(processor: Sa2VAProcessor, text: str) -> int:
+def one_token(processor: Sa2VAProcessor, text: str) -> int:
     """The id of a text that must be one token. ValueError where it is more."""
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:

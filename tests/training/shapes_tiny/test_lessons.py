@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from sa2va_hf.boxes import BOX_TOKENS
 from sa2va_hf.data.shapes.scene import Options
+from sa2va_hf.data.shapes.source import shapes
 from sa2va_hf.data.shapes.text import FAMILIES, expressions
 from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
 from sa2va_hf.training.shapes_tiny import probe
@@ -23,7 +25,9 @@ from sa2va_hf.training.shapes_tiny.memory import Following, imperfect
 from sa2va_hf.training.shapes_tiny.muon import Muon, orthogonalized
 from sa2va_hf.training.shapes_tiny.ordering import Ordering
 from sa2va_hf.training.shapes_tiny.outlining import Outlining
-from sa2va_hf.training.shapes_tiny.recipe import LESSONS, install, make_model, run, save
+from sa2va_hf.training.shapes_tiny.places import Place, places_of
+from sa2va_hf.training.shapes_tiny.placing import DIGITS, FRAME, Placing, one_token
+from sa2va_hf.training.shapes_tiny.recipe import LESSONS, install, load_start, make_model, run, save
 from sa2va_hf.training.shapes_tiny.scenes import CONTRAST, COVERED, cell_cover, draw_scenes, label_cells, words_of
 from sa2va_hf.training.shapes_tiny.seen import seen_scenes
 from sa2va_hf.training.shapes_tiny.sight import Sight
@@ -239,7 +243,10 @@ def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adamw():
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
 def test_a_lesson_lowers_the_loss_of_its_own_scenes(made, kind, options):
-    lesson = kind(*made, **options)
+    check_that_it_learns(kind(*made, **options))
+
+
+def check_that_it_learns(lesson):
     lesson.prepare(None)
     optimizer = torch.optim.AdamW(lesson.parameters(), lr=2e-3)
     before = {name: p.detach().clone() for name, p in lesson.model.named_parameters()}
@@ -324,7 +331,75 @@ def test_a_model_is_installed_in_half_precision_throughout(made, tmp_path):
 def test_the_corpus_holds_every_word_of_the_world():
     words = " ".join(corpus(scenes=150)).split()
     assert {"striped", "triangle", "leftmost", "purple"} <= set(words)
-    assert set(LESSONS) == {"words", "sight", "choosing", "ordering", "outlining", "spoken", "following"}
+    assert set(LESSONS) == {"words", "sight", "choosing", "ordering", "outlining", "placing", "spoken", "following"}
+
+
+# ---------------------------------------------------------------- boxes as text
+
+
+@pytest.fixture
+def placing(made, tmp_path):
+    save(*made, tmp_path / "start")
+    model, processor = load_start({"start": str(tmp_path / "start"), "box_tokens": True})
+    return Placing(model, processor, pictures=4, clips=1, batch=2, clip_batch=1, clip_every=2)
+
+
+def test_the_lesson_on_boxes_lowers_the_loss_of_its_own_scenes(placing):
+    check_that_it_learns(placing)
+
+
+def place(*frames):
+    """A place of one target on frames of a grid of 8 x 8; its cover on frame n is cell n alone."""
+    cover = torch.zeros(1, len(frames), 64)
+    cover[0, range(len(frames)), range(len(frames))] = 1
+    known = [None if one is None else [(3, box) for box in one] for one in frames]
+    return Place("the circle", "attribute", [3], known, cover)
+
+
+def test_a_model_that_lessons_go_on_with_gets_the_tokens_of_boxes(placing):
+    processor = placing.processor
+    assert processor.box_form == "spatial" and set(BOX_TOKENS) <= set(processor.tokenizer.get_vocab())
+    assert placing.model.get_input_embeddings().weight.shape[0] == len(processor.tokenizer)
+    processor.tokenizer.add_tokens(["0."])
+    with pytest.raises(ValueError, match=r"0\.1: expected one token of the tokenizer, got 2"):
+        one_token(processor, "0.1")
+
+
+def test_places_are_those_of_the_objects_and_of_their_relations():
+    kinds = set()
+    for sample in shapes(None, "train", count=3, clip_fraction=0.5, min_objects=3, max_objects=3):
+        shown = [0] if sample.num_frames == 1 else [0, 4, 7]
+        places = places_of(sample, shown, 8)
+        kinds |= {place.kind for place in places}
+        for found, one in zip(places, sample.expressions, strict=False):
+            wanted = [[sample.objects[target].boxes[frame] for target in one.targets] for frame in shown]
+            wanted = [sorted(tuple(v / 128 for v in box) for box in boxes if box is not None) for boxes in wanted]
+            assert [[box for _, box in frame] for frame in found.frames] == wanted
+            for frame, boxes in enumerate(found.frames):
+                for target, box in boxes:
+                    cell = found.cover[found.targets.index(target), frame].view(8, 8)
+                    left, top = (int(8 * value) for value in box[:2])
+                    assert cell.any() and not cell[:top].any() and not cell[:, :left].any()
+    assert {"absolute", "relative", "attribute"} <= kinds
+
+
+def test_decimals_are_weighed_by_what_they_are_worth_and_unknown_frames_not_at_all(placing):
+    found = place([(0.125, 0.25, 0.5, 1.0)], [], None, [(0.0, 0.5, 0.25, 0.75)])
+    threads, places = [[placing.thread(found, np.random.default_rng(0))]], [[found]]
+    rows = placing.writer.rows(threads, len(found.frames))
+    digits, weights = placing._tokens(threads, places, rows)
+    texts = placing.processor.tokenizer.convert_ids_to_tokens(rows.ids[0].tolist())
+    spelled = "".join(text for text, digit in zip(texts, digits[0], strict=True) if digit)
+    once = "1250250050000000"
+    assert spelled == once + once + "0000500025007500"  # the unknown frame repeats the first one
+    first, second, third = [number for number, text in enumerate(texts) if text == "<next>"]
+    assert texts[first + 1] == "<no_box>" and weights[0, first + 1] == FRAME
+    assert not weights[0, second + 1 : third].any() and weights[0, second] and weights[0, third]
+    assert weights[0, digits[0] == 1].tolist() == [DIGITS[0]] * 4 + [0] * 4 + [DIGITS[0]] * 4
+    (look,) = {id(look): look for look in placing._looks(threads, places, rows).values() if look.layer == 0}.values()
+    assert {texts[index] for _, index in look.at.tolist()} == {"."} and len(look.at) == 8
+    cells = [int(rows.visual.tolist().index(int(one.argmax()))) for one in look.wanted]
+    assert cells == [0] * 4 + [3 * 64 + 3] * 4
 
 
 def test_cover_of_cells():

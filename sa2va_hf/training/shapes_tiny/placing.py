@@ -147,7 +147,8 @@ class Placing(Lesson):
         """The question about a place and its answer."""
         clip = len(place.frames) > 1
         rng = words if words.random() < self.wordings else None
-        frames = [[box for _, box in of_frame or place.fallback()] for of_frame in place.frames]
+        known = [place.fallback() if of_frame is None else of_frame for of_frame in place.frames]
+        frames = [[box for _, box in of_frame] for of_frame in known]
         marked = switches(place) if place.kind == "switch" else ()
         boxes = write(frames, 1, 1, self.processor.box_form, marked) + ("" if clip else SINGLE_IMAGE)
         text = mention(place.text, self.processor.box_form)

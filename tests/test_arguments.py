@@ -13,7 +13,7 @@ from sa2va_hf.training.dual_loop.arguments import DUAL_LOOP_ARGUMENTS
 from sa2va_hf.training.sam2.arguments import Sam2TrainingArguments
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RECIPE = CONFIGS / "shapes_tiny.yaml"  # lessons, for make_shapes_tiny.py, no training arguments
+RECIPES = {CONFIGS / "shapes_tiny.yaml", CONFIGS / "shapes_boxes.yaml"}  # of make_shapes_tiny.py, no arguments
 BASE = {"model_name_or_path": "some/model", "train_data": [{"path": "prepared"}]}
 
 
@@ -111,7 +111,7 @@ def test_a_broken_yaml_file_is_named(write, text, message):
         parse([write(text=text)])
 
 
-@pytest.mark.parametrize("path", sorted(set(CONFIGS.glob("*.yaml")) - {RECIPE}), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(set(CONFIGS.glob("*.yaml")) - RECIPES), ids=lambda path: path.stem)
 def test_every_shipped_config_parses(path, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     # Without a launcher there is no second rank for DeepSpeed to find; the file it names is looked at instead.

@@ -396,7 +396,7 @@ def test_decimals_are_weighed_by_what_they_are_worth_and_unknown_frames_not_at_a
     assert texts[first + 1] == "<no_box>" and weights[0, first + 1] == FRAME
     assert not weights[0, second + 1 : third].any() and weights[0, second] and weights[0, third]
     assert weights[0, digits[0] == 1].tolist() == [DIGITS[0]] * 4 + [0] * 4 + [DIGITS[0]] * 4
-    (look,) = {id(look): look for look in placing._looks(threads, places, rows).values() if look.layer == 0}.values()
+    look = placing._looks(threads, places, rows)["target"]
     assert {texts[index] for _, index in look.at.tolist()} == {"."} and len(look.at) == 8
     cells = [int(rows.visual.tolist().index(int(one.argmax()))) for one in look.wanted]
     assert cells == [0] * 4 + [3 * 64 + 3] * 4

@@ -51,6 +51,7 @@ MAY_IMPORT = {
     },
     "argument_help": set(),
     "training": {
+        "masks",
         "data",
         "model",
         "arguments",

@@ -30,9 +30,9 @@ from .threads import Rows, Thread, ThreadWriter, read
 
 KINDS = {"attribute": 3, "several": 1, "ordinal": 2, "relation": 2, "motion": 2, "no_target": 1}
 KINDS |= {"absolute": 2, "relative": 2, "switch": 2}
-DIGITS = (1.0, 0.6, 0.1, 0.05)  # weights of the decimals of a number
+DIGITS = (1.0, 0.6, 0.3, 0.3)  # weights of the decimals of a number; the last ones hold the form together
 VARIANCE = 0.06  # of a corner, about
-TEXT, FIRST, FRAME = 0.1, 0.5, 0.5  # of other tokens of an answer, its first one, the first one of a frame
+TEXT, FIRST, FRAME = 0.4, 0.5, 0.5  # of other tokens of an answer, its first one, the first one of a frame
 
 
 @dataclass

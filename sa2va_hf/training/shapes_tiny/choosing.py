@@ -29,6 +29,7 @@ from .threads import Rows, ThreadWriter, read
 
 PARTS = ("llm", "prompts", "decoder")
 DECLINING = ("I cannot", "Nothing here", "There is")  # how the answers begin that decline
+TARGET_LAYER = 3  # the layers from this one on look for the target; the last one, where there are fewer
 MARKED = 0.5  # share of a cell that a shape must cover to be marked there as a region
 
 
@@ -184,18 +185,25 @@ class Choosing(Lesson):
         losses, shares = [], {}
         for name, look in self._looks(rows, chats, owners).items():
             if len(look.at):
-                loss, shares[name] = self.pointing.loss(look, rows)
+                loss, found = self.pointing.loss(look, rows)
                 losses.append(loss)
+                shares[name] = found.mean().item()
+        for kind in sorted(set(look.kinds)):  # of the last look, which is for the target
+            shares[f"at {kind}"] = found[[other == kind for other in look.kinds]].mean().item()
         return torch.stack(losses).mean() if losses else torch.zeros(()), shares
 
     def _looks(self, rows: Rows, chats: list[Chat], owners: list[Seen]) -> dict[str, Look]:
         """The second layer looks for what is named, the third for all that the attributes fit, the last for the one.
 
-        The tokens that look are [SEG] and the one that decides about the answer; with no target, before the image."""
+        Layers between these look for what leads to it, one after another. The tokens that look are [SEG] and the one
+        that decides about the answer; with no target, before the image.
+        """
         last = len(self.language.layers) - 1
+        first = min(last, TARGET_LAYER)
         sink = torch.zeros(rows.ids.shape[1])
         sink[rows.sink] = 1.0
-        found: dict[str, list[tuple[Tensor, Tensor]]] = {"named": [], "group": [], "target": []}
+        found: dict[str, list[tuple[Tensor, Tensor, str]]] = {"named": [], "group": []}
+        found |= {f"target {layer}": [] for layer in range(first, last + 1)}
         turn, seg = 0, 0
         for chat, one in zip(chats, owners, strict=True):
             segs_of = {}
@@ -203,27 +211,35 @@ class Choosing(Lesson):
                 segs_of.setdefault(rows.seg_turns[seg], []).append(seg)
                 seg += 1
             mine = iter(chat.targets)
-            for kind, group in zip(chat.kinds, chat.groups, strict=True):
+            for kind, group, chain in zip(chat.kinds, chat.groups, chat.chains, strict=True):
                 places = [rows.segs[number] for number in segs_of.get(turn, [])]
                 if kind not in WEIGHTS:
-                    found["target"] += [(place, self._where(rows, one, next(mine))) for place in places]
+                    wanted = [self._where(rows, one, next(mine)) for _ in places]
+                    for layer in range(first, last + 1):
+                        found[f"target {layer}"] += [(*pair, kind) for pair in zip(places, wanted, strict=True)]
                     turn += 1
                     continue
                 target = next(mine) if places else []
                 places = [rows.starts[turn], *places]
                 wanted = self._where(rows, one, target) if target else sink
                 fitting = self._where(rows, one, group) if group else sink
-                found["target"] += [(place, wanted) for place in places]
-                found["group"] += [(place, fitting) for place in places]
+                for layer, shapes in zip(range(first, last + 1), steps(chain, last + 1 - first), strict=True):
+                    there = self._where(rows, one, shapes) if target else sink
+                    found[f"target {layer}"] += [(place, there, kind) for place in places]
+                found["group"] += [(place, fitting, kind) for place in places]
                 if kind in NAMING:
-                    found["named"] += [(place, wanted) for place in places]
+                    found["named"] += [(place, wanted, kind) for place in places]
                 turn += 1
-        layers = {"named": (max(0, last - 2), 1), "group": (max(0, last - 1), 2), "target": (last, 2)}
-        empty = (torch.zeros(0, 2, dtype=torch.long), sink.new_zeros(0, len(sink)))
-        return {
-            name: Look(*layers[name], *((torch.stack(part) for part in zip(*pairs, strict=True)) if pairs else empty))
-            for name, pairs in found.items()
-        }
+        layers = {"named": (max(0, first - 2), 1), "group": (max(0, first - 1), 2)}
+        layers |= {f"target {layer}": (layer, 2) for layer in range(first, last + 1)}
+        return {name: self._look(*layers[name], pairs, rows) for name, pairs in found.items()}
+
+    @staticmethod
+    def _look(layer: int, heads: int, found: list[tuple[Tensor, Tensor, str]], rows: Rows) -> Look:
+        if not found:
+            return Look(layer, heads, torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, rows.ids.shape[1]), [])
+        places, wanted, kinds = zip(*found, strict=True)
+        return Look(layer, heads, torch.stack(places), torch.stack(wanted), list(kinds))
 
     def _where(self, rows: Rows, one: Seen, shapes: list[int]) -> Tensor:
         """(L,): the visual tokens of some shapes, as a distribution; the image as a whole if they cover none."""
@@ -260,6 +276,11 @@ class Choosing(Lesson):
         scenes, shapes = zip(*targets, strict=True)
         frames = [int(torch.randint(len(one.tokens), ())) for one in scenes]
         return outline(self.model, prompts, scenes, shapes, frames)
+
+
+def steps(chain: list[list[int]], count: int) -> list[list[int]]:
+    """A chain spread over `count` layers: the last links of a longer one, the target again after a shorter one."""
+    return chain[-count:] + chain[-1:] * (count - len(chain))
 
 
 def outline(

@@ -65,7 +65,7 @@ class Ordering(Choosing):
             states = self.language.layers[last].input_layernorm(self.pointing.states[last])
             flat = [chat for of_scene in chats for chat in of_scene]
             owners = [one for one, of_scene in zip(scenes, chats, strict=True) for _ in of_scene]
-            look = self._looks(rows, flat, owners)["target"]
+            look = self._looks(rows, flat, owners)[f"target {last}"]
             row, index = look.at.unbind(1)
             seen = torch.cat([torch.tensor([rows.sink]), rows.visual])
             scene.append(row + start)

@@ -19,12 +19,13 @@ from .threads import Rows
 @dataclass
 class Look:
     """What the first `heads` heads of a layer should attend to from N tokens: `at` (N, 2) row and index, `wanted`
-    (N, L) a distribution over the row."""
+    (N, L) a distribution over the row, `kinds` (N) of the expressions that are looked for."""
 
     layer: int
     heads: int
     at: Tensor
     wanted: Tensor
+    kinds: list[str]
 
 
 class Pointing:
@@ -48,12 +49,12 @@ class Pointing:
     def _keep(self, index: int, args: tuple, kwargs: dict[str, Any]) -> None:
         self.states[index] = args[0] if args else kwargs["hidden_states"]
 
-    def loss(self, look: Look, rows: Rows) -> tuple[Tensor, float]:
-        """Mean cross-entropy between the heads' attention and what is wanted, and the share of it that is there."""
+    def loss(self, look: Look, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy between the heads' attention and what is wanted, and the share of it there (N,)."""
         scores = self._attention(look, rows)
         missed = -(look.wanted.unsqueeze(1) * scores).sum(-1).mean()
-        found = (scores.detach().exp() * (look.wanted > 0).unsqueeze(1)).sum(-1).mean()
-        return missed, found.item()
+        found = (scores.detach().exp() * (look.wanted > 0).unsqueeze(1)).sum(-1).mean(1)
+        return missed, found
 
     def _attention(self, look: Look, rows: Rows) -> Tensor:
         """Log-probabilities (N, heads, L)."""

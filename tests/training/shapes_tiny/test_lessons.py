@@ -5,6 +5,7 @@ Run: pytest tests/training/shapes_tiny
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sa2va_hf.boxes import BOX_TOKENS
-from sa2va_hf.data.shapes.scene import Options
+from sa2va_hf.data.schema import Expression
+from sa2va_hf.data.shapes.scene import Options, Shape
 from sa2va_hf.data.shapes.source import shapes
 from sa2va_hf.data.shapes.text import FAMILIES, expressions
 from sa2va_hf.model.configuration_sa2va import SEG_TOKEN
 from sa2va_hf.training.shapes_tiny import probe
-from sa2va_hf.training.shapes_tiny.chats import WEIGHTS, dialogue_chat, group_of, joined, referring_chats
-from sa2va_hf.training.shapes_tiny.choosing import Choosing
+from sa2va_hf.training.shapes_tiny.chats import WEIGHTS, chain_of, dialogue_chat, group_of, joined, referring_chats
+from sa2va_hf.training.shapes_tiny.choosing import Choosing, steps
 from sa2va_hf.training.shapes_tiny.code import WORD_NORM, PromptCode
 from sa2va_hf.training.shapes_tiny.memory import Following, imperfect
 from sa2va_hf.training.shapes_tiny.muon import Muon, orthogonalized
@@ -135,11 +137,38 @@ def test_a_chat_has_a_target_for_every_seg_and_a_group_for_every_expression():
         other = dialogue_chat(one.scene, rng, lambda shape: True)
         for chat in [*chats, joined(chats), *([other] if other else [])]:
             assert sum(answer.count(SEG_TOKEN) for _, answer in chat.turns) == len(chat.targets)
-            assert len(chat.kinds) == len(chat.turns) == len(chat.groups)
+            assert len(chat.kinds) == len(chat.turns) == len(chat.groups) == len(chat.chains)
             for kind, (_, answer) in zip(chat.kinds, chat.turns, strict=True):
                 assert kind != "no_target" or SEG_TOKEN not in answer
             kinds |= set(chat.kinds)
     assert {"attribute", "ordinal", "relation", "no_target", "motion", "region_caption"} <= kinds
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "targets", "chain"),
+    [
+        ("the third circle from the left", "ordinal", [1], [[2], [0], [1]]),
+        ("the second shape from the bottom", "ordinal", [1], [[2], [1]]),
+        ("the first circle from the top", "ordinal", [0], [[0]]),
+        ("the leftmost circle", "ordinal", [2], [[2]]),
+        ("the circle left of the green circle", "relation", [2], [[0], [2]]),
+        ("the red circles", "several", [1, 2], [[1, 2]]),
+        ("the striped star", "no_target", [], [[]]),
+    ],
+)
+def test_a_chain_leads_to_the_target(text, kind, targets, chain):
+    shapes = [
+        Shape("circle", colour, "plain", "small", radius=0.1, rotation=0.0, path=(centre,))
+        for colour, centre in (("green", (0.5, 0.2)), ("red", (0.8, 0.5)), ("red", (0.2, 0.8)))
+    ]
+    scene = replace(draw_scenes(random.Random(0), Options(min_objects=1, max_objects=1), 1)[0].scene, shapes=shapes)
+    assert chain_of(scene, Expression(text, targets, kind)) == chain
+
+
+def test_the_layers_above_follow_a_chain():
+    chain = [[2], [0], [1]]
+    assert steps(chain, 1) == [[1]] and steps(chain, 2) == [[0], [1]] and steps(chain, 3) == chain
+    assert steps([[4]], 3) == [[4], [4], [4]] and steps(chain[:2], 3) == [[2], [0], [0]]
 
 
 def test_the_group_of_an_expression_holds_its_targets():

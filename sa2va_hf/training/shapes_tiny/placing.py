@@ -135,7 +135,8 @@ class Placing(Lesson):
         shown |= {f"digit {n}": losses[decimals == n].mean().item() for n in (1, 2) if (decimals == n).any()}
         pointed = []
         for name, look in self._looks(threads, places, rows).items():
-            loss, shown[name] = self.pointing.loss(look, rows)
+            loss, found = self.pointing.loss(look, rows)
+            shown[name] = found.mean().item()
             pointed.append(loss)
         total = total + self.pointing_weight * sum(pointed) / max(len(pointed), 1)
         if self.corners_weight:

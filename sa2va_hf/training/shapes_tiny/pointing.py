@@ -6,7 +6,7 @@ which token would have helped. The heads' own logits, compared with the cells th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, field
 from typing import Any
 
 import torch
@@ -19,13 +19,13 @@ from .threads import Rows
 @dataclass
 class Look:
     """What the first `heads` heads of a layer should attend to from N tokens: `at` (N, 2) row and index, `wanted`
-    (N, L) a distribution over the row, `kinds` (N) of the expressions that are looked for."""
+    (N, L) a distribution over the row, `kinds` (N) of the expressions that are looked for, where they are reported."""
 
     layer: int
     heads: int
     at: Tensor
     wanted: Tensor
-    kinds: list[str]
+    kinds: list[str] = field(default_factory=list)
 
 
 class Pointing:

@@ -6,7 +6,7 @@ which token would have helped. The heads' own logits, compared with the cells th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch

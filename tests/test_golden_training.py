@@ -1,6 +1,6 @@
 """Point-sampled losses and LoRA against the original code's numbers, on a checkpoint whose weights are a formula.
 
-Run: SA2VA_TEST_DATA=... pytest -m slow tests/test_golden_training.py
+Run: SA2VA_TEST_DATA=... pytest -m parity tests/test_golden_training.py
 (The folder beside the samples, golden/sa2va, holds the numbers; without it these tests are skipped.)
 """
 
@@ -21,7 +21,7 @@ from sa2va_hf.checkpoints.convert import convert
 from sa2va_hf.model.losses import mask_losses, uncertain_points
 from sa2va_hf.training.sa2va.trainable import add_lora
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.parity, pytest.mark.slow]  # slow: left out by `-m "not slow"` too
 OBJECTS_PER_FRAME, SEED = 5, 0
 MASK_WEIGHT, DICE_WEIGHT = 2.0, 0.5
 

@@ -55,7 +55,7 @@ def test_from_five_photos_to_a_model_on_the_hub(tmp_path, record_property):
     start = time.perf_counter()
     said = run(
         [python, ROOT / "scripts/quickstart.py", "--data", tmp_path / "photos", "--phrase", "the red lesion",
-         "--smoke", "--output", tmp_path / "out"],
+         "--smoke", "--output", tmp_path / "out", "--max_steps", "6"],
         tmp_path,
         **path,
     )  # fmt: skip

@@ -160,11 +160,14 @@ def test_a_controlnet_conditions_every_picture(diffusion, tmp_path):
     from sa2va_hf.commands.generate_images import main
 
     unet = diffusers.UNet2DConditionModel.from_pretrained(diffusion, subfolder="unet")
-    controlnet = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        controlnet = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4))
     with torch.no_grad():
         for number, block in enumerate(controlnet.controlnet_down_blocks):
             block.weight.fill_(0.1 * (number + 1))
-        controlnet.controlnet_cond_embedding.conv_out.weight.fill_(0.1)
+        for weight in controlnet.controlnet_cond_embedding.parameters():
+            weight.fill_(0.1)  # so that a brighter picture is a larger number, whatever was sampled
     controlnet.save_pretrained(tmp_path / "controlnet")
     config = tmp_path / "parts.yaml"
     config.write_text(yaml.safe_dump({"parts": {"lid": ["pot"]}, "options": OPTIONS}))

@@ -3,8 +3,6 @@ located, without a parser."""
 
 import re
 
-from sa2va_hf.data.prompts.templates import fill
-
 MARK = "most likely to appear"
 
 _LEADING = re.compile(
@@ -24,6 +22,8 @@ def question_about(template: str, phrase: str) -> str:
     Raises:
         ValueError: an empty phrase.
     """
+    from sa2va_hf.data.prompts.templates import fill  # imports transformers, which the command's --help need not
+
     phrase = phrase.strip().rstrip(".").rstrip()
     if not phrase:
         raise ValueError("target: expected the name of what is searched, got an empty text")

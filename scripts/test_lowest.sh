@@ -12,7 +12,8 @@
 #   preparing, datasets and inference;
 # - tests/serving and test_generated_images.py are about gradio, FastAPI, diffusers and a browser, of which both
 #   environments have the same versions; generation itself is in test_inference.py;
-# - test_sam2.py in tests/checkpoints converts between files of the sam2 package; test_docs.py runs the documentation.
+# - test_sam2.py in tests/checkpoints converts between files of the sam2 package; test_docs.py runs the documentation;
+# - tests/training/shapes_tiny is about the lessons of the bundled model, which are run once and on the newest versions.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 
@@ -21,5 +22,5 @@ say "pytest, on the lowest declared versions"
 skipped=(tests/test_layers.py tests/commands tests/model/test_clip_memory.py tests/model/test_tracking.py
          tests/training/sam2/test_clip_model.py tests/data/test_relations.py
          tests/search tests/serving tests/test_generated_images.py tests/data/sources tests/data/shapes
-         tests/evaluation tests/checkpoints/test_sam2.py tests/test_docs.py)
+         tests/evaluation tests/checkpoints/test_sam2.py tests/test_docs.py tests/training/shapes_tiny)
 run_pytest -m "not slow" "${skipped[@]/#/--ignore=}" "$@"

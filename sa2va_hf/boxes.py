@@ -202,6 +202,19 @@ def _write_json(shares: list[list[Box]], switches: Collection[int]) -> str:
 _MENTION = re.compile(r"\[\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*\]")
 
 
+def switch_frames(present: Sequence[Sequence[int]]) -> list[int]:
+    """Indices of the frames on which other objects are there than on the last frame before that had any.
+
+    present: the objects of each frame, in one order on all of them.
+    """
+    found, before = [], None
+    for index, here in enumerate(present):
+        if here and before not in (None, here):
+            found.append(index)
+        before = here or before
+    return found
+
+
 def mention(text: str, form: str, strict: bool = False) -> str:
     """A text with its boxes, [67, 314, 177, 658] in thousandths as in the form "plain", in another form.
 

@@ -193,7 +193,7 @@ def contact_sheet(
 
 
 def _wrap(text: str, width: int, font) -> list[str]:
-    """The text as lines of at most `width` pixels; a single word that is wider gets a line of its own."""
+    """The text as lines of at most `width` pixels; a single word that is wider is broken."""
     lines = []
     for paragraph in text.split("\n"):
         line = ""
@@ -202,6 +202,10 @@ def _wrap(text: str, width: int, font) -> list[str]:
             if line and font.getlength(longer) > width:
                 lines.append(line)
                 longer = word
+            while len(longer) > 1 and font.getlength(longer) > width:
+                cut = next(n for n in range(len(longer) - 1, 0, -1) if n == 1 or font.getlength(longer[:n]) <= width)
+                lines.append(longer[:cut])
+                longer = longer[cut:]
             line = longer
         lines.append(line)
     return lines

@@ -140,13 +140,13 @@ def learn_world(output: Path, model: str, smoke: bool, extra: list[str]) -> Path
     return merged
 
 
-def learn_photos(output: Path, model: str, minutes: float, copies: int, extra: list[str]) -> Path:
-    """Train every part of the model on augmented copies of a few photos, for a number of minutes."""
+def learn_photos(output: Path, model: str, minutes: float, most: int, extra: list[str]) -> Path:
+    """Train every part of the model on at most `most` augmented copies of a few photos, for a number of minutes."""
     base = model
     if model == BUNDLED:
         side = image_side(minutes, 128)
         model = str(enlarged(model, side, output / "start"))
-    copies = augmented(output / "train", output / "copies", copies)
+    copies = augmented(output / "train", output / "copies", most)
     data = ["--train_data", output / "copies", "--eval_data", output / "train", "--model_name_or_path", model]
     config = ROOT / "configs/quickstart_photos.yaml"
     trainer, _ = build([str(word) for word in (config, "--output_dir", output / "run", *data, *extra)])
@@ -192,8 +192,8 @@ def main() -> int:
     before = answers(Sa2VAPredictor.from_pretrained(arguments.model), held_out, "before")
     if own:
         say("3/5 fine-tuning every part on repeated, varied photos; 4/5 nothing to merge")
-        minutes, copies = (0.1, 48) if arguments.smoke else (arguments.minutes, COPIES)
-        model = learn_photos(output, arguments.model, minutes, copies, extra)
+        minutes, most = (0.1, 48) if arguments.smoke else (arguments.minutes, COPIES)
+        model = learn_photos(output, arguments.model, minutes, most, extra)
     else:
         say("3/5 fine-tuning: LoRA on the LLM, with SAM 2's mask decoder; 4/5 merging the adapter into the weights")
         model = learn_world(output, arguments.model, arguments.smoke, extra)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sa2va_hf.drawing import COLOURS, contact_sheet, curve, luminance, overlay
+from sa2va_hf.drawing import COLOURS, PAPER, contact_sheet, curve, luminance, overlay
 
 
 def scene() -> tuple[np.ndarray, np.ndarray]:
@@ -121,6 +121,13 @@ def test_contact_sheet_places_every_tile():
     plain = contact_sheet(tiles, 2)
     assert sheet.height > plain.height
     assert plain.height == 4 + (21 + 4) + (23 + 4) + (24 + 4)  # every row as high as its own pictures
+
+
+def test_a_caption_without_spaces_stays_in_its_cell():
+    tiles = [np.zeros((10, 60, 3), np.uint8)] * 2
+    sheet = np.asarray(contact_sheet(tiles, 2, captions=["0.1234," * 20, ""]))
+    first, second = sheet[14:, :64], sheet[14:, 68:]
+    assert (first != PAPER).any() and (second == PAPER).all()
 
 
 def test_contact_sheet_refuses_nothing_and_wrong_captions():

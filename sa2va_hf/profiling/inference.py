@@ -114,11 +114,11 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
         rows.append([frames, seconds, seconds / frames, peak, result, peak - result])
     columns = ["frames", "seconds", "per frame", "peak MiB", "of which masks and logits", "the rest"]
     yield "### Longer clips, one [SEG]\n\n" + table(columns, rows)
-    batch, half = arguments.batch, arguments.batch // 2
-    pictures = [Clip(batch, size)[number] for number in range(batch)]
+    count, half = arguments.batch, arguments.batch // 2
+    pictures = [Clip(count, size)[number] for number in range(count)]
     shown = {
-        f"{batch} pictures": {"image": pictures},
-        f"{batch} questions about one picture": {"image": pictures[:1] * batch},
+        f"{count} pictures": {"image": pictures},
+        f"{count} questions about one picture": {"image": pictures[:1] * count},
         f"{half} questions about a clip of {arguments.frames} frames": {
             "video": [Clip(arguments.frames, size)] * half
         },

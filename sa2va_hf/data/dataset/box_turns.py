@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sa2va_hf import masks
-from sa2va_hf.boxes import ABSENT_BOX, OWN_FORMS, SINGLE_IMAGE, SPATIAL, Box, mention, write
+from sa2va_hf.boxes import ABSENT_BOX, OWN_FORMS, SINGLE_IMAGE, SPATIAL, Box, mention, switch_frames, write
 from sa2va_hf.data.dataset.rows import Row
 from sa2va_hf.data.prompts.box_templates import box_answer, box_question
 from sa2va_hf.data.schema import Expression
@@ -64,8 +64,9 @@ class BoxScribe:
             position_of = {number: position for position, number in enumerate(row.annotated().tolist())}
             found = [_expected(row, position_of[frame], expression.targets) for frame in frames]
         boxes = [[box for box in of_frame if box is not None] for of_frame in found]
-        switches = _switches(found) if expression.kind == SWITCH_KIND else ()
-        written = write(boxes, row["width"], row["height"], self.form, switches)
+        present = [[index for index, box in enumerate(of_frame) if box is not None] for of_frame in found]
+        marked = switch_frames(present) if expression.kind == SWITCH_KIND else ()
+        written = write(boxes, row["width"], row["height"], self.form, marked)
         if self.tokens and not is_clip:
             written += SINGLE_IMAGE
         text = mention(expression.text, self.form)
@@ -80,17 +81,6 @@ def _expected(row: Row, position: int, instances: Sequence[int]) -> list[Box | N
     if found is None:
         raise ValueError(f"{row['id']}: annotated frame {position} has neither mask nor box of objects {instances}")
     return found
-
-
-def _switches(found: Sequence[Sequence[Box | None]]) -> list[int]:
-    """Indices of the frames on which other objects are there than on the last frame before that had any."""
-    switches, before = [], None
-    for index, of_frame in enumerate(found):
-        here = [number for number, box in enumerate(of_frame) if box is not None]
-        if here and before not in (None, here):
-            switches.append(index)
-        before = here or before
-    return switches
 
 
 def scribe_of(processor: Any, answer: str) -> BoxScribe:

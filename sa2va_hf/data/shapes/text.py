@@ -29,6 +29,7 @@ RATIO_MARGIN = 1.3  # of the radius and of the area: sizes closer than this have
 
 RELATIONS = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}  # axis, sign
 ENDS = {"leftmost": (0, 1), "rightmost": (0, -1), "topmost": (1, 1), "bottommost": (1, -1)}
+RANKS = ("first", "second", "third")
 SIDES = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}
 
 
@@ -208,10 +209,9 @@ def _ordinal(scene: Scene, rng: random.Random, known: Known) -> Iterator[Express
             word = rng.choice(tuple(ENDS))
             target, text = ranked(scene, group, *ENDS[word], 0), f"the {word} {noun}"
         elif form == 1:
-            rank = rng.randrange(min(3, len(group)))
+            rank = rng.randrange(min(len(RANKS), len(group)))
             side = rng.choice(tuple(SIDES))
-            order = ("first", "second", "third")[rank]
-            target, text = ranked(scene, group, *SIDES[side], rank), f"the {order} {noun} from the {side}"
+            target, text = ranked(scene, group, *SIDES[side], rank), f"the {RANKS[rank]} {noun} from the {side}"
         else:
             word = rng.choice(("largest", "smallest"))
             target, text = extreme(scene, group, word == "largest"), f"the {word} {noun}"

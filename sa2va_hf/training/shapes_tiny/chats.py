@@ -13,11 +13,10 @@ from ...data.prompts.templates import referring_turn
 from ...data.schema import Expression
 from ...data.shapes.dialogue import DIALOGUES
 from ...data.shapes.scene import Scene
-from ...data.shapes.text import ATTRIBUTES, FAMILIES, MOTION_WORDS, RELATIONS, SIDES, Phrase, expressions
+from ...data.shapes.text import ATTRIBUTES, FAMILIES, MOTION_WORDS, RANKS, RELATIONS, SIDES, Phrase, expressions
 
 # How often each kind of expression is asked: what has to be compared or denied more often than what is named.
 WEIGHTS = {"attribute": 2, "several": 2, "ordinal": 3, "relation": 3, "no_target": 3, "motion": 3}
-RANKS = ("first", "second", "third")
 NAMING = ("attribute", "several")  # the target is told by attributes alone
 
 

@@ -8,7 +8,7 @@ first word of an answer with whether there is one. With `masks` SAM 2's decoder 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -184,12 +184,14 @@ class Choosing(Lesson):
     def _pointed(self, rows: Rows, chats: list[Chat], owners: list[Seen]) -> tuple[Tensor, dict[str, float]]:
         losses, shares = [], {}
         for name, look in self._looks(rows, chats, owners).items():
-            if len(look.at):
-                loss, found = self.pointing.loss(look, rows)
-                losses.append(loss)
-                shares[name] = found.mean().item()
-        for kind in sorted(set(look.kinds)):  # of the last look, which is for the target
-            shares[f"at {kind}"] = found[[other == kind for other in look.kinds]].mean().item()
+            if not len(look.at):
+                continue
+            loss, found = self.pointing.loss(look, rows)
+            losses.append(loss)
+            shares[name] = found.mean().item()
+            if look.layer == len(self.language.layers) - 1:
+                for kind in sorted(set(look.kinds)):
+                    shares[f"at {kind}"] = found[[other == kind for other in look.kinds]].mean().item()
         return torch.stack(losses).mean() if losses else torch.zeros(()), shares
 
     def _looks(self, rows: Rows, chats: list[Chat], owners: list[Seen]) -> dict[str, Look]:
@@ -200,44 +202,38 @@ class Choosing(Lesson):
         """
         last = len(self.language.layers) - 1
         first = min(last, TARGET_LAYER)
-        sink = torch.zeros(rows.ids.shape[1])
-        sink[rows.sink] = 1.0
-        found: dict[str, list[tuple[Tensor, Tensor, str]]] = {"named": [], "group": []}
-        found |= {f"target {layer}": [] for layer in range(first, last + 1)}
-        turn, seg = 0, 0
-        for chat, one in zip(chats, owners, strict=True):
-            segs_of = {}
-            for _ in chat.targets:
-                segs_of.setdefault(rows.seg_turns[seg], []).append(seg)
-                seg += 1
-            mine = iter(chat.targets)
-            for kind, group, chain in zip(chat.kinds, chat.groups, chat.chains, strict=True):
-                places = [rows.segs[number] for number in segs_of.get(turn, [])]
-                if kind not in WEIGHTS:
-                    wanted = [self._where(rows, one, next(mine)) for _ in places]
-                    for layer in range(first, last + 1):
-                        found[f"target {layer}"] += [(*pair, kind) for pair in zip(places, wanted, strict=True)]
-                    turn += 1
-                    continue
-                target = next(mine) if places else []
-                places = [rows.starts[turn], *places]
-                wanted = self._where(rows, one, target) if target else sink
-                fitting = self._where(rows, one, group) if group else sink
-                for layer, shapes in zip(range(first, last + 1), steps(chain, last + 1 - first), strict=True):
-                    there = self._where(rows, one, shapes) if target else sink
-                    found[f"target {layer}"] += [(place, there, kind) for place in places]
-                found["group"] += [(place, fitting, kind) for place in places]
-                if kind in NAMING:
-                    found["named"] += [(place, wanted, kind) for place in places]
-                turn += 1
         layers = {"named": (max(0, first - 2), 1), "group": (max(0, first - 1), 2)}
         layers |= {f"target {layer}": (layer, 2) for layer in range(first, last + 1)}
+        aims = list(layers)[2:]
+        found: dict[str, list[tuple[Tensor, Tensor, str]]] = {name: [] for name in layers}
+        sink = torch.zeros(rows.ids.shape[1])
+        sink[rows.sink] = 1.0
+
+        def look_for(shapes: dict[str, list[int]], one: Seen, kind: str, tokens: list[Tensor]) -> None:
+            for name, wanted in shapes.items():
+                where = self._where(rows, one, wanted) if wanted else sink
+                found[name] += [(token, where, kind) for token in tokens]
+
+        targets = [target for chat in chats for target in chat.targets]  # of each [SEG]
+        segs_of: dict[int, list[int]] = {}
+        for seg, turn in enumerate(rows.seg_turns):
+            segs_of.setdefault(turn, []).append(seg)
+        for turn, (one, kind, group, chain) in enumerate(_turns(chats, owners)):
+            segs = segs_of.get(turn, [])
+            if kind not in WEIGHTS:
+                for seg in segs:
+                    look_for(dict.fromkeys(aims, targets[seg]), one, kind, [rows.segs[seg]])
+                continue
+            target = targets[segs[0]] if segs else []
+            wanted = dict(zip(aims, steps(chain, len(aims)) if target else [[]] * len(aims), strict=True))
+            wanted |= {"group": group} | ({"named": target} if kind in NAMING else {})
+            look_for(wanted, one, kind, [rows.starts[turn], *(rows.segs[seg] for seg in segs)])
         return {name: self._look(*layers[name], pairs, rows) for name, pairs in found.items()}
 
     @staticmethod
     def _look(layer: int, heads: int, found: list[tuple[Tensor, Tensor, str]], rows: Rows) -> Look:
         if not found:
-            return Look(layer, heads, torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, rows.ids.shape[1]), [])
+            return Look(layer, heads, torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, rows.ids.shape[1]))
         places, wanted, kinds = zip(*found, strict=True)
         return Look(layer, heads, torch.stack(places), torch.stack(wanted), list(kinds))
 
@@ -276,6 +272,13 @@ class Choosing(Lesson):
         scenes, shapes = zip(*targets, strict=True)
         frames = [int(torch.randint(len(one.tokens), ())) for one in scenes]
         return outline(self.model, prompts, scenes, shapes, frames)
+
+
+def _turns(chats: list[Chat], owners: list[Seen]) -> Iterator[tuple]:
+    """(scene, kind, group, chain) of every turn."""
+    for chat, one in zip(chats, owners, strict=True):
+        for kind, group, chain in zip(chat.kinds, chat.groups, chat.chains, strict=True):
+            yield one, kind, group, chain
 
 
 def steps(chain: list[list[int]], count: int) -> list[list[int]]:

@@ -19,7 +19,7 @@ from ...data.shapes.source import shapes
 from ...masks import decode, mask_to_box
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
-from .scenes import Drawn, cell_cover, pixel_values
+from .scenes import cell_cover, pixel_values
 from .seen import AT_ONCE, CLIP_FRAMES, SHOWN
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def _look(
     model.mllm.model.vision_tower.to(memory_format=torch.channels_last)
     grid = processor.pictures.region_grid
     frames = [np.stack([np.asarray(frame) for frame in load_frames(sample, shown)]) for sample in samples]
-    features = model.backbone.features(model.mllm, pixel_values([Drawn(None, one, None) for one in frames], processor))
+    features = model.backbone.features(model.mllm, pixel_values(frames, processor))
     tokens = features.view(len(samples), len(shown), grid**2, -1).half()
     return [Asked(own.clone(), places_of(sample, shown, grid)) for own, sample in zip(tokens, samples, strict=True)]
 
@@ -121,14 +121,3 @@ def _place(sample: Sample, expression: Expression, shown: Sequence[int], grid: i
         known = [(target, normalized(box, *size)) for target, box in boxes if box is not None]
         frames.append(sorted(known, key=lambda pair: pair[1]))
     return Place(expression.text, expression.kind, list(expression.targets), frames, cover)
-
-
-def switches(place: Place) -> list[int]:
-    """Indices of frames on which other objects are there than on the last frame before that had any."""
-    found, before = [], None
-    for index, frame in enumerate(place.frames):
-        here = [target for target, _ in frame or ()]
-        if here and before not in (None, here):
-            found.append(index)
-        before = here or before
-    return found

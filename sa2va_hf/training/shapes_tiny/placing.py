@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...boxes import CLOSE, NEXT, OPEN, SEPARATOR, SINGLE_IMAGE, mention, write
+from ...boxes import CLOSE, NEXT, OPEN, SEPARATOR, SINGLE_IMAGE, mention, switch_frames, write
 from ...data.prompts.box_templates import box_answer, box_question
 from ...model.configuration_sa2va import IGNORE_INDEX
 from ...model.modeling_sa2va import Sa2VAForConditionalGeneration
 from ...model.processing_sa2va import Sa2VAProcessor
 from .chats import NAMING, Chat
 from .lesson import Lesson
-from .places import Asked, Place, placed_scenes, switches
+from .places import Asked, Place, placed_scenes
 from .pointing import Look, Pointing
 from .seen import seen_file
 from .threads import Rows, Thread, ThreadWriter, read
@@ -150,7 +150,8 @@ class Placing(Lesson):
         rng = words if words.random() < self.wordings else None
         known = [place.fallback() if of_frame is None else of_frame for of_frame in place.frames]
         frames = [[box for _, box in of_frame] for of_frame in known]
-        marked = switches(place) if place.kind == "switch" else ()
+        present = [sorted(target for target, _ in of_frame or ()) for of_frame in place.frames]
+        marked = switch_frames(present) if place.kind == "switch" else ()
         boxes = write(frames, 1, 1, self.processor.box_form, marked) + ("" if clip else SINGLE_IMAGE)
         text = mention(place.text, self.processor.box_form)
         question = box_question(text, place.kind, clip, rng=rng)

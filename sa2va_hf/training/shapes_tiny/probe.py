@@ -32,8 +32,9 @@ def sight(
     """
     drawn = draw_scenes(random.Random("probe"), Options(min_objects=objects[0], max_objects=objects[1]), scenes)
     grid = processor.pictures.region_grid
+    frames = [one.frames for one in drawn]
     tokens = [
-        model.backbone.features(model.mllm, pixel_values(drawn[i : i + 50], processor)) for i in range(0, scenes, 50)
+        model.backbone.features(model.mllm, pixel_values(frames[i : i + 50], processor)) for i in range(0, scenes, 50)
     ]
     tokens = torch.cat(tokens).view(scenes, grid * grid, -1).float()
     rows, shapes, held_out = [], [], []

@@ -62,9 +62,12 @@ def _differ(first: RGB, second: RGB) -> bool:
     return max(abs(a - b) for a, b in zip(first, second, strict=True)) >= CONTRAST
 
 
-def pixel_values(drawn: list[Drawn], processor: Sa2VAProcessor) -> Tensor:
-    """What the vision tower takes: (frames of all scenes, 3, S, S), channels last in memory (faster on a CPU)."""
-    frames = torch.from_numpy(np.concatenate([one.frames for one in drawn])).permute(0, 3, 1, 2)
+def pixel_values(scenes: Sequence[np.ndarray], processor: Sa2VAProcessor) -> Tensor:
+    """What the vision tower takes: (frames of all scenes, 3, S, S), channels last in memory (faster on a CPU).
+
+    scenes: frames uint8 (F, S, S, 3) of each.
+    """
+    frames = torch.from_numpy(np.concatenate(scenes)).permute(0, 3, 1, 2)
     pictures = processor.pictures
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (pictures.pixel_mean, pictures.pixel_std))
     return ((frames.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)

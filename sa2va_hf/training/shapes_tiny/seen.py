@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -92,11 +93,11 @@ def _look(
     tokens, levels = [], []
     step = AT_ONCE // len(frames)
     for start in range(0, len(drawn), step):
-        shown = [Drawn(one.scene, one.frames[frames], one.masks) for one in drawn[start : start + step]]
+        shown = [one.frames[frames] for one in drawn[start : start + step]]
         features = model.backbone.features(model.mllm, pixel_values(shown, processor))
         tokens.append(features.view(-1, cells, features.shape[-1]).half())
         if grounding:
-            pixels = torch.cat([torch.from_numpy(one.frames) for one in shown]).permute(0, 3, 1, 2)
+            pixels = torch.from_numpy(np.concatenate(shown)).permute(0, 3, 1, 2)
             levels.append([level.half() for level in encoder.encode(encoder.normalize(pixels)).levels])
         if start % (20 * step) == 0:
             logger.info("looked at %d of %d scenes", start + len(shown), len(drawn))

@@ -95,7 +95,9 @@ class Sight(Lesson):
         """Loss and accuracies on scenes; labels are read off the projected tokens, and off the tower's finer ones."""
         seen: list[Tensor] = []
         hook = self.tower.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state))
-        tokens = self.model.backbone.features(self.model.mllm, pixel_values(drawn, self.processor))
+        tokens = self.model.backbone.features(
+            self.model.mllm, pixel_values([one.frames for one in drawn], self.processor)
+        )
         hook.remove()
         loss, shown = self.helpers["reader"].loss(tokens, label_cells(drawn, self.grid, self.worlds))
         cell = F.mse_loss(self.helpers["place"](tokens), self.places.repeat(len(drawn), 1))

@@ -367,7 +367,9 @@ class Sa2VAPredictor:
         for request, text, masks in zip(requests, texts, found, strict=True):
             history = replace(request.history, turns=(*request.history.turns, (request.text, text)))
             boxes = packed_boxes(masks.masks)
-            predictions.append(Prediction(text, masks.masks, boxes, masks.scores, history, masks.logits))
+            ious, present = masks.scores.T
+            prediction = Prediction(text, masks.masks, boxes, ious, history, masks.logits, object_scores=present)
+            predictions.append(prediction)
         return predictions
 
 

@@ -45,6 +45,8 @@ class Prediction:
         history: give it with the next question.
         mask_logits: float32 (objects, frames, h, w) at a quarter of SAM 2's input side.
         problems: what could not be read of boxes in the text, one line each (`Sa2VAPredictor.locate`).
+        object_scores: float (objects,) in 0..1, SAM 2's probability that the object is there, mean over frames; of a
+            phrase it says something after training with `object_score_loss_weight`. None of masks from boxes.
         prompt_tokens: tokens that the LLM read before its answer, with those of the images; None of a given answer.
     """
 
@@ -56,6 +58,7 @@ class Prediction:
     mask_logits: np.ndarray
     problems: tuple[str, ...] = ()
     prompt_tokens: int | None = None
+    object_scores: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.packed, np.ndarray):

@@ -36,7 +36,8 @@ class Drawer:
     def _prediction(self, frames):
         drawn = np.repeat(self.mask[None], frames, 0)
         drawn = np.stack([drawn] * self.text.count("[SEG]")) if "[SEG]" in self.text else drawn[None][:0]
-        return Prediction(self.text, drawn, np.zeros((len(drawn), frames, 4)), np.ones(len(drawn)), History(), drawn)
+        boxes, ones = np.zeros((len(drawn), frames, 4)), np.ones(len(drawn))
+        return Prediction(self.text, drawn, boxes, ones, History(), drawn, object_scores=ones)
 
 
 def given(task, *records, **options):

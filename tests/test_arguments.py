@@ -75,6 +75,10 @@ def test_secrets_are_not_written_down(write):
         ({"eval_data": [{"path": "x", "repeats": 2}]}, r"`eval_data` x: every sample counts once, got `repeats: 2"),
         ({"eval_data": [{"path": "x", "samples": 9}]}, r"`eval_data` x: every sample counts once, got `samples: 9"),
         ({"lora_dropout": 1.0}, r"`lora_dropout`: expected a number in \[0, 1\)"),
+        (
+            {"object_score_loss_weight": 0.5, "train_grounding_encoder": "none"},
+            r"`object_score_loss_weight`: the head that it trains is part of SAM 2",
+        ),
         ({"model_name_or_path": None}, r"`model_name_or_path` is missing"),
         ({"remove_unused_columns": True}, r"`remove_unused_columns`: must stay False"),
     ],

@@ -88,6 +88,13 @@ class ModelArguments:
     box_loss_weight: float | None = field(
         default=None, metadata={"help": "Of masks that are known by boxes alone; default: the model config's (1.0)."}
     )
+    object_score_loss_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of SAM 2's object score, whether the object is on the frame (not with an empty mask); default: "
+            "the model config's (0.0)."
+        },
+    )
     num_points: int | None = field(
         default=None, metadata={"help": "Points per mask in the mask losses, 0 = every cell; default: the config's."}
     )
@@ -102,6 +109,11 @@ class ModelArguments:
         check_choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         check_choice("train_llm", self.train_llm, ("lora", "full", "none"))
         check_choice("train_grounding_encoder", self.train_grounding_encoder, ("decoder", "all", "none"))
+        if self.object_score_loss_weight and self.train_grounding_encoder == "none":
+            raise ValueError(
+                "`object_score_loss_weight`: the head that it trains is part of SAM 2; set `train_grounding_encoder: "
+                f"decoder` (or all), or the weight to 0, got {self.object_score_loss_weight}"
+            )
         if self.lora_alpha is None:
             self.lora_alpha = 2 * self.lora_rank
         if self.lora_rank < 1 or self.lora_alpha < 1:
@@ -142,7 +154,7 @@ class ModelArguments:
     def config_overrides(self) -> dict[str, Any]:
         """The loss settings that were given, as fields of `Sa2VAConfig`."""
         names = ("mask_loss_weight", "dice_loss_weight", "iou_loss_weight", "box_loss_weight", "num_points")
-        names = (*names, "objects_per_frame")
+        names = (*names, "object_score_loss_weight", "objects_per_frame")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if given.get("objects_per_frame") == 0:
             given["objects_per_frame"] = None

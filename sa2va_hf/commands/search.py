@@ -36,6 +36,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--crop_size", type=int, default=1024, help="pixels of a crop's longer side for the model")
     parser.add_argument("--generate", action="store_true", help="let the model answer in its own words")
+    parser.add_argument(
+        "--confidence",
+        choices=("mask", "iou", "object_score"),
+        default="iou",
+        help="what a score is: the probability of the mask's pixels, alone or times the IoU that SAM 2 expects, or "
+        "SAM 2's object score (of a model that was trained with object_score_loss_weight)",
+    )
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--dtype", help="float32, bfloat16, float16; default: the checkpoint's, float32 on a CPU")
     for name, setting in SETTINGS.items():
@@ -60,7 +67,7 @@ def run(arguments: argparse.Namespace) -> tuple[LargePicture, SearchResult]:
         raise ValueError("--target: expected the name of what is searched, got an empty text")
     picture = LargePicture(arguments.image)
     predictor = Sa2VAPredictor.from_pretrained(arguments.model, arguments.device, arguments.dtype)
-    locator = Sa2VALocator(predictor, arguments.crop_size, arguments.generate)
+    locator = Sa2VALocator(predictor, arguments.crop_size, arguments.generate, arguments.confidence)
     return picture, search(picture, arguments.target, locator, settings)
 
 

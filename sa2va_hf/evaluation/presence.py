@@ -1,7 +1,8 @@
 """Is the target here? How well the score by which a search decides tells crops with a target from those without.
 
-The question, the answer that is given ("Sure, [SEG].") and the score are those of `search.locator`: the IoU that SAM 2
-expects of the mask, times the mean probability of its pixels. An empty mask has the score 0.
+The question, the answer that is given ("Sure, [SEG].") and the score are those of `search.locator`, with each of its
+confidences: "iou", the default of a search, in the plain figures, and the others beside them. An empty mask has the
+score 0.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from sa2va_hf.data.prompts.templates import clean_phrase
 from sa2va_hf.data.schema import Sample
 from sa2va_hf.evaluation.items import Answer, Item, Settings, encode_tracks, percent, true_boxes
 from sa2va_hf.inference import Sa2VAPredictor
-from sa2va_hf.search.locator import ANSWER, QUESTION, located
+from sa2va_hf.search.locator import ANSWER, IOU, MASK, OBJECT_SCORE, QUESTION, located
 from sa2va_hf.search.phrases import question_about
 
 FALSE_ALARMS = 0.05  # share of crops without the target that may exceed the threshold
 BINS = 10  # of scores, for the calibration error
+RESULTS = {"confidence": IOU, MASK: MASK, OBJECT_SCORE: OBJECT_SCORE}  # keys of an answer's results
 
 
 class Presence:
@@ -41,10 +43,11 @@ class Presence:
         pictures = [load_frames(item.sample, [0])[0] for item in items]
         texts = [item.question for item in items]
         found = predictor.segment(image=pictures, text=texts, answer=[ANSWER] * len(items))
-        confidence = [float(located(one).scores.max(initial=0)) for one in found]
+        confidences = [
+            {key: float(located(one, name).scores.max(initial=0)) for key, name in RESULTS.items()} for one in found
+        ]
         return [
-            Answer(one.text, encode_tracks(one.masks), {"confidence": value})
-            for one, value in zip(found, confidence, strict=True)
+            Answer(one.text, encode_tracks(one.masks), values) for one, values in zip(found, confidences, strict=True)
         ]
 
     def score(self, item: Item, answer: Answer) -> dict[str, Any]:
@@ -52,9 +55,13 @@ class Presence:
         return {"score": value if _is_there(item) else 1 - value}
 
     def summarize(self, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, Any]:
-        scores = np.array([answer.more["confidence"] for answer in answers])
         there = np.array([_is_there(item) for item in items])
-        return {"crops": len(items), "with_target": int(there.sum())} | percent(presence_figures(scores, there))
+        figures: dict[str, Any] = {"crops": len(items), "with_target": int(there.sum())}
+        for key, name in RESULTS.items():
+            if all(key in answer.more for answer in answers):
+                found = percent(presence_figures(np.array([answer.more[key] for answer in answers]), there))
+                figures |= found if name == IOU else {name: found}
+        return figures
 
 
 def presence_figures(scores: np.ndarray, there: np.ndarray) -> dict[str, float]:

@@ -73,8 +73,8 @@ def _follow(
     memory = ClipMemory(encoder, len(given.objects), len(frames) + 1)
     memory.prompt_with_masks(0, features, given.logits)
     for step, index in enumerate(frames, start=1):
-        logits, ious = memory.follow(step, _features(encoder, open_frame(index)))
-        yield FrameMasks(index, given.objects, logits, ious)
+        logits, scores = memory.follow(step, _features(encoder, open_frame(index)))
+        yield FrameMasks(index, given.objects, logits, scores[:, 0])
 
 
 def _features(encoder: GroundingEncoder, frame: Tensor) -> ImageFeatures:

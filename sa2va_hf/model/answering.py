@@ -41,7 +41,8 @@ class Answer:
 @dataclass
 class PredictedMasks:
     """`masks` (objects, frames, H, W) at the size of the input, `logits` float32 (objects, frames, h, w), and
-    `scores` (objects,), the IoU that SAM 2 expects, mean over frames."""
+    `scores` (objects, 2), mean over frames: the IoU that SAM 2 expects, and its probability that the object is
+    there."""
 
     masks: PackedMasks
     logits: np.ndarray
@@ -54,14 +55,17 @@ class PredictedMasks:
         return cls(
             masks=PackedMasks.empty(objects, frames, height, width),
             logits=np.zeros((objects, frames, side, side), dtype=np.float32),
-            scores=np.zeros(objects, dtype=np.float32),
+            scores=np.zeros((objects, 2), dtype=np.float32),
         )
 
-    def put(self, frames: slice, logits: Tensor, ious: Tensor, side: int) -> None:
-        """Write the masks of some frames. side: of SAM 2's input. Raises: see `full_masks`."""
+    def put(self, frames: slice, logits: Tensor, scores: Tensor, side: int) -> None:
+        """Write the masks of some frames, and their scores (objects, n, 2). side: of SAM 2's input.
+
+        Raises: see `full_masks`.
+        """
         self.logits[:, frames] = logits.cpu().numpy()
         self.masks.put(frames, full_masks(logits, side, self.masks.shape[-2:]))
-        self.scores += ious.sum(1).cpu().numpy() / self.masks.shape[1]
+        self.scores += scores.sum(1).cpu().numpy() / self.masks.shape[1]
 
 
 def full_masks(logits: Tensor, side: int, size: tuple[int, int]) -> np.ndarray:
@@ -188,22 +192,22 @@ class AnsweringMixin:
                 looking_at.setdefault((id(clips[i]), *key_frames[i]), []).append(i)
         groups = list(looking_at.values())
 
-        def put(questions: list[int], frames: slice, logits: Tensor, ious: Tensor) -> None:
+        def put(questions: list[int], frames: slice, logits: Tensor, scores: Tensor) -> None:
             sizes = [counts[i] for i in questions]
-            for i, low, expected in zip(questions, logits.split(sizes), ious.split(sizes), strict=True):
-                found[i].put(frames, low, expected, encoder.image_size)
+            for i, low, of_low in zip(questions, logits.split(sizes), scores.split(sizes), strict=True):
+                found[i].put(frames, low, of_low, encoder.image_size)
 
         with resident(encoder):
             mode = video_mode or self.config.video_mode
             pictures = [questions for questions in groups if len(clips[questions[0]]) == 1]
-            for questions, logits, ious in self._pictures(processor, clips, pictures, embeddings, mode):
-                put(questions, slice(0, 1), logits, ious)
+            for questions, logits, scores in self._pictures(processor, clips, pictures, embeddings, mode):
+                put(questions, slice(0, 1), logits, scores)
             for questions in groups:
                 clip = clips[questions[0]]
                 if len(clip) > 1:
                     prompts = torch.cat([embeddings[i] for i in questions])
-                    for frames, logits, ious in self._clip(processor, clip, key_frames[questions[0]], prompts, mode):
-                        put(questions, frames, logits, ious)
+                    for frames, logits, scores in self._clip(processor, clip, key_frames[questions[0]], prompts, mode):
+                        put(questions, frames, logits, scores)
         return found
 
     def stream_clip(
@@ -222,10 +226,10 @@ class AnsweringMixin:
             prompts = self.project(states)
         with resident(encoder):
             steps = self._clip(processor, clip, key_frames, prompts, video_mode or self.config.video_mode)
-            for frames, logits, ious in steps:
+            for frames, logits, scores in steps:
                 masks = full_masks(logits, encoder.image_size, (height, width))
                 for row, index in enumerate(range(frames.start, frames.stop)):
-                    yield index, masks[:, row], ious[:, row].cpu().numpy()
+                    yield index, masks[:, row], scores[:, row, 0].cpu().numpy()
 
     def _pictures(
         self,
@@ -235,28 +239,28 @@ class AnsweringMixin:
         embeddings: Sequence[Tensor],
         mode: str,
     ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Per group of questions about one picture: them, logits (objects, 1, h, w) and expected IoU (objects, 1)."""
+        """Per group of questions about one picture: them, logits (objects, 1, h, w) and scores (objects, 1, 2)."""
         at_once = PICTURES_AT_ONCE if self.grounding_encoder.device.type == "cuda" else 1
         for start in range(0, len(groups), at_once):
             together = groups[start : start + at_once]
             pixels = processor.grounding_pixels([clips[questions[0]][0] for questions in together])
             prompts = [torch.cat([embeddings[i] for i in questions]) for questions in together]
             predicted = picture_masks(self.grounding_encoder, pixels, prompts, mode, self.compute_dtype)
-            for questions, logits, ious in zip(together, *predicted, strict=True):
-                yield questions, logits.unsqueeze(1), ious.unsqueeze(1)
+            for questions, logits, scores in zip(together, *predicted, strict=True):
+                yield questions, logits.unsqueeze(1), scores.unsqueeze(1)
 
     def _clip(
         self, processor: Sa2VAProcessor, clip: Clip, key_frames: list[int], prompts: Tensor, mode: str
     ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Frames of a clip in order: which, logits (objects, n, h, w) and expected IoU (objects, n)."""
+        """Frames of a clip in order: which, logits (objects, n, h, w) and scores (objects, n, 2)."""
 
         def load(indices: list[int]) -> Tensor:
             return processor.grounding_pixels([clip[index] for index in indices])
 
         done = 0
         steps = clip_masks(self.grounding_encoder, load, len(clip), key_frames, prompts, mode, self.compute_dtype)
-        for logits, ious in steps:
-            yield slice(done, done := done + logits.shape[1]), logits, ious
+        for logits, scores in steps:
+            yield slice(done, done := done + logits.shape[1]), logits, scores
         assert done == len(clip), f"{mode} predicted {done} of {len(clip)} frames"
 
 

@@ -225,6 +225,8 @@ class Sa2VAConfig(PretrainedConfig):
             mask and the IoU head learns to rank them (needed from scratch).
         box_loss_weight: of the projection term (BoxInst, arXiv 2012.02310), by which objects that have a box and no
             mask train their masks; 1.0 there. Data with masks are not concerned.
+        object_score_loss_weight: of the object score, by cross entropy: whether the object is on the frame, which an
+            empty mask denies. 0 in the released training, where SAM 2 keeps the score that it came with.
         mask_targets: "nearest" cells of the mask, as released, or "area" shares, which keep sub-cell edges where
             masks are coarse (a small `image_size`).
         num_points: points per mask of the point-sampled losses (PointRend, arXiv 1912.08193); 0 = every cell.
@@ -249,6 +251,7 @@ class Sa2VAConfig(PretrainedConfig):
         dice_loss_weight: float = 0.5,
         iou_loss_weight: float = 0.0,
         box_loss_weight: float = 1.0,
+        object_score_loss_weight: float = 0.0,
         mask_targets: str = "nearest",
         num_points: int = 12544,
         oversample_ratio: float = 3.0,
@@ -268,6 +271,7 @@ class Sa2VAConfig(PretrainedConfig):
         self.template, self.seg_token_id = template, seg_token_id
         self.mask_loss_weight, self.dice_loss_weight = mask_loss_weight, dice_loss_weight
         self.iou_loss_weight, self.box_loss_weight = iou_loss_weight, box_loss_weight
+        self.object_score_loss_weight = object_score_loss_weight
         if mask_targets not in ("nearest", "area"):
             raise ValueError(f"mask_targets: expected 'nearest' or 'area', got {mask_targets!r}")
         self.mask_targets = mask_targets

@@ -52,7 +52,7 @@ class AbsentGroundingEncoder(nn.Module):
     def self_initialized(self) -> Iterable[nn.Module]:
         return self.modules()
 
-    def select_trained(self, grounding: str, iou_head: bool) -> None:
+    def select_trained(self, grounding: str, iou_head: bool, object_score_head: bool = False) -> None:
         """Nothing is trained. Raises: ValueError for anything but "none"."""
         if grounding != "none":
             raise ValueError(f"grounding: expected 'none' without SAM 2, got {grounding!r} of {GROUNDING_PARTS}")

@@ -22,8 +22,10 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 NO_OBJECT_LOGIT = -1024.0  # what SAM puts where its object score says that there is nothing
 MASK_SCALE, MASK_BIAS = 20.0, -10.0  # a given mask as logits: -10 and 10
 AMBIGUOUS_POINTS = 1  # a prompt of at most so many points, and none at all, gets three candidates in training
-# Heads of the mask decoder that no Sa2VA loss reaches: the mask is chosen by argmax and never gated by object score.
-UNREACHED_HEADS = ("iou_prediction_head", "pred_obj_score_head", "output_hypernetworks_mlps.0")
+# Heads of the mask decoder that the mask losses do not reach: the mask is chosen by argmax and never gated by object
+# score. The first two have a loss of their own, where it has a weight.
+IOU_HEAD, OBJECT_SCORE_HEAD = "iou_prediction_head", "pred_obj_score_head"
+UNREACHED_HEADS = (IOU_HEAD, OBJECT_SCORE_HEAD, "output_hypernetworks_mlps.0")
 GROUNDING_PARTS = ("none", "decoder", "all")
 
 # Per kind of frame (prompted, followed) and index: "maskmem_features" and "maskmem_pos_enc", the spatial memory and
@@ -58,6 +60,11 @@ class MaskPrediction:
     ious: Tensor
     tokens: Tensor
     object_scores: Tensor
+
+    @property
+    def scores(self) -> Tensor:
+        """(P, 2) in 0..1: the IoU expected of the mask, and the probability that the object is on the frame."""
+        return torch.cat([self.ious.amax(1, keepdim=True), self.object_scores.float().sigmoid()], dim=1)
 
 
 @dataclass
@@ -299,13 +306,14 @@ class GroundingEncoder(Float32):
         """The modules that transformers must not initialise anew: all but its own."""
         return self.modules()
 
-    def select_trained(self, grounding: str, iou_head: bool) -> None:
+    def select_trained(self, grounding: str, iou_head: bool, object_score_head: bool = False) -> None:
         """Set `requires_grad` of every parameter. Heads that no loss reaches stay frozen, so that weight decay does
         not eat them.
 
         Args:
             grounding: "none", "decoder" (as released) or "all".
-            iou_head: whether a loss reaches the head that predicts the IoU.
+            iou_head, object_score_head: whether a loss reaches the head that predicts the IoU, and the one that
+                predicts whether the object is there.
 
         Raises:
             ValueError: another `grounding`.
@@ -319,8 +327,9 @@ class GroundingEncoder(Float32):
             part.requires_grad_(True)
         for part in self.never_trained(grounding):
             part.requires_grad_(False)
+        reached = {IOU_HEAD: iou_head, OBJECT_SCORE_HEAD: object_score_head}
         for name in UNREACHED_HEADS:
-            if not (iou_head and name == "iou_prediction_head"):
+            if not reached.get(name):
                 self.mask_decoder.get_submodule(name).requires_grad_(False)
 
     def trained_beside_decoder(self) -> Iterable[nn.Module | nn.Parameter]:

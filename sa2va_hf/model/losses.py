@@ -106,6 +106,11 @@ def mask_losses(
     return bce, (weights * dice(logits, targets)).sum() / (total + eps).clamp(min=least)
 
 
+def presence_errors(scores: Tensor, present: Tensor) -> Tensor:
+    """Cross entropy of object scores, as logits, with whether the object is there: (N,), bool (N,) -> (N,)"""
+    return F.binary_cross_entropy_with_logits(scores.float(), present.float(), reduction="none")
+
+
 @torch.no_grad()
 def soft_iou(logits: Tensor, targets: Tensor) -> Tensor:
     """IoU of the thresholded masks: (..., h, w) logits and targets -> (...); two empty masks agree (1)."""

@@ -21,7 +21,16 @@ from .configuration_sa2va import IGNORE_INDEX, Sa2VAConfig, bundled, check_ident
 from .generation import PromptedGenerationMixin
 from .grounding_encoders import ENCODERS, AbsentGroundingEncoder, grounding_encoder_of
 from .grounding_protocol import MaskPrediction, precision, touch
-from .losses import answer_cross_entropy, iou_error, mask_losses, pair_weights, shrink, uncertain_points, valid_cells
+from .losses import (
+    answer_cross_entropy,
+    iou_error,
+    mask_losses,
+    pair_weights,
+    presence_errors,
+    shrink,
+    uncertain_points,
+    valid_cells,
+)
 from .placement import Projection, device_of, keep_together, llm_only, remove_capturing_hooks, share_dtype
 from .released_api import ReleasedApiMixin
 from .zero3 import load_buffers, outside_zero_init
@@ -50,6 +59,7 @@ class Sa2VAOutput(ModelOutput):
     dice_loss: Tensor | None = None
     iou_loss: Tensor | None = None
     box_loss: Tensor | None = None
+    object_score_loss: Tensor | None = None
     logits: Tensor | None = None
     pred_masks: list[Tensor] | None = None
     pred_scores: list[Tensor] | None = None
@@ -193,7 +203,11 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
         for module in self.backbone.projector(self.mllm):
             module.requires_grad_(self.backbone.projector_is_trained if projector is None else projector)
         self.text_hidden_fcs.requires_grad_(True)
-        self.grounding_encoder.select_trained(grounding, iou_head=self.config.iou_loss_weight > 0)
+        self.grounding_encoder.select_trained(
+            grounding,
+            iou_head=self.config.iou_loss_weight > 0,
+            object_score_head=self.config.object_score_loss_weight > 0,
+        )
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -385,6 +399,7 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
             self._mask_losses(output, prediction, mask_labels, ignore_labels, known, zero)
             self._box_loss(output, prediction, box_labels, known)
         parts = [output.lm_loss, output.mask_loss, output.dice_loss, output.iou_loss, output.box_loss]
+        parts.append(output.object_score_loss)
         if any(part is not None for part in parts):
             output.loss = sum(part for part in parts if part is not None)
         # Built anew: in transformers 5.0 a field that is set later is an attribute but no key, and Trainer reads keys.
@@ -431,6 +446,11 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
         valid = valid_cells(ignore_labels, counts, lengths, size, device)
         weights = pair_weights(known, self.config.objects_per_frame).to(device)
         config, logits = self.config, prediction.masks
+        if config.object_score_loss_weight > 0:
+            present = torch.cat([masks.flatten(0, 1).flatten(1).any(1) for masks in mask_labels]).to(device)
+            errors = presence_errors(prediction.object_scores[:, 0], present)
+            counted = weights if valid is None else weights * valid.flatten(1).any(1)
+            output.object_score_loss = config.object_score_loss_weight * weighted_mean(errors, counted)
         if config.iou_loss_weight > 0:
             flags = torch.cat([pairs.flatten() for pairs in known])
             flags = None if bool(flags.all()) else flags.to(device)

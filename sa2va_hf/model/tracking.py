@@ -66,10 +66,10 @@ class ClipMemory:
     def follow(self, index: int, features: ImageFeatures) -> tuple[Tensor, Tensor]:
         """Find the objects on the next frame, without any prompt, and remember it.
 
-        Returns mask logits (objects, h, w) and the IoU expected of them (objects,).
+        Returns mask logits (objects, h, w) and their `MaskPrediction.scores` (objects, 2).
         """
         prediction = self.predict(index, features)
-        return self.keep(index, features, prediction), prediction.ious.amax(1)
+        return self.keep(index, features, prediction), prediction.scores
 
     def predict(self, index: int, features: ImageFeatures) -> MaskPrediction:
         """The objects on the next frame, without any prompt; nothing is remembered yet."""

@@ -17,7 +17,8 @@ from .grounding_protocol import GroundingEncoder, ImageFeatures, MaskPrediction,
 from .tracking import ClipMemory
 
 LoadFrames = Callable[[list[int]], Tensor]  # frame indices -> uint8 (n, 3, S, S)
-ClipMasks = Iterator[tuple[Tensor, Tensor]]  # of n more frames: logits (objects, n, h, w), predicted IoU (objects, n)
+# Of n more frames: logits (objects, n, h, w) and `MaskPrediction.scores` (objects, n, 2).
+ClipMasks = Iterator[tuple[Tensor, Tensor]]
 
 
 class FrameReader:
@@ -51,7 +52,7 @@ def per_frame(frames: FrameReader, num_frames: int, key_frames: list[int], embed
     """Every frame by itself, without memory, as in training."""
     for _, features in frames.read(range(num_frames)):
         prediction = predict(frames.encoder, features, embeddings)
-        yield prediction.masks.unsqueeze(1), prediction.ious.amax(1, keepdim=True)
+        yield prediction.masks.unsqueeze(1), prediction.scores.unsqueeze(1)
 
 
 def memory(frames: FrameReader, num_frames: int, key_frames: list[int], embeddings: Tensor) -> ClipMasks:
@@ -63,12 +64,12 @@ def memory(frames: FrameReader, num_frames: int, key_frames: list[int], embeddin
     for index, features in frames.read(range(num_frames)):
         if index in key_frames:
             prediction = predict(frames.encoder, features, embeddings)
-            masks, ious = prediction.masks, prediction.ious.amax(1)
+            masks, scores = prediction.masks, prediction.scores
             if num_frames > len(key_frames):
                 remembered.prompt_with_embeddings(index, features, prediction)
         else:
-            masks, ious = remembered.follow(index, features)
-        yield masks.unsqueeze(1), ious.unsqueeze(1)
+            masks, scores = remembered.follow(index, features)
+        yield masks.unsqueeze(1), scores.unsqueeze(1)
 
 
 def consistent(frames: FrameReader, num_frames: int, key_frames: list[int], embeddings: Tensor) -> ClipMasks:
@@ -80,13 +81,13 @@ def consistent(frames: FrameReader, num_frames: int, key_frames: list[int], embe
     remembered, predicted = ClipMemory(frames.encoder, len(embeddings), num_frames), {}
     for index, features in frames.read(key_frames):
         prediction = predict(frames.encoder, features, embeddings)
-        predicted[index] = prediction.masks, prediction.ious.amax(1)
+        predicted[index] = prediction.masks, prediction.scores
         if num_frames > len(key_frames):
             remembered.prompt_with_masks(index, features, prediction.masks)
     others = frames.read([index for index in range(num_frames) if index not in predicted])
     for index in range(num_frames):
-        masks, ious = predicted.pop(index) if index in predicted else remembered.follow(*next(others))
-        yield masks.unsqueeze(1), ious.unsqueeze(1)
+        masks, scores = predicted.pop(index) if index in predicted else remembered.follow(*next(others))
+        yield masks.unsqueeze(1), scores.unsqueeze(1)
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def clip_masks(
         dtype: what the LLM computes in; SAM 2 follows it.
         at_once: frames that are encoded together, default 4 on a GPU, else 1.
 
-    Yields float32 logits (objects, n, h, w) of the next n frames, and the IoU expected of them (objects, n).
+    Yields float32 logits (objects, n, h, w) of the next n frames, and their `MaskPrediction.scores` (objects, n, 2).
     """
     at_once = at_once or (4 if embeddings.device.type == "cuda" else 1)
     how = get_video_mode(mode)
@@ -154,8 +155,8 @@ def picture_masks(
 ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Several pictures at once, as clips of one frame: pixels uint8 (B, 3, S, S), per picture embeddings (objects, C).
 
-    mode, dtype: see `clip_masks`. Returns per picture float32 logits (objects, h, w) and the IoU expected of them
-    (objects,).
+    mode, dtype: see `clip_masks`. Returns per picture float32 logits (objects, h, w) and their
+    `MaskPrediction.scores` (objects, 2).
     """
     constants = get_video_mode(mode).constants
     counts = [len(prompts) for prompts in embeddings]
@@ -164,4 +165,4 @@ def picture_masks(
     with precision(dtype, prompts.device):
         features = encoder.encode(encoder.normalize(pixels.to(prompts.device), constants))
         prediction = encoder.decode(features, picture, prompts)
-    return prediction.masks.split(counts), prediction.ious.amax(1).split(counts)
+    return prediction.masks.split(counts), prediction.scores.split(counts)

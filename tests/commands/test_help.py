@@ -20,7 +20,7 @@ from sa2va_hf.model.video_modes import VIDEO_MODES
 from sa2va_hf.profiling.trackers import GROUNDINGS
 from sa2va_hf.profiling.train import _LLMS
 from sa2va_hf.pseudo_labels import Filter
-from sa2va_hf.search.locator import SIDE
+from sa2va_hf.search.locator import CONFIDENCES, SIDE
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN = {"quickstart", "make_shapes_tiny"}  # they run other commands, and are no commands of the package
@@ -76,6 +76,7 @@ def test_choices_are_those_of_the_package():
     flags = {action.dest: action for action in benchmarks["inference"]._actions}
     assert {(name, size) for name in flags["grounding"].choices for size in flags["size"].choices} == set(GROUNDINGS)
     assert options("search")["crop_size"].default == SIDE
+    assert options("search")["confidence"].choices == CONFIDENCES
     label = options("pseudo-label")
     usual = Filter()
     for field in ("min_area_ratio", "max_area_ratio", "min_score"):

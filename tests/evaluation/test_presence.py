@@ -3,10 +3,12 @@
 Run: pytest tests/evaluation/test_presence.py
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from sa2va_hf.evaluation.items import Settings
+from sa2va_hf.evaluation.items import Answer, Settings
 from sa2va_hf.evaluation.presence import Presence, presence_figures
 
 
@@ -31,6 +33,18 @@ def test_figures_by_hand(present, absent, expected):
     found = figures(present, absent)
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     assert ("AUC" in found) == bool(absent)
+
+
+def test_every_confidence_that_all_answers_have_gets_its_figures(monkeypatch):
+    monkeypatch.setattr("sa2va_hf.evaluation.presence._is_there", lambda item: item.there)
+    items = [SimpleNamespace(there=there) for there in (True, False)]
+    answers = [Answer("", more={"confidence": 0.5, "object_score": float(item.there), "mask": 1.0}) for item in items]
+    found = Presence().summarize(items, answers)
+    assert (found["crops"], found["with_target"], found["AUC"]) == (2, 1, 50)
+    assert found["object_score"]["AUC"] == 100 and found["object_score"]["calibration_error"] == 0
+    assert found["mask"]["Acc@0.5"] == 50
+    del answers[0].more["mask"]
+    assert "mask" not in Presence().summarize(items, answers)
 
 
 def test_settings_that_do_not_apply():

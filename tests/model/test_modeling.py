@@ -3,6 +3,8 @@
 Run: pytest tests/model/test_modeling.py
 """
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -374,6 +376,40 @@ def test_the_iou_head_learns_when_it_has_a_weight(model):
     assert all(p.grad is not None for p in head.parameters()) and head.layers[-1].bias.grad.abs().sum() > 0
 
 
+SOFT = -math.log(0.3)  # the cross entropy of "it is there with 30 %" where it is, and ...
+HARD = -math.log(0.7)  # ... where it is not
+
+
+@pytest.mark.parametrize(
+    ("empty", "known", "ignored", "errors"),
+    [
+        ((False, False), (True, True), False, [SOFT, SOFT]),
+        ((False, True), (True, True), False, [SOFT, HARD]),
+        ((True, True), (True, False), False, [HARD]),  # what is not known counts for nothing
+        ((False, True), (False, False), False, [0]),
+        ((False, True), (True, True), True, [0]),
+    ],
+)
+def test_the_object_score_learns_what_is_there(model, empty, known, ignored, errors):
+    copy = own(model, object_score_loss_weight=0.5, objects_per_frame=None)
+    copy.freeze_for_training()
+    head = copy.grounding_encoder.sam2_model.sam_mask_decoder.pred_obj_score_head.layers[-1]
+    assert all(p.requires_grad for p in head.parameters())
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.fill_(math.log(0.3 / 0.7))
+    wanted = masks(2)
+    wanted[torch.tensor(empty)] = False
+    labels = {"mask_known": [torch.tensor(known)[:, None]]}
+    if ignored:
+        labels["ignore_labels"] = [torch.ones(1, 60, 100, dtype=torch.bool)]
+    out = copy(**inputs(chat(TWO, picture())), mask_labels=[wanted], **labels)
+    assert out.object_score_loss.item() == pytest.approx(0.5 * sum(errors) / len(errors), rel=1e-4)
+    torch.testing.assert_close(out.loss, out.lm_loss + out.mask_loss + out.dice_loss + out.object_score_loss)
+    out.loss.backward()
+    assert bool(head.bias.grad.any()) == any(errors)
+
+
 # ---------------------------------------------------------------- gradients
 
 
@@ -410,6 +446,7 @@ def test_what_is_trained_is_what_the_recipe_says():
 )
 def test_every_trainable_parameter_gets_a_gradient_from_every_batch(grounding, chats):
     model = tiny_model().train()
+    model.config.object_score_loss_weight = 0.5
     model.freeze_for_training(grounding)
     model.mllm.model.language_model.requires_grad_(True)
     wanted = [masks(2), masks(1, 2)] if len(chats) > 1 and "image" in str(chats) else [masks(0)] * len(chats)

@@ -271,8 +271,8 @@ def test_every_video_mode_runs(encoder):
     clip, embeddings = frames(7), torch.randn(2, 128)
     for name, mode in VIDEO_MODES.items():
         keys = mode.key_frames(7, 3)
-        masks, ious = zip(*clip_masks(encoder, lambda i: clip[i], 7, keys, embeddings, name), strict=True)
-        assert torch.cat(masks, 1).shape == (2, 7, LOW, LOW) and torch.cat(ious, 1).shape == (2, 7)
+        masks, scores = zip(*clip_masks(encoder, lambda i: clip[i], 7, keys, embeddings, name), strict=True)
+        assert torch.cat(masks, 1).shape == (2, 7, LOW, LOW) and torch.cat(scores, 1).shape == (2, 7, 2)
 
 
 def test_boxes_and_given_masks_are_followed(encoder):

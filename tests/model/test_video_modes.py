@@ -37,9 +37,9 @@ def test_every_mode_draws_every_object_on_every_frame_in_order(mode):
 
     steps = list(clip_masks(model.grounding_encoder, load, 4, uniform_frames(4, 2), embeddings, mode))
     masks = torch.cat([masks for masks, _ in steps], dim=1)
-    ious = torch.cat([ious for _, ious in steps], dim=1)
+    scores = torch.cat([scores for _, scores in steps], dim=1)
     assert masks.shape == (3, 4, 32, 32) and masks.dtype == torch.float32
-    assert ious.shape == (3, 4) and (ious >= 0).all() and (ious <= 1).all()
+    assert scores.shape == (3, 4, 2) and (scores >= 0).all() and (scores <= 1).all()
     assert set(asked) == {0, 1, 2, 3}
 
 

@@ -15,7 +15,7 @@ from searched import Blank, FakeModel
 
 from sa2va_hf.boxes import box_iou
 from sa2va_hf.search import Located, SearchSettings, search
-from sa2va_hf.search.locator import Sa2VALocator, located
+from sa2va_hf.search.locator import CONFIDENCES, Sa2VALocator, located
 from sa2va_hf.search.overlay import draw_search
 from sa2va_hf.search.patches import Crop, Heat
 from sa2va_hf.search.phrases import cue_phrase, question_about
@@ -265,6 +265,12 @@ def test_candidates_are_the_parts_of_the_masks():
     best = int(found.scores.argmax())
     np.testing.assert_allclose(found.boxes[best], [4 / 32, 2 / 16, 8 / 32, 6 / 16])
     assert found.scores[best] == pytest.approx(0.8 / (1 + np.exp(-8.0)), rel=1e-5)
+    with_object_score = SimpleNamespace(**vars(prediction(logits, [0.8])), object_scores=np.array([0.7]))
+    scores = {name: located(with_object_score, name).scores for name in CONFIDENCES}
+    np.testing.assert_allclose(scores["iou"], found.scores)
+    np.testing.assert_allclose(scores["mask"], found.scores / 0.8, rtol=1e-6)
+    assert scores["object_score"].max() == pytest.approx(0.7)
+    assert scores["object_score"].argmax() == best and scores["object_score"].min() < 0.65
     nothing = located(prediction(np.zeros((0, 16, 16)), []))
     assert len(nothing.scores) == 0 and nothing.heat.max() == 0
 

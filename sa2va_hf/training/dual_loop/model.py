@@ -145,12 +145,13 @@ class DualLoopModel(nn.Module):
                 embeddings = self._straight_through(logits, [len(one) for one in captions], seeds)
         output, rows, said = self.segment(pairs["segment"], captions, embeddings, pairs=pairs)
         zero = output.mask_loss.new_zeros(())
+        scores = [part for part in (output.iou_loss, output.object_score_loss) if part is not None]
         cosine = zero
         if settings.cosine_weight > 0:
             cosine = 1 - F.cosine_similarity(region.float(), output.seg_hidden_states.float()).mean()
         parts = {
             "mask_loss": output.mask_loss,
-            "dice_loss": output.dice_loss + (zero if output.iou_loss is None else output.iou_loss),
+            "dice_loss": output.dice_loss + sum(scores, start=zero),
             "answer_loss": settings.answer_weight * output.lm_loss,
             "denoising_loss": zero if denoising is None else settings.denoising_weight * denoising,
             "cosine_loss": settings.cosine_weight * cosine,

@@ -217,8 +217,15 @@ def test_a_clip_is_drawn_as_in_training(predictor):
     chat = [user, {"role": "assistant", "content": TWO}]
     inputs = predictor.processor.apply_chat_template(chat, add_generation_prompt=False)
     with torch.no_grad():
-        expected = predictor.model(**inputs).pred_masks[0]
-    np.testing.assert_allclose(p.mask_logits, expected.numpy(), atol=1e-4)
+        expected = predictor.model(**inputs)
+        counts, frames = torch.tensor([TWO.count("[SEG]")]), torch.tensor([len(clip)])
+        prediction, _ = predictor.model.predict_masks(
+            expected.seg_embeddings, counts, inputs["grounding_pixel_values"], frames
+        )
+    np.testing.assert_allclose(p.mask_logits, expected.pred_masks[0].numpy(), atol=1e-4)
+    ious, present = (scores.view(-1, len(clip)).mean(1) for scores in prediction.scores.T)
+    np.testing.assert_allclose(p.scores, ious.numpy(), atol=1e-4)
+    np.testing.assert_allclose(p.object_scores, present.numpy(), atol=1e-4)
 
 
 def test_the_llm_reads_a_few_frames_evenly(predictor):

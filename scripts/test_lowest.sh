@@ -13,6 +13,7 @@
 # - tests/serving and test_generated_images.py are about gradio, FastAPI, diffusers and a browser, of which both
 #   environments have the same versions; generation itself is in test_inference.py;
 # - test_sam2.py in tests/checkpoints converts between files of the sam2 package; test_docs.py runs the documentation;
+# - tests/training/test_faults.py is about files, signals and processes; that a run resumes is in the trainers' tests;
 # - tests/training/shapes_tiny is about the lessons of the bundled model, which are run once and on the newest versions.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
@@ -22,5 +23,6 @@ say "pytest, on the lowest declared versions"
 skipped=(tests/test_layers.py tests/commands tests/model/test_clip_memory.py tests/model/test_tracking.py
          tests/training/sam2/test_clip_model.py tests/data/test_relations.py
          tests/search tests/serving tests/test_generated_images.py tests/data/sources tests/data/shapes
-         tests/evaluation tests/checkpoints/test_sam2.py tests/test_docs.py tests/training/shapes_tiny)
+         tests/evaluation tests/checkpoints/test_sam2.py tests/test_docs.py tests/training/test_faults.py
+         tests/training/shapes_tiny)
 run_pytest -m "not slow" "${skipped[@]/#/--ignore=}" "$@"

@@ -1,5 +1,6 @@
 """Fixtures for every test: a model small enough to build in one, and the folder of real samples when there is one."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -27,6 +28,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in slow)
 
 
+def pytest_collection_finish():
+    """What was imported stays: collecting garbage, as every training run does at its end, need not go through it."""
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of small samples in the datasets' true on-disk formats. They are not ours to ship."""
@@ -36,6 +42,13 @@ def shared_data() -> Path:
     if not Path(folder).is_dir():
         raise ValueError(f"SA2VA_TEST_DATA={folder!r} is not a folder; unset it to skip the tests that need it")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def toy_runs(tmp_path_factory) -> str:
+    """The folder of what `toy_run.finished` makes, the same in all processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    return str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "toy_runs")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from pathlib import Path
 import forks
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch.utils.data import SequentialSampler
 
@@ -228,7 +229,7 @@ def run(**settings):
     trainer = build(**settings)
     trainer.train(resume_from_checkpoint=find_checkpoint(settings.get("resume_from_checkpoint"), trainer.args))
     if trainer.stopped_by is None:
-        if settings.get("evaluate"):
+        if settings.get("evaluate") and trainer.args.eval_strategy == "no":
             trainer.evaluate()
         trainer.save_model()
     said = logits(trainer.model_wrapped, trainer.processing_class) if probe else None
@@ -280,9 +281,10 @@ def tiny_folder(base):
     from tiny import tiny_model, tiny_processor
 
     folder = Path(base) / "tiny"
-    if not folder.exists():
-        tiny_model(num_points=64).save_pretrained(folder)
-        tiny_processor().save_pretrained(folder)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            tiny_model(num_points=64).save_pretrained(folder)
+            tiny_processor().save_pretrained(folder)
     return folder
 
 
@@ -315,10 +317,13 @@ RUNS = {
 
 @cache
 def finished(base, name):
-    """The folder of a run of `RUNS`, made once per test session. `base`: the session's folder, as text."""
+    """The folder of a run of `RUNS`, made once per test session. `base`: the fixture `toy_runs`."""
     processes, settings, chosen = RUNS[name]
-    model = str(tiny_folder(base))
-    return launch(Path(base) / name, processes, model=model, model_arguments=EXACT | chosen, **(SAME | settings))
+    model, folder = str(tiny_folder(base)), Path(base) / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "logs.json").is_file():
+            launch(folder, processes, model=model, model_arguments=EXACT | chosen, **(SAME | settings))
+    return folder
 
 
 if __name__ == "__main__":

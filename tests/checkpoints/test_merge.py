@@ -16,8 +16,8 @@ from sa2va_hf.training.sa2va.trainable import load
 
 
 @pytest.fixture(scope="session")
-def base_model(tmp_path_factory):
-    return tiny_folder(str(tmp_path_factory.getbasetemp() / "toy_runs"))
+def base_model(toy_runs):
+    return tiny_folder(toy_runs)
 
 
 @pytest.fixture(scope="session")

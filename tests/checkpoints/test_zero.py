@@ -12,11 +12,6 @@ from sa2va_hf.checkpoints.merge import merge
 from sa2va_hf.checkpoints.zero import consolidate, find_shards
 
 
-@pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    return str(tmp_path_factory.getbasetemp() / "toy_runs")
-
-
 def shards(folder, stage, world, present):
     """A checkpoint folder with as much of DeepSpeed's files as a look at them needs."""
     inside = folder / "global_step4"
@@ -73,8 +68,8 @@ def test_a_shard_with_other_objects_is_not_unpickled(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
-def test_a_lora_runs_shards_give_the_live_models_logits(base, name, tmp_path):
-    run = finished(base, name)
+def test_a_lora_runs_shards_give_the_live_models_logits(toy_runs, name, tmp_path):
+    run = finished(toy_runs, name)
     consolidate(str(run / "checkpoint-4"), str(tmp_path / "adapter"))
     merge(tmp_path / "adapter", tmp_path / "merged")
     said = logits(Sa2VAForConditionalGeneration.from_pretrained(tmp_path / "merged"), processor(tmp_path / "merged"))
@@ -87,15 +82,15 @@ def test_a_lora_runs_shards_give_the_live_models_logits(base, name, tmp_path):
 
 
 @pytest.mark.slow
-def test_tokens_that_a_run_added_keep_their_rows(base, tmp_path):
-    run = finished(base, "zero2_boxes")
+def test_tokens_that_a_run_added_keep_their_rows(toy_runs, tmp_path):
+    run = finished(toy_runs, "zero2_boxes")
     consolidate(str(run / "checkpoint-2"), str(tmp_path / "adapter"))
     merge(tmp_path / "adapter", tmp_path / "merged")
     merge(run, tmp_path / "gathered")
     model, gathered = (
         Sa2VAForConditionalGeneration.from_pretrained(tmp_path / name) for name in ("merged", "gathered")
     )
-    tokenizer, known = processor(tmp_path / "merged").tokenizer, processor(f"{base}/tiny").tokenizer
+    tokenizer, known = processor(tmp_path / "merged").tokenizer, processor(f"{toy_runs}/tiny").tokenizer
     assert len(tokenizer) == model.config.vocab_size == len(known) + len(BOX_TOKENS)
     for one, other in (
         (model.get_input_embeddings(), gathered.get_input_embeddings()),
@@ -113,8 +108,8 @@ def test_tokens_that_a_run_added_keep_their_rows(base, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero2_full", "zero3_full"])
-def test_a_full_runs_shards_give_the_live_models_logits(base, name, tmp_path):
-    run = finished(base, name)
+def test_a_full_runs_shards_give_the_live_models_logits(toy_runs, name, tmp_path):
+    run = finished(toy_runs, name)
     consolidate(run / "checkpoint-4", tmp_path / "whole", max_shard_size="2MB")
     assert len(list((tmp_path / "whole").glob("model-*.safetensors"))) > 1
     model = Sa2VAForConditionalGeneration.from_pretrained(tmp_path / "whole")

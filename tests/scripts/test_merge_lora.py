@@ -26,9 +26,9 @@ def hub(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, toy_runs):
     """The trainer of a short LoRA run; its folder holds the adapter."""
-    model = tiny_folder(str(tmp_path_factory.getbasetemp() / "toy_runs"))
+    model = tiny_folder(toy_runs)
     return run(output_dir=tmp_path_factory.mktemp("run"), model=str(model), max_steps=3, warmup_steps=0)
 
 

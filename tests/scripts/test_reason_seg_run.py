@@ -41,8 +41,8 @@ def data(tmp_path):
 
 
 @pytest.mark.slow
-def test_reason_seg_is_trained_evaluated_merged_and_reloaded(data, tmp_path, tmp_path_factory):
-    model = tiny_folder(str(tmp_path_factory.getbasetemp() / "toy_runs"))
+def test_reason_seg_is_trained_evaluated_merged_and_reloaded(data, tmp_path, toy_runs):
+    model = tiny_folder(toy_runs)
     settings = {"model_name_or_path": str(model), "train_data": data[0], "eval_data": data[1], "lora_rank": 4}
     settings |= {"eval_strategy": "steps", "eval_steps": 2}
     settings |= {"max_steps": 2, "save_steps": 2, "num_points": 0, "disable_tqdm": True, "learning_rate": 1e-3}

@@ -37,12 +37,12 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture
-def config(prepared, tmp_path, tmp_path_factory):
+def config(prepared, tmp_path, toy_runs):
     """A run of a few steps on the tiny model, as a YAML file."""
 
     def config(**values):
         settings = {
-            "model_name_or_path": str(tiny_folder(str(tmp_path_factory.getbasetemp() / "toy_runs"))),
+            "model_name_or_path": str(tiny_folder(toy_runs)),
             "train_data": [{"path": str(prepared / "train"), "repeats": 1.5}],
             "eval_data": str(prepared / "val"),
             "eval_samples": 4,

@@ -15,8 +15,8 @@ CONFIG = Path(__file__).parents[2] / "configs/dual_loop_tiny.yaml"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny_folder(str(tmp_path_factory.getbasetemp() / "toy_runs"))
+def model(toy_runs):
+    return tiny_folder(toy_runs)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
-def test_shards_become_the_live_model(monkeypatch, tmp_path_factory, tmp_path, name):
-    run = finished(str(tmp_path_factory.getbasetemp() / "toy_runs"), name)
+def test_shards_become_the_live_model(monkeypatch, toy_runs, tmp_path, name):
+    run = finished(toy_runs, name)
     steps = {
         "zero_to_fp32.py": [run / "checkpoint-4", tmp_path / "fp32"],
         "merge_lora.py": ["--checkpoint", tmp_path / "fp32", "--output", tmp_path / "merged"],

@@ -34,8 +34,8 @@ SETTINGS = {"model_arguments": EXACT, "max_steps": 4, "save_strategy": "steps", 
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    return str(tiny_folder(str(tmp_path_factory.getbasetemp() / "toy_runs")))
+def model(toy_runs):
+    return str(tiny_folder(toy_runs))
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +386,7 @@ def test_other_errors_are_passed_on_as_they_are(text):
 @pytest.mark.slow
 def test_a_run_killed_at_20_random_points_ends_with_the_weights_of_one_that_was_not(model, tmp_path):
     """At any point: while the model is loaded, in a step, in the middle of a checkpoint, in between."""
-    settings = {"model": model, "max_steps": 8, "size": 12, "save_strategy": "steps", "save_steps": 1}
+    settings = {"model": model, "max_steps": 6, "size": 12, "save_strategy": "steps", "save_steps": 1}
     settings |= {"save_total_limit": 2, "model_arguments": {"lora_dropout": 0.1, "num_points": 64}}
     file = tmp_path / "lives.in.json"
     file.write_text(json.dumps({"output_dir": str(tmp_path), "kills": 20, "seed": 0, "run": settings}))

@@ -17,8 +17,8 @@ from sa2va_hf.checkpoints.merge import merge
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(tiny_folder(str(tmp_path_factory.getbasetemp() / "toy_runs")))
+def model(toy_runs):
+    return str(tiny_folder(toy_runs))
 
 
 def weights(trainer):

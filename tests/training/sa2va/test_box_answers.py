@@ -21,8 +21,8 @@ from sa2va_hf.training.sa2va.build import build_trainer
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    return str(tiny_folder(str(tmp_path_factory.getbasetemp() / "toy_runs")))
+def model(toy_runs):
+    return str(tiny_folder(toy_runs))
 
 
 @pytest.fixture(scope="module")

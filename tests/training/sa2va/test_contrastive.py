@@ -75,8 +75,8 @@ def test_examples_and_batches_say_the_class_of_each_seg():
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(tiny_folder(str(tmp_path_factory.getbasetemp() / "toy_runs")))
+def model(toy_runs):
+    return str(tiny_folder(toy_runs))
 
 
 STEPS = {"model_arguments": EXACT, "max_steps": 2, "loss_normalization": "global", "contrastive_weight": 0.5}

@@ -18,14 +18,8 @@ RANDOM = {"lora_dropout": 0.1, "num_points": 64}  # draws random numbers in ever
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    """The session's folder for runs that several tests look at, as text."""
-    return str(tmp_path_factory.getbasetemp() / "toy_runs")
-
-
-@pytest.fixture(scope="session")
-def model(base):
-    return str(tiny_folder(base))
+def model(toy_runs):
+    return str(tiny_folder(toy_runs))
 
 
 def snapshot(module):

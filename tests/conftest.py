@@ -19,6 +19,7 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="sa2va-tests-")
 
 
 def pytest_unconfigure():
+    gc.unfreeze()  # or extensions say at the exit that their objects have leaked
     shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 

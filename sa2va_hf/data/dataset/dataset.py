@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from sa2va_hf.data.dataset.entries import ANSWERS, Entry, Share
-from sa2va_hf.data.dataset.generators import generators
+from sa2va_hf.data.dataset.generators import generator, generators
 from sa2va_hf.data.dataset.length_cache import cached, fingerprint, processor_fingerprint
 from sa2va_hf.data.dataset.mask_targets import MaskGrid, mask_labels
 from sa2va_hf.data.dataset.planning import Plan, Planner, is_located, region_masks
@@ -156,7 +156,9 @@ class Sa2VADataset(torch.utils.data.Dataset):
         """What item `index` will be. Opens no media."""
         epoch, number = divmod(int(index), len(self))
         entry_index, entry, item = self._find(epoch, number)
-        return self.planner.plan(entry.open(item), self._rng(epoch, number, entry_index, entry.numbers[item]))
+        row = entry.open(item)
+        rng = self._rng(epoch, number, entry_index, entry.numbers[item]) if row.has_choices else None
+        return self.planner.plan(row, rng)
 
     def sample_id(self, index: int) -> str:
         """The id of the row that item `index` is made of; also where the rest of it cannot be used."""
@@ -253,7 +255,7 @@ class Sa2VADataset(torch.utils.data.Dataset):
 
     def _rng(self, epoch: int, number: int, entry_index: int, row: int) -> np.random.Generator:
         """In training of the epoch and the item; in evaluation of the row, however its expressions are split."""
-        return np.random.default_rng((self.seed, epoch, number) if self.train else (self.seed, entry_index, int(row)))
+        return generator(*((self.seed, epoch, number) if self.train else (self.seed, entry_index, int(row))))
 
     # ---------------------------------------------------------------- construction
 

@@ -144,6 +144,11 @@ class Item:
     answer: str = "masks"
 
     @property
+    def has_choices(self) -> bool:
+        """Whether anything of it is sampled: expressions with their questions and answers, or frames."""
+        return self.num_expressions > 0 or self.is_video
+
+    @property
     def asks_boxes(self) -> bool:
         """Whether its turns are written when the frames are chosen, since boxes are in them."""
         return self.answer != "masks" and self.num_expressions > 0

@@ -42,10 +42,11 @@ def mask_labels(plan: Plan, grid: MaskGrid | None = None) -> dict[str, torch.Ten
     size = (height, width) if grid is None else (grid.size, grid.size)
     shares = grid is not None and grid.how == "area"
     shape, kind = (len(plan.targets), len(plan.frames), *size), torch.float if shares else torch.bool
-    positions = {number: position for position, number in enumerate(plan.row.annotated().tolist())}
+    positions = {number: position for position, number in enumerate(plan.row["annotated"])}
     meant = sorted({instance for instances in plan.targets for instance in instances})
     targets, ignored = None, None  # memory that nothing is written to is not asked for
-    flags, boxes = np.ones(shape[:2], dtype=bool), []
+    unknown: list[tuple[int, int]] = []
+    boxes = []
     for frame, number in enumerate(plan.frames):
         position = positions.get(number)
         if position is None:  # of a clip without masks
@@ -61,14 +62,17 @@ def mask_labels(plan: Plan, grid: MaskGrid | None = None) -> dict[str, torch.Ten
                 targets = _placed(targets, mask, shape, kind, (seg, frame))
             if len(parts) < len(instances):
                 there = known_boxes(plan.row, position, instances)
-                flags[seg, frame] = there is not None and not any(there)  # all of them absent: that is known
+                if there is None or any(there):  # all of them absent: that is known
+                    unknown.append((seg, frame))
                 boxes += [(seg, frame, *normalized(box, width, height)) for box in there or () if box]
         rle = plan.row.ignore(position)
         if rle is not None and masks.area(rle):
             ignored = _placed(ignored, torch.from_numpy(_read(rle, grid)), shape[1:], torch.bool, (frame,))
     labels = {"mask_labels": torch.zeros(shape, dtype=kind) if targets is None else targets}
     labels |= {} if ignored is None else {"ignore_labels": ignored}
-    labels |= {} if flags.all() else {"mask_known": torch.from_numpy(flags)}
+    if unknown:
+        labels["mask_known"] = torch.ones(shape[:2], dtype=torch.bool)
+        labels["mask_known"][tuple(zip(*unknown, strict=True))] = False
     return labels | ({"box_labels": torch.tensor(boxes, dtype=torch.float32)} if boxes else {})
 
 

@@ -66,7 +66,8 @@ class Planner:
     train: bool
     _scribes: dict[str, BoxScribe] = field(default_factory=dict, repr=False)  # by answer
 
-    def plan(self, item: Item, rng: np.random.Generator) -> Plan:
+    def plan(self, item: Item, rng: np.random.Generator | None) -> Plan:
+        """What the item will be. rng: None where it has no choices."""
         asks = self.asks(item, rng)
         if item.num_expressions:
             asks = _with_common_frames(item, asks) if self.train else asks[item.span]
@@ -78,7 +79,7 @@ class Planner:
         targets = [meant for ask in asks for meant in ask.targets]
         return Plan(item.row["id"], item.size, item.is_video, frames, [ask.turn for ask in asks], targets, item.row)
 
-    def asks(self, item: Item, rng: np.random.Generator) -> list[Ask]:
+    def asks(self, item: Item, rng: np.random.Generator | None) -> list[Ask]:
         """A row's dialogue; or asks for its expressions: sampled ones in training, all of them in evaluation."""
         if not item.num_expressions:
             return [Ask((turn["question"], turn["answer"]), turn["targets"]) for turn in item.row["turns"]]
@@ -101,7 +102,7 @@ class Planner:
     ) -> tuple[list[int], list[Turn]]:
         """Which expressions are asked for, and how."""
         numbers = list(range(len(texts)))
-        if self.train:
+        if self.train and len(texts) > 1:  # of a single one nothing is sampled: the generator stays as it is
             numbers = rng.permutation(len(texts))[: self.max_expressions].tolist()
         return numbers, [referring_turn(texts[n], bool(has_target[n]), rng) for n in numbers]
 
@@ -204,7 +205,7 @@ class Planner:
             asks = asks[:-1]
         return asks
 
-    def _frames(self, item: Item, asks: Sequence[Ask], rng: np.random.Generator) -> list[int]:
+    def _frames(self, item: Item, asks: Sequence[Ask], rng: np.random.Generator | None) -> list[int]:
         if not item.is_video:
             return [0]
         choices = _choices(item, asks)

@@ -39,8 +39,8 @@ class DrawnRow:
         ]
         self.ignored = [masks.encode(drawn("ellipse", height, width, rng)), None]
 
-    def annotated(self):
-        return np.array([3, 8])
+    def __getitem__(self, name):
+        return {"annotated": [3, 8]}[name]
 
     def mask(self, instance, position):
         return self.known[instance][position]

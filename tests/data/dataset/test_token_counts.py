@@ -9,7 +9,7 @@ from tiny import CORPUS, tiny_processor, tiny_tokenizer
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sa2va_hf.data.dataset.generators import generators
+from sa2va_hf.data.dataset.generators import generator, generators
 from sa2va_hf.data.dataset.processes import in_processes
 from sa2va_hf.data.dataset.token_counts import SPLITS, TokenCounter, Words
 
@@ -84,8 +84,10 @@ def test_generators_are_those_of_numpy(first):
     numbers = np.array([0, 1, 5, 999_999, 2**32 - 1])
     for number, rng in zip(numbers.tolist(), generators(first, numbers), strict=True):
         expected = np.random.default_rng((*first, number))
-        assert rng.permutation(7).tolist() == expected.permutation(7).tolist()
-        assert rng.integers(10, size=5).tolist() == expected.integers(10, size=5).tolist()
+        state = expected.bit_generator.state
+        assert rng.bit_generator.state == generator(*first, number).bit_generator.state == state
+        expected.permutation(1)  # which the planner leaves out where there is one expression
+        assert expected.bit_generator.state == state
 
 
 def test_processes_give_what_one_gives():

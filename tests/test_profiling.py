@@ -35,7 +35,9 @@ SMALLEST = {  # inference, parity and sam2 are run by the test of the report, wh
 @pytest.fixture
 def benchmark(monkeypatch):
     def benchmark(name, *more):
-        command = [SCRIPT, name, *SMALLEST[name].split(), "--repeats", "1", "--device", "cpu", *more]
+        offered = make_parser().parse_args([name])
+        common = [f"--{option}={value}" for option, value in (("repeats", 1), ("device", "cpu")) if option in offered]
+        command = [SCRIPT, name, *SMALLEST[name].split(), *common, *more]
         monkeypatch.setattr(sys, "argv", [str(word) for word in command])
         runpy.run_path(str(SCRIPT), run_name="__main__")
 

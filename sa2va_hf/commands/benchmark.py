@@ -24,8 +24,18 @@ from importlib import import_module
 from pathlib import Path
 
 
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="default: cuda if there is one")
+
+
+def _repeats(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=int, default=3, help="runs of which the median counts")
+
+
 def inference(parser: argparse.ArgumentParser) -> None:
     """Time and memory of the predictor, on images and clips."""
+    _device(parser)
+    _repeats(parser)
     parser.add_argument("--size", choices=["tiny", "large"], default="tiny", help="large: SAM as published")
     _grounding(parser)
     parser.add_argument("--model", help="a model folder, instead of random weights")
@@ -40,17 +50,20 @@ def inference(parser: argparse.ArgumentParser) -> None:
 
 def parity(parser: argparse.ArgumentParser) -> None:
     """Logits and masks of every precision, against float32 on the CPU."""
+    _device(parser)
     parser.add_argument("--model", default="shapes-tiny")
 
 
 def gpu_report(parser: argparse.ArgumentParser) -> None:
     """Precision, inference and training on a GPU, in one call of minutes."""
+    _device(parser)
     parser.add_argument("--smoke", action="store_true", help="every step as small as it can be, also on a CPU")
     parser.add_argument("--images", type=Path, help="a folder of pictures for the training steps; default: noise")
 
 
 def data(parser: argparse.ArgumentParser) -> None:
     """Preparing datasets, reading them, and starting a run on a large one."""
+    _repeats(parser)
     parts = ["preparing", "reading", "starting", "counting", "ordering"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="tables to measure; default: all")
     parser.add_argument("--source", nargs=3, action="append", default=[], metavar=("NAME", "ROOT", "SPLIT"))
@@ -69,6 +82,7 @@ def sampler(parser: argparse.ArgumentParser) -> None:
 
 def metrics(parser: argparse.ArgumentParser) -> None:
     """J and F of clips, against the straightforward implementation."""
+    _repeats(parser)
     parser.add_argument("--frames", type=int, default=40, help="frames of the timed clips")
     parser.add_argument(
         "--masks", type=Path, nargs="+", default=[], metavar="DIR", help="mask pictures of a clip each, not drawn ones"
@@ -78,6 +92,7 @@ def metrics(parser: argparse.ArgumentParser) -> None:
 
 def train(parser: argparse.ArgumentParser) -> None:
     """Time and memory of a training step, by part and by option."""
+    _device(parser)
     parser.add_argument("--size", choices=["tiny", "2b", "8b"], default="tiny", help="2b, 8b: with SAM as published")
     _grounding(parser)
     parser.add_argument("--batch", type=int, default=4, help="samples of a step")
@@ -93,6 +108,8 @@ def _grounding(parser: argparse.ArgumentParser) -> None:
 
 def trackers(parser: argparse.ArgumentParser) -> None:
     """SAM 2.1 large against SAM 3's tracker, per frame and per object."""
+    _device(parser)
+    _repeats(parser)
     parser.add_argument("--size", choices=["tiny", "large"], default="tiny", help="large: as published")
     parser.add_argument("--frames", type=int, default=4, help="frames of the clip, 2 or more")
     parser.add_argument("--objects", type=int, nargs="+", default=[1, 3], help="objects that are followed")
@@ -100,6 +117,8 @@ def trackers(parser: argparse.ArgumentParser) -> None:
 
 def sam2(parser: argparse.ArgumentParser) -> None:
     """A training step of SAM 2, against the original code."""
+    _device(parser)
+    _repeats(parser)
     parser.add_argument("--size", choices=["tiny", "small", "base_plus", "large"], default="tiny")
     parser.add_argument("--image_size", type=int, default=1024)
     parser.add_argument("--frames", type=int, default=8)
@@ -109,6 +128,8 @@ def sam2(parser: argparse.ArgumentParser) -> None:
 
 def search(parser: argparse.ArgumentParser) -> None:
     """Visual search on drawn 4K scenes."""
+    _device(parser)
+    _repeats(parser)
     parser.add_argument("--model", default="pixels", help="pixels (no weights), or a model as of sa2va search")
     parser.add_argument("--generate", action="store_true", help="see sa2va search --help")
     parser.add_argument("--scenes", type=int, default=20, help="with the target; as many again without it")
@@ -123,6 +144,7 @@ def search(parser: argparse.ArgumentParser) -> None:
 
 def serve(parser: argparse.ArgumentParser) -> None:
     """Requests per second and latency of the server under load."""
+    _device(parser)
     parser.add_argument("--model", default="shapes-tiny")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16], help="that ask at the same time")
     parser.add_argument("--requests", type=int, default=48, help="of all clients together")
@@ -171,8 +193,6 @@ def make_parser() -> argparse.ArgumentParser:
     for measurement in MEASUREMENTS:
         command = commands.add_parser(measurement.__name__, help=measurement.__doc__, allow_abbrev=False)
         measurement(command)
-        command.add_argument("--device", help="default: cuda if there is one")
-        command.add_argument("--repeats", type=int, default=3, help="runs of which the median counts")
         command.add_argument("--output", type=Path, help="append the tables to this file")
     return parser
 
@@ -186,8 +206,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from sa2va_hf.profiling.report import machine
 
-    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tables = [f"## {arguments.command}: {machine(arguments.device)}"]
+    if "device" in arguments:  # what has no such option runs on the CPU
+        arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tables = [f"## {arguments.command}: {machine(vars(arguments).get('device', 'cpu'))}"]
     print(tables[0], flush=True)
     for table in import_module(f"sa2va_hf.profiling.{arguments.command}").run(arguments):
         print(f"\n{table}", flush=True)

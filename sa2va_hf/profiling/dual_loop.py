@@ -108,6 +108,7 @@ class _World:
             "save_strategy": "no",
             "disable_tqdm": True,
             "dataloader_pin_memory": False,
+            "use_cpu": True,  # where `score` measures
         }
         if loop is None:
             collator = Sa2VACollator(self.processor)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -84,7 +85,7 @@ def measure_encoder(title: str, encoder: GroundingEncoder, frame: torch.Tensor, 
     found: Figures = {}
 
     def add(part: str, count: int, call: Callable[[], object]) -> None:
-        work, seconds, peak = measured(call, device, warm_up=arguments.size == "tiny")
+        work, seconds, peak = measured(call, device, arguments.size == "tiny", arguments.repeats)
         found[part] = seconds / count, work / count / 1e9, peak
         logger.info("%s: %s: %.2f s, %.0f GFLOP, %.0f MiB", title, part, *found[part])
 
@@ -107,18 +108,24 @@ def follow(encoder: GroundingEncoder, features: list[Any], objects: int) -> None
         memory.follow(index, features[index])
 
 
-def measured(call: Callable[[], object], device: str, warm_up: bool) -> tuple[int, float, float]:
-    """Operations, seconds (of the CPU's threads together where it computes) and peak MiB above the start.
+def measured(call: Callable[[], object], device: str, warm_up: bool, repeats: int = 1) -> tuple[int, float, float]:
+    """Operations, seconds (of the CPU's threads together where it computes; the median) and the highest peak in MiB
+    above the start.
 
-    warm_up: count in a call before the timed one. Without it one call does both, which is right where an operation
-    takes far longer than counting it.
+    warm_up: count in a call before the timed ones. Without it the first of them does both, which is right where an
+    operation takes far longer than counting it.
     """
     work = operations(call) if warm_up else 0
+    seconds, peaks = [], []
     clock = time.perf_counter if device == "cuda" else time.process_time
-    with Memory(device) as memory, nullcontext() if warm_up else FlopCounterMode(display=False) as counter:
-        start = clock()
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds = clock() - start
-    return work if warm_up else counter.get_total_flops(), seconds, memory.peak
+    for run in range(repeats):
+        counting = FlopCounterMode(display=False) if run == 0 and not warm_up else nullcontext()
+        with Memory(device) as memory, counting as counter:
+            start = clock()
+            call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(clock() - start)
+        peaks.append(memory.peak)
+        work = counter.get_total_flops() if counter else work
+    return work, statistics.median(seconds), max(peaks)

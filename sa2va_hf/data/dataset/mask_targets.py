@@ -112,30 +112,43 @@ def _shares(parts: list[RLE], size: tuple[int, int], cells: int) -> torch.Tensor
     across, down = _parts(width, cells), _parts(height, cells)
     runs = masks.column_runs(parts[0]) if len(parts) == 1 else None
     if runs is None or len(runs[0]) > FEW_RUNS * width:
+        rows = slice(0, cells)
         first, by_column = _painted(parts, height, down)
     else:
-        first, by_column = _of_runs(*runs, down)
-    area = torch.from_numpy(_summed(by_column, first, *across).T.astype(np.float32))
+        rows = _touched(down, runs[1].min(initial=height), runs[2].max(initial=0))
+        first, by_column = _of_runs(*runs, (down[0][rows], down[1][rows]))
+    columns = _touched(across, first, first + len(by_column))
+    area = _summed(by_column, first, across[0][columns], across[1][columns]).T.astype(np.float32)
     if cells == 1:  # torch takes the mean
-        return area / (height * width)
-    return area / torch.from_numpy(down[1])[:, None] / torch.from_numpy(across[1])
+        return torch.from_numpy(area).sum().reshape(1, 1) / (height * width)
+    area /= down[1][rows, None].astype(np.float32)
+    area /= across[1][columns].astype(np.float32)
+    shares = np.zeros((cells, cells), np.float32)
+    shares[rows, columns] = area
+    return torch.from_numpy(shares)
 
 
 Stretches = tuple[np.ndarray, np.ndarray]  # first pixels and lengths
+
+
+def _touched(stretches: Stretches, first: int, last: int) -> slice:
+    """Those of the stretches that hold pixels from `first` to `last`, which is not among them."""
+    starts, lengths = stretches
+    return slice(np.searchsorted(starts + lengths, first, "right"), np.searchsorted(starts, last))
 
 
 def _of_runs(columns: np.ndarray, tops: np.ndarray, bottoms: np.ndarray, down: Stretches) -> tuple[int, np.ndarray]:
     """How many pixels of each cell of a column are in the runs of `masks.column_runs`: the index of the first column,
     and (columns, cells)."""
     starts, lengths = down
+    if not len(columns):
+        return 0, np.zeros((0, len(starts)), np.int16)
     ends = starts + lengths
     kind = np.int16 if ends[-1] < 2**15 else np.int32
     met = np.minimum.outer(bottoms.astype(kind), ends.astype(kind))
     met -= np.maximum.outer(tops.astype(kind), starts.astype(kind))
     np.maximum(met, 0, out=met)
     new = np.flatnonzero(np.diff(columns, prepend=-1))  # runs that are the first of their column
-    if not len(new):
-        return 0, met
     first, there = int(columns[0]), columns[new]
     met = met if len(new) == len(met) else np.add.reduceat(met, new)
     if there[-1] - first + 1 == len(there):
@@ -166,13 +179,12 @@ def _parts(side: int, cells: int) -> Stretches:
 def _summed(values: np.ndarray, first: int, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Sums over the stretches (starts, lengths) of an axis: (n, m) -> (stretches, m). The values are those from
     `first` on, all others are zero."""
-    kind = np.min_scalar_type(int(lengths.max()) * int(values.max(initial=0)))
-    size = len(values)
+    longest, size = int(lengths.max(initial=0)), len(values)
+    kind = np.min_scalar_type(longest * int(values.max(initial=0)))
     padded = np.concatenate([values, np.zeros_like(values[:1], shape=(1, values.shape[1]))]).astype(kind, copy=False)
     sums = np.zeros((len(starts), values.shape[1]), kind)
-    met = slice(np.searchsorted(starts + lengths, first, "right"), np.searchsorted(starts, first + size))
-    for step in range(int(lengths.max())):
-        at = starts[met] + step - first
-        inside = (step < lengths[met]) & (at >= 0) & (at < size)
-        sums[met] += padded[np.where(inside, at, size)]
+    for step in range(longest):
+        at = starts + step - first
+        inside = (step < lengths) & (at >= 0) & (at < size)
+        sums += padded[np.where(inside, at, size)]
     return sums

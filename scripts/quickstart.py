@@ -98,9 +98,14 @@ def tell_what_was_read(split: str, made: Manifest, folder: Path) -> None:
     phrases = listed(f"{text!r} ({count})" for text, count in found.most_common())
     print(f"    {split}: {made.samples} pictures, phrases {phrases}")
     for reject in made.rejects[:LIMIT]:
-        print(f"    skipped: {reject.id}: {reject.reason}")
+        print(f"    skipped: {reject.id}: {with_our_options(reject.reason)}")
     if len(made.rejects) > LIMIT:
         print(f"    ... {len(made.rejects)} were skipped in total; all are in {folder}/manifest.json")
+
+
+def with_our_options(text: str) -> str:
+    """A message of the sources, which are told the phrase by an option of `prepare_data.py`."""
+    return text.replace("--option phrase=", "--phrase ")
 
 
 def answers(predictor: Sa2VAPredictor, asked: list[Question], title: str) -> list[np.ndarray]:
@@ -185,7 +190,7 @@ def main() -> int:
         else:
             draw_world(output, arguments.smoke)
     except (PrepareError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(with_our_options(str(error)), file=sys.stderr)
         return 1
     held_out = questions(output / "val")
     say(f"2/5 {arguments.model} answers questions about the held-out images, before any training")

@@ -1,5 +1,6 @@
 """Which form of own data a folder has, told by what its files hold and not by their names."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,22 +9,17 @@ from typing import Any
 from sa2va_hf.data.listing import entries, files_below
 from sa2va_hf.data.sources.coco_json import SPLIT_NAMES, split_of
 from sa2va_hf.data.sources.cvat import is_cvat
-from sa2va_hf.data.sources.files import read_records
+from sa2va_hf.data.sources.files import IMAGE_SUFFIXES, read_records
 from sa2va_hf.data.sources.instances import is_instances
 from sa2va_hf.data.sources.labelme import find_labelme
 from sa2va_hf.data.sources.labelstudio import is_labelstudio
-from sa2va_hf.data.sources.png_masks import LAYOUTS, png_masks
+from sa2va_hf.data.sources.png_masks import MASK_FOLDERS, png_masks
 from sa2va_hf.data.sources.yolo_seg import CONFIGS, is_yolo_seg
 
-FORMS = """Forms of own data, each told by its content:
-    coco_json       {"images", "annotations", "categories"}: COCO, also as CVAT, Label Studio, Roboflow, labelme2coco
-                    and FiftyOne export it
-    finetune_json   [{"image": "a.jpg", "mask": [MASK, ...], "text": [PHRASE, ...]}, ...]
-    labelme         X.json beside X.jpg, with a list "shapes"
-    labelstudio     Label Studio's JSON or JSON-MIN
-    cvat            CVAT for images (annotations.xml), or Datumaro (annotations/default.json)
-    yolo_seg        data.yaml with "names", and labels/X.txt with polygons
-    png_masks       photos and mask pictures"""
+EXPECTED = (
+    "expected photos with mask images (png_masks: images/X.jpg with masks/X.png) or an annotation file of coco_json, "
+    "finetune_json, labelme, labelstudio, cvat or yolo_seg; docs/own_masks.md describes them"
+)
 
 
 @dataclass
@@ -50,9 +46,12 @@ def recognise(root: Path | str) -> Recognised:
     """The form of a folder.
 
     Raises:
-        ValueError: it has none of the `FORMS`, or several, which are named with the files they were told by.
+        ValueError: there is no such folder; it has no form that is known, with what it holds instead; or it has
+            several, which are named with the files they were told by.
     """
     root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"{root}: expected a folder, {'this is a file' if root.exists() else 'there is none'}")
     found = [one for one in (look(root) for look in LOOKS) if one is not None]
     if len(found) > 1:
         named = ", ".join(f"{one.source} ({one.file})" for one in found)
@@ -61,8 +60,35 @@ def recognise(root: Path | str) -> Recognised:
         return found[0]
     pictures = _png_masks(root)
     if pictures is None:
-        raise ValueError(f"{root} has no form that is known.\n{FORMS}\n{LAYOUTS}")
+        raise ValueError(f"{root} has no form that is known: {_held(root)}; {EXPECTED}")
     return pictures
+
+
+def _held(root: Path) -> str:
+    """What a folder of no known form holds, as far as it tells what is missing."""
+    files = files_below(root)
+    for path in _texts(root, "*.json"):
+        try:
+            json.loads(path.read_bytes())
+        except ValueError as error:
+            return f"{path.relative_to(root)} is not JSON ({error})"
+    pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    masks, photos = ([path for path in pictures if _is_named_as_mask(path, root) is named] for named in (True, False))
+    if not files:
+        return "it is empty"
+    if not pictures:
+        return f"no image among its files ({_relative(files, root)})"
+    if not masks:
+        return f"photos ({_relative(photos, root)}) and no mask image"
+    if not photos:
+        return f"mask images ({_relative(masks, root)}) and no photo"
+    named = f"mask images {_relative(masks, root)}, photos {_relative(photos, root)}"
+    return f"no mask image has the name of a photo ({named})"
+
+
+def _is_named_as_mask(path: Path, root: Path) -> bool:
+    folders = path.relative_to(root).parts[:-1]
+    return "mask" in path.stem.lower() or any(name in MASK_FOLDERS for name in folders)
 
 
 def _texts(root: Path, pattern: str) -> list[Path]:

@@ -311,11 +311,45 @@ def test_with_ids_of_any_kind(tmp_path, write, ids):
     check(tmp_path, "coco_json")
 
 
-def test_a_folder_of_no_known_form_gets_the_list(tmp_path, read_own):
-    (tmp_path / "notes.json").write_text('{"a": 1}')
-    with pytest.raises(ValueError, match="has no form that is known") as error:
-        read_own(tmp_path, tmp_path / "out", None)
-    assert all(source in str(error.value) for source in FORMS)
+WRONG = {  # what a folder holds: what is said of it
+    "nothing": ([], "it is empty"),
+    "other files": (["notes.txt"], r"no image among its files \(notes.txt\)"),
+    "another JSON": (["notes.json"], r"no image among its files \(notes.json\)"),
+    "a JSON that is cut off": (["images/a.jpg", "annotations.json"], "annotations.json is not JSON"),
+    "photos alone": (["a.jpg", "b.jpg"], r"photos \(a.jpg and 1 more\) and no mask image"),
+    "masks alone": (["masks/a.png"], r"mask images \(masks/a.png\) and no photo"),
+    "other names": (["images/a.jpg", "masks/x.png"], r"no mask image has the name of a photo \(mask images masks/x"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_folder_of_no_known_form_is_told_what_is_missing(tmp_path, name):
+    """In one line, with the forms that there are."""
+    files, said = WRONG[name]
+    for file in map(tmp_path.joinpath, files):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text('{"a": 1}' if file.stem == "notes" else "{")
+    with pytest.raises(ValueError, match=f"has no form that is known: {said}") as error:
+        recognise(tmp_path)
+    assert "\n" not in str(error.value) and all(source in str(error.value) for source in FORMS)
+
+
+def test_what_is_no_folder_is_told(tmp_path):
+    (tmp_path / "a.zip").touch()
+    for name, said in {"a.zip": "this is a file", "absent": "there is none"}.items():
+        with pytest.raises(ValueError, match=f"{name}: expected a folder, {said}"):
+            recognise(tmp_path / name)
+
+
+def test_the_quickstart_names_its_own_option(tmp_path, read_own, monkeypatch, capsys):
+    """A mask that nothing says the meaning of: `--phrase`, where prepare_data.py has `--option phrase=`."""
+    for name in ("images/a.jpg", "images/b.jpg", "masks/a.png", "masks/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (WIDTH, HEIGHT), 255).save(tmp_path / name)
+    monkeypatch.setattr("sys.argv", ["quickstart.py", "--data", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert read_own.__globals__["main"]() == 1
+    said = capsys.readouterr().err
+    assert 'give --phrase "the lesion"' in said and "--option" not in said
 
 
 def test_two_forms_in_one_folder_are_not_guessed_at(tmp_path):

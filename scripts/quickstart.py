@@ -24,7 +24,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading weights
 
 import numpy as np
 import torch
-from datasets import load_from_disk
+from datasets import disable_progress_bars, load_from_disk
 from tqdm import tqdm
 
 from sa2va_hf import Sa2VAPredictor
@@ -136,6 +136,7 @@ def learn_world(output: Path, model: str, smoke: bool, extra: list[str]) -> Path
     data = ["--train_data", output / "train", "--eval_data", output / "val", "--model_name_or_path", model]
     short = ["--max_steps", 4] if smoke else []
     launch("quickstart.yaml", output, *data, *short, *extra)
+    say("4/5 merging the adapter into the weights")
     merged = output / "model"
     run(sys.executable, ROOT / "scripts/merge_lora.py", "--checkpoint", output / "run", "--output", merged)
     return merged
@@ -157,6 +158,7 @@ def learn_photos(output: Path, model: str, minutes: float, most: int, extra: lis
     print(f"    {minutes:g} minutes at {seconds:.2f} s a step: {steps} steps of {batch} out of {copies} copies")
     schedule = ["--max_steps", steps, "--eval_steps", max(5, steps // 6)]
     launch("quickstart_photos.yaml", output, *data, *schedule, *extra)
+    say("4/5 nothing to merge: every part was trained, so the weights are whole")
     finished = output / "model"  # as after merging: the model alone, without checkpoints and records of the run
     shutil.rmtree(finished, ignore_errors=True)
     shutil.copytree(
@@ -192,11 +194,11 @@ def main() -> int:
     say(f"2/5 {arguments.model} answers questions about the held-out images, before any training")
     before = answers(Sa2VAPredictor.from_pretrained(arguments.model), held_out, "before")
     if own:
-        say("3/5 fine-tuning every part on repeated, varied photos; 4/5 nothing to merge")
+        say("3/5 fine-tuning: every part of the model, on repeated, varied photos")
         minutes, most = (0.1, 48) if arguments.smoke else (arguments.minutes, COPIES)
         model = learn_photos(output, arguments.model, minutes, most, extra)
     else:
-        say("3/5 fine-tuning: LoRA on the LLM, with SAM 2's mask decoder; 4/5 merging the adapter into the weights")
+        say("3/5 fine-tuning: LoRA on the LLM, with SAM 2's mask decoder")
         model = learn_world(output, arguments.model, arguments.smoke, extra)
     say("5/5 loading the result with from_pretrained, and the same questions again")
     predictor = Sa2VAPredictor.from_pretrained(model)
@@ -222,5 +224,6 @@ def main() -> int:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
     torch.set_grad_enabled(False)
+    disable_progress_bars()  # those of `datasets`: the script has its own
     with mistakes():
         sys.exit(main())

@@ -57,6 +57,7 @@ class Placing(Lesson):
         wordings: share of the questions that are worded by any template; the others are as inference asks.
         pointing: weight of the loss on attention. corners: of the one on numbers that a linear layer reads off the
             token in front of the decimals of each: all four of the box, and the one that is written there.
+        form: weight of the tokens of a clip's answer that say whether a frame has a box and what follows that box.
     """
 
     name = "placing"
@@ -77,13 +78,14 @@ class Placing(Lesson):
         wordings: float = 0.3,
         pointing: float = 1.0,
         corners: float = 0.0,
+        form: float = FRAME,
     ) -> None:
         super().__init__(model, processor)
         self.counts, self.objects = {False: pictures, True: clips}, tuple(objects)
         self.batch, self.clip_batch, self.clip_every = batch, clip_batch, clip_every
         self.questions = {False: questions, True: clip_questions}
         self.kinds, self.wordings = dict(kinds or KINDS), wordings
-        self.pointing_weight, self.corners_weight = pointing, corners
+        self.pointing_weight, self.corners_weight, self.form = pointing, corners, form
         self.helpers["corners"] = nn.Linear(model.mllm.lm_head.in_features, 5)
         self.writer, self.language = ThreadWriter(processor), model.mllm.model.language_model
         self.pointing = Pointing(self.language)
@@ -169,8 +171,9 @@ class Placing(Lesson):
             weights[row, at + first] = FIRST
             for one in self.written(thread):
                 known = float(place.frames[one.frame] is not None)
+                starts, ends = (self.form, self.form) if len(place.frames) > 1 else (FRAME, TEXT)
                 weights[row, at + one.start : at + one.end] = TEXT * known
-                weights[row, at + one.start] = FRAME * known
+                weights[row, at + one.start], weights[row, at + one.end] = starts * known, ends
                 for number in one.numbers:
                     span = slice(at + number, at + number + len(DIGITS))
                     weights[row, span] = known * torch.tensor(DIGITS)
@@ -211,7 +214,7 @@ class Placing(Lesson):
         return F.mse_loss(self.helpers["corners"](hidden[row, index]), torch.tensor(wanted)) / VARIANCE
 
     def _looks(self, threads: list[list[Thread]], places: list[list[Place]], rows: Rows) -> dict[str, Look]:
-        """From the point of each number at the object whose box it is.
+        """From the point of each number at the object whose box it is, in clips from the token before the box too.
 
         What is named by attributes is looked for in the layers before the last one too.
         """
@@ -222,7 +225,8 @@ class Placing(Lesson):
                 if not one.numbers or place.frames[one.frame] is None:
                     continue
                 wanted = self._where(rows, place, one.frame, place.frames[one.frame][one.box][0])
-                pairs = [(torch.tensor([row, at + number - 1]), wanted) for number in one.numbers]
+                points = one.numbers + [one.start] * (len(place.frames) > 1)
+                pairs = [(torch.tensor([row, at + point - 1]), wanted) for point in points]
                 for name in ("target", "named", "group") if place.kind in NAMING else ("target",):
                     found[name] += pairs
         layers = {"named": (max(0, last - 2), 1), "group": (max(0, last - 1), 2), "target": (last, 2)}

@@ -28,7 +28,7 @@ from sa2va_hf.training.shapes_tiny.muon import Muon, orthogonalized
 from sa2va_hf.training.shapes_tiny.ordering import Ordering
 from sa2va_hf.training.shapes_tiny.outlining import Outlining
 from sa2va_hf.training.shapes_tiny.places import Place, places_of
-from sa2va_hf.training.shapes_tiny.placing import DIGITS, FRAME, Placing, one_token
+from sa2va_hf.training.shapes_tiny.placing import DIGITS, Placing, one_token
 from sa2va_hf.training.shapes_tiny.recipe import LESSONS, install, load_start, make_model, run, save
 from sa2va_hf.training.shapes_tiny.scenes import CONTRAST, COVERED, cell_cover, draw_scenes, label_cells, words_of
 from sa2va_hf.training.shapes_tiny.seen import seen_scenes
@@ -370,7 +370,7 @@ def test_the_corpus_holds_every_word_of_the_world():
 def placing(made, tmp_path):
     save(*made, tmp_path / "start")
     model, processor = load_start({"start": str(tmp_path / "start"), "box_tokens": True})
-    return Placing(model, processor, pictures=4, clips=1, batch=2, clip_batch=1, clip_every=2)
+    return Placing(model, processor, pictures=4, clips=1, batch=2, clip_batch=1, clip_every=2, form=2.0)
 
 
 def test_the_lesson_on_boxes_lowers_the_loss_of_its_own_scenes(placing):
@@ -422,13 +422,15 @@ def test_decimals_are_weighed_by_what_they_are_worth_and_unknown_frames_not_at_a
     once = "1250250050000000"
     assert spelled == once + once + "0000500025007500"  # the unknown frame repeats the first one
     first, second, third = [number for number, text in enumerate(texts) if text == "<next>"]
-    assert texts[first + 1] == "<no_box>" and weights[0, first + 1] == FRAME
+    assert texts[first + 1] == "<no_box>" and weights[0, first + 1] == weights[0, first + 2] == 2.0
+    assert weights[0, first] == weights[0, texts.index("</box>")] == 2.0  # what follows a box or <no_box>
     assert not weights[0, second + 1 : third].any() and weights[0, second] and weights[0, third]
     assert weights[0, digits[0] == 1].tolist() == [DIGITS[0]] * 4 + [0] * 4 + [DIGITS[0]] * 4
     look = placing._looks(threads, places, rows)["target"]
-    assert {texts[index] for _, index in look.at.tolist()} == {"."} and len(look.at) == 8
+    pointed = [texts[index] for _, index in look.at.tolist()]
+    assert pointed == [".", ".", ".", ".", "<box>", ".", ".", ".", ".", "<next>"]
     cells = [int(rows.visual.tolist().index(int(one.argmax()))) for one in look.wanted]
-    assert cells == [0] * 4 + [3 * 64 + 3] * 4
+    assert cells == [0] * 5 + [3 * 64 + 3] * 5
 
 
 def test_cover_of_cells():

@@ -45,6 +45,9 @@ class Choosing(Lesson):
         code, pointing, masks: weights of the losses; 0 leaves SAM 2 out.
         objects: numbers of shapes in a scene, each equally likely. kinds: how often each kind of expression is asked.
         scenes: which ones are drawn, by a name. shades: share of them whose background may have any shade.
+        plain: further images, which SAM 2 does not look at: so many more can be kept. plain_share: share of the steps
+            that are about them, without masks. plain_kinds: as `kinds`, in these steps.
+        masks_per_step: the most masks of a step that SAM 2 draws, None: all.
     """
 
     name = "choosing"
@@ -69,9 +72,13 @@ class Choosing(Lesson):
         kinds: dict[str, float] | None = None,
         scenes: str = "train",
         shades: float = 0.0,
+        plain: int = 0,
+        plain_share: float = 0.75,
+        plain_kinds: dict[str, float] | None = None,
+        masks_per_step: int | None = None,
     ) -> None:
         super().__init__(model, processor)
-        self.scenes, self.shades = scenes, shades
+        self.scenes, self.shades, self.masks_per_step = scenes, shades, masks_per_step
         unknown = set(train) - set(PARTS)
         if unknown:
             raise ValueError(f"train: expected some of {PARTS}, got {sorted(unknown)}")
@@ -80,11 +87,13 @@ class Choosing(Lesson):
         self.questions, self.dialogues, self.chained = questions, dialogues, chained
         self.code_weight, self.pointing_weight, self.masks = code, pointing, masks
         self.kinds = dict(kinds or WEIGHTS)
+        self.plain_count, self.plain_share, self.plain_kinds = plain, plain_share, dict(plain_kinds or self.kinds)
         self.code, self.writer = PromptCode(model), ThreadWriter(processor)
         self.language = model.mllm.model.language_model
         self.pointing = Pointing(self.language)
         self.declines = torch.tensor([processor.tokenizer(text)["input_ids"][0] for text in DECLINING])
         self.seen: dict[bool, list[Seen]] = {}
+        self.plain: list[Seen] = []
         model.requires_grad_(False)
         for module in self.trained():
             module.requires_grad_(True)
@@ -103,23 +112,28 @@ class Choosing(Lesson):
         """Looks at all scenes, or reads what an earlier stage of the same run kept beside its own folder."""
         for clip, count in self.counts.items():
             if count and (not clip or self.clip_every):
-                name = f"{self.scenes}-{'clips' if clip else 'pictures'}-{count}-{'masks' if self.masks else 'tokens'}"
-                name += f"-shades{self.shades:g}" if self.shades else ""
-                file = folder and seen_file(folder.parent, self.model, name)
-                objects = [n for n in self.objects if n <= 3] if clip else self.objects
-                seed = f"{self.scenes}/{clip}"
-                self.seen[clip] = seen_scenes(
-                    self.model, self.processor, seed, count, objects, clip, bool(self.masks), file, self.shades
-                )
+                self.seen[clip] = self._look_at(f"{self.scenes}/{clip}", count, clip, bool(self.masks), folder)
+        if self.plain_count:
+            self.plain = self._look_at(f"{self.scenes}/plain", self.plain_count, False, False, folder)
+
+    def _look_at(self, seed: str, count: int, clip: bool, masks: bool, folder: Path | None) -> list[Seen]:
+        name = f"{self.scenes}-{'clips' if clip else 'pictures'}-{count}-{'masks' if masks else 'tokens'}"
+        name += ("-plain" if seed.endswith("plain") else "") + (f"-shades{self.shades:g}" if self.shades else "")
+        file = folder and seen_file(folder.parent, self.model, name)
+        objects = [n for n in self.objects if n <= 3] if clip else self.objects
+        return seen_scenes(self.model, self.processor, seed, count, objects, clip, masks, file, self.shades)
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
-        clip = bool(self.clip_every) and rng.random() < 1 / self.clip_every
-        seen, wanted = self.seen[clip], self.clip_batch if clip else self.batch
-        scenes = rng.sample(seen, min(len(seen), wanted))
-        return self.loss_of(scenes, [self._chats(one, rng) for one in scenes])
+        if self.plain and rng.random() < self.plain_share:
+            seen, count, kinds = self.plain, self.batch, self.plain_kinds
+        else:
+            clip = bool(self.clip_every) and rng.random() < 1 / self.clip_every
+            seen, count, kinds = self.seen[clip], self.clip_batch if clip else self.batch, self.kinds
+        scenes = rng.sample(seen, min(len(seen), count))
+        return self.loss_of(scenes, [self._chats(one, rng, kinds) for one in scenes], rng)
 
-    def _chats(self, one: Seen, rng: random.Random) -> list[Chat]:
-        chats = referring_chats(one.scene, rng, self.questions, self.kinds)
+    def _chats(self, one: Seen, rng: random.Random, kinds: dict[str, float] | None = None) -> list[Chat]:
+        chats = referring_chats(one.scene, rng, self.questions, kinds or self.kinds)
         if rng.random() < self.chained:
             chats = [joined(chats)]
         if rng.random() < self.dialogues:
@@ -127,8 +141,10 @@ class Choosing(Lesson):
             chats = [*chats[: self.questions - 1], other] if other else chats
         return chats
 
-    def loss_of(self, scenes: list[Seen], chats: list[list[Chat]]) -> tuple[Tensor, dict[str, float]]:
-        """Loss on conversations about scenes, a list for each."""
+    def loss_of(
+        self, scenes: list[Seen], chats: list[list[Chat]], rng: random.Random
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss on conversations about scenes, a list for each. rng: samples the frames whose masks are drawn."""
         rows = self.rows(scenes, chats)
         with self.pointing:
             hidden = self.read(scenes, rows)
@@ -141,8 +157,8 @@ class Choosing(Lesson):
         coded, hits = self._coded(prompts, flat, owners)
         total = 0.5 * lm_loss + decided + self.pointing_weight * pointed + self.code_weight * coded
         shown = {"lm": lm_loss.item(), "wrong": wrong.item(), "code": coded.item()} | shares | hits
-        if self.masks and len(prompts):
-            drawing, iou = self._drawn(prompts, flat, owners)
+        if self.masks and scenes[0].levels and len(prompts):
+            drawing, iou = self._drawn(prompts, flat, owners, rng)
             total, shown = total + self.masks * drawing, shown | {"IoU": iou}
         return total, shown
 
@@ -266,12 +282,15 @@ class Choosing(Lesson):
         codes = self.code.encode(one.cover.float().sum(1), looks)
         return int((codes - said).square().sum(1).argmin())
 
-    def _drawn(self, prompts: Tensor, chats: list[Chat], owners: list[Seen]) -> tuple[Tensor, float]:
+    def _drawn(
+        self, prompts: Tensor, chats: list[Chat], owners: list[Seen], rng: random.Random
+    ) -> tuple[Tensor, float]:
         """Loss and mean IoU of the masks that the prompts bring about, on one frame each."""
         targets = [(one, target) for chat, one in zip(chats, owners, strict=True) for target in chat.targets]
-        scenes, shapes = zip(*targets, strict=True)
-        frames = [int(torch.randint(len(one.tokens), ())) for one in scenes]
-        return outline(self.model, prompts, scenes, shapes, frames)
+        drawn = rng.sample(range(len(targets)), min(len(targets), self.masks_per_step or len(targets)))
+        scenes, shapes = zip(*(targets[index] for index in drawn), strict=True)
+        frames = [rng.randrange(len(one.tokens)) for one in scenes]
+        return outline(self.model, prompts[drawn], scenes, shapes, frames)
 
 
 def _turns(chats: list[Chat], owners: list[Seen]) -> Iterator[tuple]:

@@ -263,6 +263,10 @@ def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adamw():
         (Words, {"batch": 4}),
         (Sight, {"batch": 4, "min_objects": 2, "max_objects": 3, "shades": 0.5, "worlds": ("default", "shifted")}),
         (Choosing, {"train": ("llm", "prompts", "decoder"), "batch": 2, "pictures": 2, "clips": 1, "masks": 1.0}),
+        (
+            Choosing,
+            {"batch": 2, "pictures": 0, "clips": 0, "clip_every": 0, "plain": 2, "plain_share": 1.0, "masks": 1.0},
+        ),
         (Ordering, {"pictures": 2, "looks_per_step": 8}),
         (Outlining, {"masks_per_step": 4, "pictures": 2, "clips": 1}),
         (Outlining, {"masks_per_step": 4, "encoder": True}),

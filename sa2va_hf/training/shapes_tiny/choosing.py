@@ -38,8 +38,8 @@ class Choosing(Lesson):
 
     Args:
         train: some of PARTS; "prompts" is `text_hidden_fcs`, "decoder" is of SAM 2.
-        pictures, clips: scenes that are looked at once. batch, clip_batch: those of a step; every `clip_every`-th step
-            is one of clips, 0 never.
+        pictures, clips: scenes that are looked at once. batch, clip_batch: those of a step; one step in `clip_every`
+            is one of clips, at random; 0: none.
         questions: conversations about a scene. dialogues: chance that one of another task is among them. chained:
             chance that they are one conversation of several turns.
         code, pointing, masks: weights of the losses; 0 leaves SAM 2 out.
@@ -61,7 +61,7 @@ class Choosing(Lesson):
         clips: int = 500,
         batch: int = 16,
         clip_batch: int = 4,
-        clip_every: int = 8,
+        clip_every: float = 8,
         questions: int = 6,
         dialogues: float = 0.15,
         chained: float = 0.15,

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .configuration_sa2va import Sa2VAConfig
+from .grounding_protocol import MaskPrediction
+from .losses import pair_weights, weighted_mean
+
 EPS = 1e-5  # of the dice term, as in BoxInst
 
 
@@ -26,11 +30,6 @@ def _dice(found: Tensor, wanted: Tensor) -> Tensor:
     """Dice of BoxInst, with squares in the denominator: (N, n), (N, n) -> (N,)"""
     overlap = (found * wanted).sum(1)
     return 1 - 2 * overlap / (found.square().sum(1) + wanted.square().sum(1) + EPS)
-
-
-def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """(N,), (N,) -> (); 0 where nothing has a weight."""
-    return (losses * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def box_cells(boxes: Tensor, pairs: Tensor, count: int, size: int) -> Tensor:
@@ -83,3 +82,26 @@ def box_pairs(box_labels: list[Tensor | None], known: list[Tensor]) -> tuple[Ten
         boxed.append(has_box & ~pairs)
         start += pairs.numel()
     return torch.cat(corners), torch.cat(indices), boxed
+
+
+def loss_of_boxes(
+    config: Sa2VAConfig,
+    prediction: MaskPrediction | None,
+    box_labels: list[Tensor | None] | None,
+    known: list[Tensor],
+    size: int,
+) -> Tensor | None:
+    """The weighted loss of the masks that are known by their boxes alone; None where no sample has boxes.
+
+    box_labels: as in `Sa2VAForConditionalGeneration.forward`. known: see `known_pairs`. size: side of the masks.
+    """
+    if prediction is None or box_labels is None or all(boxes is None for boxes in box_labels):
+        return None
+    device, logits = prediction.masks.device, prediction.masks
+    corners, indices, boxed = box_pairs(box_labels, known)
+    cells = box_cells(corners.to(device), indices.to(device), len(logits), size)
+    weights = pair_weights(boxed, config.objects_per_frame).to(device)
+    if config.iou_loss_weight > 0:  # all candidates learn, as from masks
+        logits, count = prediction.candidates.flatten(0, 1), prediction.candidates.shape[1]
+        cells, weights = cells.repeat_interleave(count, 0), weights.repeat_interleave(count, 0)
+    return config.box_loss_weight * weighted_mean(projection_loss(logits, cells), weights)

@@ -1,4 +1,5 @@
 """Losses of Sa2VA as pure functions of tensors: weights and reductions are arguments, nothing is stored.
+`losses_of_masks` puts those of masks together, by the weights of a configuration.
 
 Numbers: Sa2VA's training (BCE 2.0, dice 0.5, 12544 uncertainty-sampled points); the sampling is PointRend's
 (arXiv 1912.08193, section 3.3). All arithmetic is float32.
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .configuration_sa2va import IGNORE_INDEX
+from .configuration_sa2va import IGNORE_INDEX, Sa2VAConfig
+from .grounding_protocol import MaskPrediction
 
 # The reference divides by (count + 1e-4) and its reduction adds the float32 epsilon: part of the published numbers.
 AVERAGE_EPS = 1e-4 + torch.finfo(torch.float32).eps
@@ -187,3 +189,62 @@ def iou_error(
     counts = torch.ones_like(errors[:, :1]) if valid is None else valid.flatten(1).any(1).float().unsqueeze(1)
     counts = counts if known is None else counts * known.unsqueeze(1)
     return (errors * counts).sum() / (counts.sum() * errors.shape[1]).clamp(min=1)
+
+
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """(N,), (N,) -> (); 0 where nothing has a weight."""
+    return (losses * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def losses_of_masks(
+    config: Sa2VAConfig,
+    prediction: MaskPrediction | None,
+    mask_labels: list[Tensor],
+    ignore_labels: list[Tensor | None] | None,
+    known: list[Tensor],
+    size: int,
+) -> dict[str, Tensor]:
+    """Weighted losses "mask" and "dice", and "iou" and "object_score" where they have a weight; none without masks.
+
+    mask_labels, ignore_labels: as in `Sa2VAForConditionalGeneration.forward`. known: bool (objects, frames) per
+    sample. size: side of the predicted masks.
+
+    Raises:
+        ValueError: if a sample has not as many masks as [SEG] tokens.
+    """
+    counts, lengths = zip(*(pairs.shape for pairs in known), strict=True)
+    wrong = [
+        f"sample {i}: {n} [SEG] in the text, {len(masks)} objects in mask_labels"
+        for i, (n, masks) in enumerate(zip(counts, mask_labels, strict=True))
+        if n != len(masks)
+    ]
+    if wrong:
+        raise ValueError("[SEG] tokens and masks do not match (was the text cut?): " + "; ".join(wrong))
+    if prediction is None:
+        return {}
+    found, device, logits = {}, prediction.masks.device, prediction.masks
+    targets = torch.cat([shrink(masks.to(device), size, config.mask_targets) for masks in mask_labels if len(masks)])
+    valid = valid_cells(ignore_labels, counts, lengths, size, device)
+    weights = pair_weights(known, config.objects_per_frame).to(device)
+    if config.object_score_loss_weight > 0:
+        present = torch.cat([masks.flatten(0, 1).flatten(1).any(1) for masks in mask_labels]).to(device)
+        errors = presence_errors(prediction.object_scores[:, 0], present)
+        counted = weights if valid is None else weights * valid.flatten(1).any(1)
+        found["object_score"] = config.object_score_loss_weight * weighted_mean(errors, counted)
+    if config.iou_loss_weight > 0:
+        flags = torch.cat([pairs.flatten() for pairs in known])
+        flags = None if bool(flags.all()) else flags.to(device)
+        error = iou_error(prediction.ious, prediction.candidates, targets, valid, flags)
+        found["iou"] = config.iou_loss_weight * error
+        # All three candidates learn the mask: the best alone would let them guess one object each, and never read the
+        # prompt.
+        logits, count = prediction.candidates.flatten(0, 1), prediction.candidates.shape[1]
+        targets, weights = targets.repeat_interleave(count, 0), weights.repeat_interleave(count, 0)
+        valid = None if valid is None else valid.repeat_interleave(count, 0)
+    points = None
+    if config.num_points:
+        points = uncertain_points(
+            logits.detach(), config.num_points, config.oversample_ratio, config.importance_sample_ratio
+        )
+    bce, dice_loss = mask_losses(logits, targets, weights, points, valid)
+    return found | {"mask": config.mask_loss_weight * bce, "dice": config.dice_loss_weight * dice_loss}

@@ -16,21 +16,12 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput
 
 from .backbones import backbone_of, names_of_this_version
-from .box_losses import box_cells, box_pairs, known_pairs, projection_loss, weighted_mean
+from .box_losses import known_pairs, loss_of_boxes
 from .configuration_sa2va import IGNORE_INDEX, Sa2VAConfig, bundled, check_identity
 from .generation import PromptedGenerationMixin
 from .grounding_encoders import ENCODERS, AbsentGroundingEncoder, grounding_encoder_of
 from .grounding_protocol import MaskPrediction, precision, touch
-from .losses import (
-    answer_cross_entropy,
-    iou_error,
-    mask_losses,
-    pair_weights,
-    presence_errors,
-    shrink,
-    uncertain_points,
-    valid_cells,
-)
+from .losses import answer_cross_entropy, losses_of_masks
 from .placement import Projection, device_of, keep_together, llm_only, remove_capturing_hooks, share_dtype
 from .released_api import ReleasedApiMixin
 from .zero3 import load_buffers, outside_zero_init
@@ -395,9 +386,12 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
             output.lm_loss = answer_cross_entropy(hidden, labels, self.mllm.lm_head, chunk)
         if mask_labels is not None:
             zero = zero.to(embeddings.device) + embeddings.sum() * 0.0
-            known = known_pairs(mask_known, seg_counts, num_frames)
-            self._mask_losses(output, prediction, mask_labels, ignore_labels, known, zero)
-            self._box_loss(output, prediction, box_labels, known)
+            known, size = known_pairs(mask_known, seg_counts, num_frames), self.grounding_encoder.mask_size
+            found = losses_of_masks(self.config, prediction, mask_labels, ignore_labels, known, size)
+            output.iou_loss, output.object_score_loss = found.get("iou"), found.get("object_score")
+            # Without masks, zeros that touch all that could have been trained.
+            output.mask_loss, output.dice_loss = found.get("mask", 0.0) + zero, found.get("dice", zero)
+            output.box_loss = loss_of_boxes(self.config, prediction, box_labels, known, size)
         parts = [output.lm_loss, output.mask_loss, output.dice_loss, output.iou_loss, output.box_loss]
         parts.append(output.object_score_loss)
         if any(part is not None for part in parts):
@@ -418,77 +412,6 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
             [chunk.view(*shape, size, size) for chunk, shape in zip(masks.split(pairs), shapes, strict=True)],
             [chunk.view(*shape) for chunk, shape in zip(scores.split(pairs), shapes, strict=True)],
         )
-
-    def _mask_losses(
-        self,
-        output: Sa2VAOutput,
-        prediction: MaskPrediction | None,
-        mask_labels: list[Tensor],
-        ignore_labels: list[Tensor | None] | None,
-        known: list[Tensor],
-        zero: Tensor,
-    ) -> None:
-        """Fill in the mask losses; a batch without masks gets a zero that touches all it could have trained."""
-        counts, lengths = zip(*(pairs.shape for pairs in known), strict=True)
-        wrong = [
-            f"sample {i}: {n} [SEG] in the text, {len(masks)} objects in mask_labels"
-            for i, (n, masks) in enumerate(zip(counts, mask_labels, strict=True))
-            if n != len(masks)
-        ]
-        if wrong:
-            raise ValueError("[SEG] tokens and masks do not match (was the text cut?): " + "; ".join(wrong))
-        if prediction is None:
-            output.mask_loss = output.dice_loss = zero
-            return
-        size, device = self.grounding_encoder.mask_size, prediction.masks.device
-        how = self.config.mask_targets
-        targets = torch.cat([shrink(masks.to(device), size, how) for masks in mask_labels if len(masks)])
-        valid = valid_cells(ignore_labels, counts, lengths, size, device)
-        weights = pair_weights(known, self.config.objects_per_frame).to(device)
-        config, logits = self.config, prediction.masks
-        if config.object_score_loss_weight > 0:
-            present = torch.cat([masks.flatten(0, 1).flatten(1).any(1) for masks in mask_labels]).to(device)
-            errors = presence_errors(prediction.object_scores[:, 0], present)
-            counted = weights if valid is None else weights * valid.flatten(1).any(1)
-            output.object_score_loss = config.object_score_loss_weight * weighted_mean(errors, counted)
-        if config.iou_loss_weight > 0:
-            flags = torch.cat([pairs.flatten() for pairs in known])
-            flags = None if bool(flags.all()) else flags.to(device)
-            output.iou_loss = config.iou_loss_weight * iou_error(
-                prediction.ious, prediction.candidates, targets, valid, flags
-            )
-            # All three candidates learn the mask: the best alone would let them guess one object each, and never read
-            # the prompt.
-            logits, count = prediction.candidates.flatten(0, 1), prediction.candidates.shape[1]
-            targets, weights = targets.repeat_interleave(count, 0), weights.repeat_interleave(count, 0)
-            valid = None if valid is None else valid.repeat_interleave(count, 0)
-        points = None
-        if config.num_points:
-            points = uncertain_points(
-                logits.detach(), config.num_points, config.oversample_ratio, config.importance_sample_ratio
-            )
-        bce, dice = mask_losses(logits, targets, weights, points, valid)
-        output.mask_loss = config.mask_loss_weight * bce + zero
-        output.dice_loss = config.dice_loss_weight * dice
-
-    def _box_loss(
-        self,
-        output: Sa2VAOutput,
-        prediction: MaskPrediction | None,
-        box_labels: list[Tensor | None] | None,
-        known: list[Tensor],
-    ) -> None:
-        """Fill in the loss of the masks that are known by their boxes alone; None where no sample has boxes."""
-        if prediction is None or box_labels is None or all(boxes is None for boxes in box_labels):
-            return
-        device, config, logits = prediction.masks.device, self.config, prediction.masks
-        corners, indices, boxed = box_pairs(box_labels, known)
-        cells = box_cells(corners.to(device), indices.to(device), len(logits), self.grounding_encoder.mask_size)
-        weights = pair_weights(boxed, config.objects_per_frame).to(device)
-        if config.iou_loss_weight > 0:  # all candidates learn, as from masks
-            logits, count = prediction.candidates.flatten(0, 1), prediction.candidates.shape[1]
-            cells, weights = cells.repeat_interleave(count, 0), weights.repeat_interleave(count, 0)
-        output.box_loss = config.box_loss_weight * weighted_mean(projection_loss(logits, cells), weights)
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a model that has run as well: transformers hangs hooks on it then that cannot be pickled."""

@@ -6,7 +6,8 @@ Run: pytest tests/model/test_box_losses.py
 import pytest
 import torch
 
-from sa2va_hf.model.box_losses import box_cells, projection_loss, weighted_mean
+from sa2va_hf.model.box_losses import box_cells, projection_loss
+from sa2va_hf.model.losses import weighted_mean
 
 
 def box(x0, y0, x1, y1, size=12):

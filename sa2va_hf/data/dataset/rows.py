@@ -5,7 +5,7 @@ A row may hold thousands of masks and an item needs a few, so nothing here makes
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sa2va_hf import masks
-from sa2va_hf.data.dataset.arrow_values import Lists, Structs, Values, values_of
 from sa2va_hf.data.schema import FEATURES, Expression, Media, Sample, from_row
 from sa2va_hf.masks import RLE, Box
 
@@ -184,46 +183,43 @@ class Rows:
         return [0, *ends[:-1].tolist()]
 
 
-class _Columns(dict[str, Values]):
+class _Columns(dict[str, pa.Array]):
     """The columns of a record batch, those that were asked for."""
 
     def __init__(self, batch: pa.RecordBatch):
         super().__init__()
         self.batch = batch
 
-    def __missing__(self, name: str) -> Values:
-        self[name] = found = values_of(self.batch.column(name))
+    def __missing__(self, name: str) -> pa.Array:
+        self[name] = found = self.batch.column(name)
         return found
 
 
 class Row:
     """One row, whose parts are read when asked for."""
 
-    def __init__(self, columns: _Columns, place: int):
+    def __init__(self, columns: Mapping[str, pa.Array], place: int):
         """columns: of some rows, of which this is the one at `place`."""
         self._columns, self._place = columns, place
 
     def __getitem__(self, name: str) -> Any:
-        return self._columns[name][self._place]
+        return self._columns[name][self._place].as_py()
 
-    def phrases(self) -> tuple[list[str], list[bool]]:
+    def _list(self, name: str) -> pa.Array:
+        return self._columns[name][self._place].values
+
+    def phrases(self) -> tuple[list[str], np.ndarray]:
         """Texts of the expressions, and whether each means an object."""
-        column, fields = self._structs("expressions")
-        start, stop = column.bounds(self._place)
-        targets: Lists = fields.field("targets")
-        has_target = [targets.bounds(index)[0] < targets.bounds(index)[1] for index in range(start, stop)]
-        return fields.field("text").span(start, stop), has_target
+        return _texts(self._expressions)
 
     def targets(self, expression: int) -> list[int]:
-        column, fields = self._structs("expressions")
-        return fields.field("targets")[column.entry(self._place, expression)]
+        return self._expressions.field("targets")[expression].values.to_pylist()
 
     def expression(self, number: int) -> Expression:
-        column, fields = self._structs("expressions")
-        return Expression(**fields[column.entry(self._place, number)])
+        return Expression(**self._expressions[number].as_py())
 
     def annotated(self) -> np.ndarray:
-        return np.array(self["annotated"], np.int32)
+        return _numpy(self._list("annotated"))
 
     def known(self) -> np.ndarray:
         """Which object has a mask (an empty one counts) on which annotated frame: bool (objects, annotated)."""
@@ -238,12 +234,11 @@ class Row:
     def box(self, instance: int, position: int) -> Box | None:
         """The box of an object on the annotated frame of that position, without area where it is known to be
         absent."""
-        found = self._of_object("boxes", instance, position)
+        found = self._objects.field("boxes")[instance].values[position].as_py()
         return None if found is None else tuple(found)
 
     def category(self, instance: int) -> str | None:
-        column, fields = self._structs("objects")
-        return fields.field("category")[column.entry(self._place, instance)]
+        return self._objects.field("category")[instance].as_py()
 
     def visible(self) -> np.ndarray:
         """Which object has pixels on which annotated frame: bool (objects, annotated). Decodes nothing."""
@@ -253,16 +248,14 @@ class Row:
 
     def mask(self, instance: int, position: int) -> RLE | None:
         """The mask of an object on the annotated frame of that position."""
-        return _known(self._of_object("masks", instance, position))
+        return _rle(self._objects.field("masks")[instance].values[position])
 
     def ignore(self, position: int) -> RLE | None:
-        column, found = self._structs("ignore")
-        start, stop = column.bounds(self._place)
-        return _known(found[column.entry(self._place, position)]) if start < stop else None
+        column = self._list("ignore")
+        return _rle(column[position]) if len(column) else None
 
     def frame(self, number: int) -> Media:
-        column, found = self._structs("frames")
-        return _media(found[column.entry(self._place, number)])
+        return _media(self._list("frames")[number].as_py())
 
     def video(self) -> Media | None:
         return _media(self["video"])
@@ -271,20 +264,13 @@ class Row:
         """All of the row: what was prepared."""
         return from_row({name: self[name] for name in FEATURES})
 
-    def _structs(self, name: str) -> tuple[Lists, Structs]:
-        """A column of lists of dictionaries, and the dictionaries of all rows."""
-        column: Any = self._columns[name]
-        return column, column.values
-
-    def _of_object(self, name: str, instance: int, position: int) -> Any:
-        """A value that an object has for each annotated frame."""
-        column, fields = self._structs("objects")
-        values: Lists = fields.field(name)
-        return values.values[values.entry(column.entry(self._place, instance), position)]
+    @cached_property
+    def _expressions(self) -> pa.StructArray:
+        return self._list("expressions")
 
     @cached_property
     def _objects(self) -> pa.StructArray:
-        return self._columns.batch.column("objects")[self._place].values
+        return self._list("objects")
 
     @cached_property
     def _masks(self) -> pa.StructArray:
@@ -292,7 +278,8 @@ class Row:
         return self._objects.field("masks").flatten()
 
 
-def _known(rle: RLE | None) -> RLE | None:
+def _rle(scalar: pa.StructScalar) -> RLE | None:
+    rle = scalar.as_py()
     return None if rle is None or rle["counts"] is None else rle
 
 

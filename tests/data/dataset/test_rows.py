@@ -67,7 +67,7 @@ def test_a_row_read_in_pieces_is_the_sample(rows):
         assert row.annotated().tolist() == sample.annotated
         texts, has_target = row.phrases()
         assert texts == [expression.text for expression in sample.expressions]
-        assert has_target == [bool(expression.targets) for expression in sample.expressions]
+        assert has_target.tolist() == [bool(expression.targets) for expression in sample.expressions]
         assert [row.targets(n) for n in range(len(texts))] == [e.targets for e in sample.expressions]
         assert [row.frame(n) for n in range(len(sample.frames))] == sample.frames
         assert row.video() == sample.video
@@ -99,7 +99,7 @@ def test_phrases_of_many_rows_are_those_of_each(rows):
     for place, number in enumerate(numbers):
         texts, has_target = together.of(place)
         assert texts == found[number].phrases()[0]
-        assert has_target.tolist() == found[number].phrases()[1]
+        assert has_target.tolist() == found[number].phrases()[1].tolist()
 
 
 def test_facts_are_those_of_the_samples(rows):

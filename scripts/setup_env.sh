@@ -61,13 +61,13 @@ install_with_pip() {  # folder, constraints file; torch first, so that sam2 buil
     "$1/bin/python" -m pip install --constraint "$2" --no-build-isolation --editable '.[test]'
 }
 
-run_pytest() {  # on up to four processes, a file of tests in one of them; two need 12 GB of memory
+run_pytest() {  # on up to four processes, a file of tests in one of them; three need 16 GB of memory
     local cores workers
     cores="$(python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')"
-    workers=$((cores < 4 ? cores : 4))
+    workers=$((cores < 4 ? cores + 1 : 4))  # one more than cores: many tests wait for a process that they have started
     # Compiled sources are kept, also where PYTHONDONTWRITEBYTECODE is set, as in many containers: each of the processes
     # would compile torch and transformers anew, which is most of what importing them takes.
-    env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX="$VIRTUAL_ENV/compiled" OMP_NUM_THREADS=$((cores / workers)) \
+    env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX="$VIRTUAL_ENV/compiled" OMP_NUM_THREADS=$((cores < workers ? 1 : cores / workers)) \
         python -m pytest --numprocesses "$workers" --dist loadfile "$@"
 }
 

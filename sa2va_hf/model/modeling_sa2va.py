@@ -392,10 +392,10 @@ class Sa2VAForConditionalGeneration(ReleasedApiMixin, PromptedGenerationMixin, P
             # Without masks, zeros that touch all that could have been trained.
             output.mask_loss, output.dice_loss = found.get("mask", 0.0) + zero, found.get("dice", zero)
             output.box_loss = loss_of_boxes(self.config, prediction, box_labels, known, size)
-        parts = [output.lm_loss, output.mask_loss, output.dice_loss, output.iou_loss, output.box_loss]
-        parts.append(output.object_score_loss)
-        if any(part is not None for part in parts):
-            output.loss = sum(part for part in parts if part is not None)
+        of_masks = [output.mask_loss, output.dice_loss, output.iou_loss, output.box_loss, output.object_score_loss]
+        parts = [part for part in (output.lm_loss, *of_masks) if part is not None]
+        if parts:
+            output.loss = sum(parts)
         # Built anew: in transformers 5.0 a field that is set later is an attribute but no key, and Trainer reads keys.
         return Sa2VAOutput(**vars(output))
 

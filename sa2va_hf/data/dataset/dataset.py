@@ -156,9 +156,9 @@ class Sa2VADataset(torch.utils.data.Dataset):
         """What item `index` will be. Opens no media."""
         epoch, number = divmod(int(index), len(self))
         entry_index, entry, item = self._find(epoch, number)
-        row = entry.open(item)
-        rng = self._rng(epoch, number, entry_index, entry.numbers[item]) if row.has_choices else None
-        return self.planner.plan(row, rng)
+        opened = entry.open(item)
+        rng = self._rng(epoch, number, entry_index, entry.numbers[item]) if opened.has_choices else None
+        return self.planner.plan(opened, rng)
 
     def sample_id(self, index: int) -> str:
         """The id of the row that item `index` is made of; also where the rest of it cannot be used."""

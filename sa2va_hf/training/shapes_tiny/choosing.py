@@ -112,15 +112,18 @@ class Choosing(Lesson):
         """Looks at all scenes, or reads what an earlier stage of the same run kept beside its own folder."""
         for clip, count in self.counts.items():
             if count and (not clip or self.clip_every):
-                self.seen[clip] = self._look_at(f"{self.scenes}/{clip}", count, clip, bool(self.masks), folder)
+                self.seen[clip] = self._look_at("clips" if clip else "pictures", count, folder)
         if self.plain_count:
-            self.plain = self._look_at(f"{self.scenes}/plain", self.plain_count, False, False, folder)
+            self.plain = self._look_at("plain", self.plain_count, folder)
 
-    def _look_at(self, seed: str, count: int, clip: bool, masks: bool, folder: Path | None) -> list[Seen]:
-        name = f"{self.scenes}-{'clips' if clip else 'pictures'}-{count}-{'masks' if masks else 'tokens'}"
-        name += ("-plain" if seed.endswith("plain") else "") + (f"-shades{self.shades:g}" if self.shades else "")
+    def _look_at(self, kind: str, count: int, folder: Path | None) -> list[Seen]:
+        """kind: "pictures", "clips" or "plain"."""
+        clip, masks = kind == "clips", bool(self.masks) and kind != "plain"
+        name = f"{self.scenes}-{kind}-{count}-{'masks' if masks else 'tokens'}"
+        name += f"-shades{self.shades:g}" if self.shades else ""
         file = folder and seen_file(folder.parent, self.model, name)
         objects = [n for n in self.objects if n <= 3] if clip else self.objects
+        seed = f"{self.scenes}/{kind if kind == 'plain' else clip}"
         return seen_scenes(self.model, self.processor, seed, count, objects, clip, masks, file, self.shades)
 
     def loss(self, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
